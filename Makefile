@@ -1,0 +1,46 @@
+# The two commands that a new machine with Python needs are `make run` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CHAIN := query:user,cookie:user
+
+.PHONY: help run test check quick docs clean
+
+help: ## show these lines
+	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile
+
+run: $(VENV)/.base ## start the example chat on 4 sticky workers
+	cd examples/chat && $(abspath $(BIN))/limpet run app:app --workers 4 --by $(CHAIN)
+
+test: check node_modules ## style, types and the whole quick test suite, under 10 minutes
+	$(BIN)/pytest
+
+quick: $(VENV)/.dev ## the tests that start no process, in seconds
+	$(BIN)/pytest tests/unit
+
+check: $(VENV)/.dev ## style and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev ## write again what in docs/ is made from the code
+	$(BIN)/python -m limpet.settings > docs/settings.md
+
+clean: ## remove what make has made
+	rm -rf $(VENV) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.base: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[chat]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# The tests with the JavaScript client are skipped where there is no npm, unless CI is set.
+.PHONY: node_modules
+node_modules:
+	@if command -v npm >/dev/null; then cd tests/clients && test -d node_modules || npm ci --silent --no-audit --no-fund; \
+	else test -z "$$CI"; fi

@@ -1,0 +1,145 @@
+"""The user's code: importing an application or a key function, and telling an ASGI application from a WSGI one.
+
+Owns every import of user code; called in workers, dispatchers and `limpet check`, never in the supervisor. What goes
+wrong here is the user's to repair, so it ends in an AppError whose cause keeps the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from limpet.errors import AppError
+from limpet.settings import Settings
+
+Application = Callable[..., Any]
+
+
+def load(settings: Settings) -> Application:
+    """Return the settings' application as an ASGI 3 callable; WSGI ones are served in a pool of threads.
+
+    Raises AppError. Runs in a worker.
+    """
+    app = import_object(settings.app, "application")
+    if settings.factory:
+        try:
+            app = app()
+        except Exception as error:
+            raise AppError(f"the factory `{settings.app}` raised {_name(error)}: {error}") from error
+    interface = settings.interface if settings.interface != "auto" else interface_of(app)
+    if interface is None:
+        raise AppError(
+            f"`{settings.app}` is {_kind(app)}, not an ASGI or WSGI application",
+            hint="`--factory` if it is a function that returns the application, or `--interface asgi|wsgi`",
+        )
+    return wsgi(app) if interface == "wsgi" else asgi(app)
+
+
+def load_function(text: str) -> Callable[..., object]:
+    """Return the key function named `module:function`. Raises AppError. Runs in a dispatcher or worker."""
+    function = import_object(text, "key function")
+    if not callable(function):
+        raise AppError(f"the key function `{text}` is {_kind(function)}, not a function")
+    found: Callable[..., object] = function
+    return found  # what it answers is checked at each call
+
+
+def import_object(text: str, what: str) -> Any:
+    """Return what `module:attribute` names. Raises AppError that says which part is missing."""
+    module_name, colon, attribute = text.partition(":")
+    if not (module_name and colon and attribute):
+        raise AppError(
+            f"the {what} `{text}` is not of the form `module:attribute`", hint=f"`{module_name or 'app'}:app`"
+        )
+    try:
+        found = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name + ".").startswith(error.name + "."):
+            hint = f"run it from the directory that holds `{error.name.partition('.')[0]}`, or install it"
+            raise AppError(f"cannot import {what} `{text}`: there is no module `{error.name}`", hint=hint) from None
+        raise _import_failed(what, text, error) from error
+    except (Exception, SystemExit) as error:
+        raise _import_failed(what, text, error) from error
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            names = [known for known in vars(found) if callable(getattr(found, known)) and known[0] != "_"]
+            listed = ", ".join(f"`{known}`" for known in names[:8])
+            message = f"cannot import {what} `{text}`: `{module_name}` has no `{attribute}`"
+            raise AppError(message, hint=f"`{module_name}` has {listed}" if names else None)
+        found = getattr(found, name)
+    return found
+
+
+def interface_of(app: object) -> str | None:
+    """Return "asgi" or "wsgi" by how *app* can be called, None when it is neither.
+
+    ASGI 3 is a coroutine function of three parameters, ASGI 2 a callable of one, WSGI a callable of two. Decorated
+    and partial applications that do not look like coroutine functions still have their number of parameters.
+    """
+    if not callable(app):
+        return None
+    if inspect.iscoroutinefunction(_call(app)):
+        return "asgi"
+    try:
+        parameters = inspect.signature(app).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [item for item in parameters if item.kind in kinds and item.default is inspect.Parameter.empty]
+    return {1: "asgi", 2: "wsgi", 3: "asgi"}.get(len(required))
+
+
+def asgi(app: Application) -> Application:
+    """Return *app* as ASGI 3: an ASGI 2 application is called in two steps."""
+    if inspect.iscoroutinefunction(_call(app)) or len(inspect.signature(app).parameters) != 1:
+        return app
+
+    async def asgi3(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope)(receive, send)
+
+    return asgi3
+
+
+def wsgi(app: Application) -> Application:
+    """Return *app* as ASGI 3, its calls made in threads."""
+    from a2wsgi import WSGIMiddleware  # only workers that serve WSGI pay for the import
+
+    return WSGIMiddleware(app)
+
+
+def check(settings: Settings) -> list[str]:
+    """Import all user code that *settings* name; return a line on each thing found. Raises LimpetError."""
+    from limpet.key import KeyChain, Trust
+
+    app = import_object(settings.app, "application")
+    interface = settings.interface if settings.interface != "auto" else interface_of(app() if settings.factory else app)
+    load(settings)
+    chain = KeyChain.parse(settings.by, Trust.parse(",".join(settings.trust)), load_function)
+    head = "the request head is read" if chain.needs_head else "nothing is read"
+    return [
+        f"application {settings.app}: {interface}",
+        f"key chain {chain.spec}: {head}",
+        f"backend {'dispatcher' if settings.backend == 'auto' else settings.backend}",
+    ]
+
+
+def _call(app: Application) -> Application:
+    """Return what runs when *app* is called: for an object that is its class's `__call__`."""
+    if inspect.isroutine(app) or inspect.isclass(app):
+        return app
+    call: Application = app.__call__  # type: ignore[operator]  # mypy does not see it on a callable
+    return call
+
+
+def _import_failed(what: str, text: str, error: BaseException) -> AppError:
+    return AppError(f"cannot import {what} `{text}`: {_name(error)}: {error}")
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__
+
+
+def _kind(found: object) -> str:
+    return f"a {type(found).__name__}" if not callable(found) else f"`{found!r}`"

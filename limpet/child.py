@@ -1,0 +1,75 @@
+"""The entry of every child process: `python -m limpet.child dispatcher|worker FD`.
+
+Owns the assembly: reads what the supervisor wrote into descriptor FD (boot.py) and puts a dispatcher or a worker
+together from it. A failure goes up the line to the supervisor, which alone speaks to the user.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import traceback
+
+from limpet import apps, boot, logs
+from limpet.dispatcher import Dispatcher
+from limpet.errors import LimpetError
+from limpet.handoff import Channel, Outbox
+from limpet.link import Link
+from limpet.placement import Placement
+from limpet.router import Router
+from limpet.scoreboard import Scoreboard
+
+log = logging.getLogger("limpet")
+
+
+def main() -> int:
+    """Run the child that the arguments name until it ends; return its exit code."""
+    role, fd = sys.argv[1:]
+    place = boot.read(int(fd))
+    logs.configure(place.settings.log_level)
+    link = Link(socket.socket(fileno=place.link_fd))
+    sys.path.insert(0, os.getcwd())  # applications and key functions are found as uvicorn finds them
+    try:
+        if role == "dispatcher":
+            _dispatch(place, link)
+        else:
+            _work(place, link)
+    except LimpetError as error:
+        cause = error.__cause__
+        detail = "".join(traceback.format_exception(cause)) if cause is not None else ""
+        link.send(
+            {"news": "failed", "message": error.message, "hint": error.hint, "code": error.exit_code, "detail": detail}
+        )
+        return error.exit_code
+    return 0
+
+
+def _dispatch(place: boot.Boot, link: Link) -> None:
+    settings = place.settings
+    board = Scoreboard(place.scoreboard_fd)
+    row = board.dispatcher(place.index)
+
+    def key_error(element: str, error: BaseException | str) -> None:
+        row.add("key_errors")
+        log.debug("key element `%s` failed: %r", element, error)
+
+    router = Router.from_settings(settings, bytes.fromhex(place.secret), apps.load_function, key_error)
+    outboxes = [
+        Outbox(Channel.inherit(fds), board.waiting(place.index, slot)) for slot, fds in enumerate(place.channel_fds)
+    ]
+    placement = Placement(settings.place, router, board, outboxes)
+    listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
+    link.send({"news": "ready"})
+    Dispatcher(settings, router, placement, outboxes, listeners, link, row).run()
+
+
+def _work(place: boot.Boot, link: Link) -> None:
+    from limpet import worker  # pulls in the server, which a dispatcher does without
+
+    worker.work(place, link)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

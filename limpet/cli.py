@@ -1,0 +1,199 @@
+"""The command line: `limpet run`, `check`, `status`, `where`, `stop`.
+
+Turns arguments into settings or a request to a running server, calls who does the work, prints the answer, and
+turns errors into exit codes. Decides nothing else.
+
+1. Data goes to stdout, errors and logs to stderr. `--json` prints what the server said, as it said it.
+2. A LimpetError is shown as it reads and gives the exit code. Bugs keep their traceback: any other exception, and
+   the cause of a LimpetError, which is an exception of the user's code.
+3. Nothing that is slow to import, and nothing of the user's, is imported with this file: each command imports what
+   it calls, so that `limpet --help` and `limpet status` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from limpet import __version__, settings
+from limpet.declare import Setting
+from limpet.errors import INTERRUPTED, LimpetError, SettingsError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        return cli.main(arguments, prog_name="limpet", standalone_mode=False) or 0
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        failure: LimpetError = _restated(error)
+    except LimpetError as error:
+        failure = error
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+    sys.stderr.write(failure.render())
+    return failure.exit_code
+
+
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, message="limpet %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """One port, N worker processes, and every client always reaches the same worker."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def setting_options(command: Command) -> Command:
+    """Give *command* an argument or option for each setting; it gets them by the names of the fields."""
+    for each in reversed(settings.SETTINGS):
+        command = _option(each)(command)
+    return command
+
+
+def _option(each: Setting) -> Callable[[Command], Command]:
+    if each.name == "app":
+        return click.argument("app", metavar=each.kind.metavar, required=False)
+    flag = each.flag if each.kind.metavar else f"{each.flag}/--no-{each.key}"
+    return click.option(
+        flag,
+        each.name,
+        default=None,
+        metavar=each.kind.metavar or None,
+        multiple=each.kind.is_list,
+        help=f"{each.meaning}  [default: {each.default.replace('`', '')}]",
+    )
+
+
+def control_option(command: Command) -> Command:
+    """Give *command* the option that says which server it talks to."""
+    [control] = (each for each in settings.SETTINGS if each.name == "control")
+    meaning = "control socket of the server; not needed when only one runs"
+    return click.option(control.flag, envvar=control.variable, metavar=control.kind.metavar, help=meaning)(command)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="print the answer of the server as JSON")
+
+
+@cli.command(epilog="Each option is also a variable (--max-head: LIMPET_MAX_HEAD) and a key in a TOML file (max-head).")
+@setting_options
+def run(**flags: Any) -> None:
+    """Serve APP, which is module:attribute, until told to stop."""
+    from limpet import supervisor
+
+    supervisor.run(settings.load(flags, os.environ))
+
+
+@cli.command()
+@setting_options
+def check(**flags: Any) -> None:
+    """Import APP and look at all settings of `run`; serve nothing."""
+    from limpet import apps
+
+    for line in apps.check(settings.load(flags, os.environ)):
+        click.echo(line)
+
+
+@cli.command()
+@json_option
+@control_option
+def status(control: str | None, as_json: bool) -> None:
+    """Show the slots of a running server, and how their workers do."""
+    answer = _ask(control, {"command": "status"})
+    click.echo(json.dumps(answer, indent=2) if as_json else status_text(answer))
+
+
+@cli.command()
+@click.argument("keys", metavar="[ELEMENT=]KEY...", nargs=-1, required=True)
+@json_option
+@control_option
+def where(keys: tuple[str, ...], control: str | None, as_json: bool) -> None:
+    """Show which slot and worker serve a client with this KEY.
+
+    ELEMENT is one of the key chain of the server, such as cookie:user; without it the first one counts.
+    """
+    answer = _ask(control, {"command": "where", "keys": keys})["keys"]
+    click.echo(json.dumps(answer, indent=2) if as_json else where_text(keys, answer))
+
+
+@cli.command()
+@click.option("--wait-for-connections", is_flag=True, help="let clients finish, however long their connections last")
+@click.option("--no-wait", is_flag=True, help="return as soon as the server has begun to stop")
+@control_option
+def stop(control: str | None, wait_for_connections: bool, no_wait: bool) -> None:
+    """Stop a running server; return when it has ended."""
+    request = {"command": "stop", "wait_for_connections": wait_for_connections}
+    _ask(control, request, until_end=None if no_wait else settings.DAY_S)
+
+
+def status_text(answer: dict[str, Any]) -> str:
+    """Return the answer to `status` as people read it."""
+    columns = ("slot", "state", "pid", "generation", "connections", "requests", "queued")
+    totals = ", ".join(f"{name} {value}" for name, value in answer["totals"].items())
+    return "\n".join(
+        [
+            f"pid {answer['pid']}, {', '.join(answer['binds'])}, by {answer['by']}, backend {answer['backend']}",
+            "",
+            *_aligned(columns, [[slot[column] for column in columns] for slot in answer["slots"]]),
+            "",
+            f"totals: {totals}",
+        ]
+    )
+
+
+def where_text(keys: Sequence[str], answer: Sequence[dict[str, Any]]) -> str:
+    """Return the answer to `where` as people read it: a line for each key."""
+    return "\n".join(
+        f"{key}: slot {home['slot']}, {_worker(home)}, bucket {home['bucket']}, digest {home['digest']}"
+        for key, home in zip(keys, answer, strict=True)
+    )
+
+
+def _worker(home: dict[str, Any]) -> str:
+    return f"pid {home['pid']} ({home['state']})" if home["pid"] else f"no worker ({home['state']})"
+
+
+def _aligned(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return the lines of a table: text to the left, numbers to the right, `-` for what there is not."""
+    cells = [titles, *(["-" if value is None else str(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    is_text = [isinstance(value, str) for value in rows[0]]
+    return [
+        "  ".join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, is_text, strict=True)
+        )
+        for line in cells
+    ]
+
+
+def _ask(control: str | None, request: dict[str, Any], **waiting: Any) -> dict[str, Any]:
+    from limpet.control import ask
+
+    return ask(control, request, **waiting)
+
+
+def _restated(error: click.ClickException) -> SettingsError:
+    """Return what click has to say about the arguments in our own words."""
+    context = getattr(error, "ctx", None)
+    hint = f"`{context.command_path if context else 'limpet'} --help`"
+    if isinstance(error, click.NoSuchOption):
+        nearest = " or ".join(f"`{name}`" for name in error.possibilities or ())
+        return SettingsError(f"unknown option `{error.option_name}`", hint=f"{nearest}; {hint}" if nearest else hint)
+    message = error.format_message().rstrip(".").replace("'", "`")
+    return SettingsError(message[:1].lower() + message[1:], hint=hint)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

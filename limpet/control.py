@@ -1,0 +1,212 @@
+"""The control socket: how `limpet status` and its like talk to a running server.
+
+Owns both ends of the conversation and the place of the socket: one JSON object a line in each direction, on a unix
+socket that only its owner may use (0600 in a 0700 directory). What a command means is the supervisor's business.
+
+1. The supervisor's side never blocks: a caller that sends half a line, or nothing, is dropped after _PATIENCE_S.
+2. A caller that asked to stop is told when that has begun, and sees the end of the line when it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from limpet.errors import ControlError, ListenError
+
+Message = dict[str, Any]
+Answer = Callable[[Message], Message]
+_PATIENCE_S: Final = 5.0
+_LONGEST_LINE: Final = 1 << 20  # bytes; `limpet where` may carry many keys
+_MOST_CALLERS: Final = 64
+
+
+def runtime_dir() -> Path:
+    """Return the directory in which servers of this user put their control sockets."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base, "limpet") if base else Path(os.environ.get("TMPDIR", "/tmp"), f"limpet-{os.getuid()}")
+
+
+@dataclass(slots=True)
+class _Caller:
+    deadline: float
+    unread: bytes = b""
+
+
+class ControlServer:
+    """The supervisor's side. Owns the socket and its file; `close` removes it."""
+
+    def __init__(self, path: str | None, name: str, answer: Answer, selector: selectors.BaseSelector) -> None:
+        """Listen on *path*, by default a new file in the runtime directory, with *selector*. Raises ListenError.
+
+        The keys it registers carry a function to call with the monotonic time when they are readable.
+        """
+        self.path = Path(path) if path else runtime_dir() / f"{name}-{os.getpid()}.sock"
+        self._answer = answer
+        self._selector = selector
+        self._callers: dict[socket.socket, _Caller] = {}
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if path is None:
+                _make_private(self.path.parent)
+            _remove_dead(self.path)
+            mask = os.umask(0o177)
+            try:
+                self._listener.bind(str(self.path))
+            finally:
+                os.umask(mask)
+            self._listener.listen(_MOST_CALLERS)
+        except OSError as error:
+            self._listener.close()
+            reason = (error.strerror or str(error)).lower()
+            hint = "`--control PATH` puts the control socket elsewhere"
+            raise ListenError(f"cannot open the control socket `{self.path}`: {reason}", hint=hint) from None
+        self._listener.setblocking(False)
+        selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def expire(self, now: float) -> None:
+        """Drop the callers whose time is over."""
+        for caller in [caller for caller, state in self._callers.items() if state.deadline <= now]:
+            self._drop(caller)
+
+    def close(self) -> None:
+        """End all conversations and remove the socket's file."""
+        for caller in list(self._callers):
+            self._drop(caller)
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+
+    def _accept(self, now: float) -> None:
+        with contextlib.suppress(OSError):
+            caller, _ = self._listener.accept()
+            caller.setblocking(False)
+            if len(self._callers) >= _MOST_CALLERS:
+                self._drop(next(iter(self._callers)))
+            self._callers[caller] = _Caller(deadline=now + _PATIENCE_S)
+            self._selector.register(caller, selectors.EVENT_READ, lambda _: self._read(caller))
+
+    def _drop(self, caller: socket.socket) -> None:
+        del self._callers[caller]
+        self._selector.unregister(caller)
+        caller.close()
+
+    def _read(self, caller: socket.socket) -> None:
+        state = self._callers[caller]
+        try:
+            data = caller.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        line, newline, _ = (state.unread + data).partition(b"\n")
+        if not data or len(line) > _LONGEST_LINE:
+            self._drop(caller)
+        elif not newline:
+            state.unread = line
+        else:
+            state.deadline = float("inf")  # rule 2: it stays until the caller closes, or this server ends
+            with contextlib.suppress(OSError):  # an answer fits into the socket's buffer, or the caller is reading it
+                caller.settimeout(_PATIENCE_S)
+                caller.sendall(json.dumps(self._respond(line)).encode() + b"\n")
+                caller.setblocking(False)
+
+    def _respond(self, line: bytes) -> Message:
+        try:
+            request = json.loads(line)
+        except ValueError:
+            return {"error": "not a JSON object"}
+        return self._answer(request) if isinstance(request, dict) else {"error": "not a JSON object"}
+
+
+def ask(path: str | None, request: Message, *, timeout_s: float = 10.0, until_end: float | None = None) -> Message:
+    """Return a running server's answer to *request*.
+
+    *path* is its control socket, by default the only one in the runtime directory. With *until_end* also wait at most
+    that many seconds until the server has ended. Raises ControlError. Blocks until the answer, at most *timeout_s*.
+    """
+    connection = _connect(Path(path)) if path else _connect_to_only()
+    with connection:
+        try:
+            connection.settimeout(timeout_s)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answer = _read_line(connection)
+            if until_end is not None:
+                connection.settimeout(until_end)
+                while connection.recv(65536):
+                    pass
+        except TimeoutError:
+            raise ControlError(
+                "the server did not finish in time", hint="`limpet status` shows what it is doing"
+            ) from None
+        except OSError as error:
+            raise ControlError(f"the server went away: {error.strerror}") from None
+    if "error" in answer:
+        raise ControlError(answer["error"], hint=answer.get("hint"))
+    return answer
+
+
+def _read_line(connection: socket.socket) -> Message:
+    data = b""
+    while not data.endswith(b"\n"):
+        part = connection.recv(65536)
+        if not part:
+            raise ControlError("the server ended before it answered")
+        data += part
+    answer: Message = json.loads(data)
+    return answer
+
+
+def _connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        reason = (error.strerror or str(error)).lower()
+        raise ControlError(
+            f"no server answers on `{path}`: {reason}",
+            hint="`limpet run APP` starts one; `--control PATH` names another",
+        ) from None
+    return connection
+
+
+def _connect_to_only() -> socket.socket:
+    """Return a connection to the only running server of this user. Raises ControlError when there are none or several."""
+    alive: list[tuple[Path, socket.socket]] = []
+    for path in sorted(runtime_dir().glob("*.sock")):
+        with contextlib.suppress(ControlError):
+            alive.append((path, _connect(path)))
+    if len(alive) == 1:
+        return alive[0][1]
+    for _, connection in alive:
+        connection.close()
+    if alive:
+        names = ", ".join(f"`{path}`" for path, _ in alive)
+        raise ControlError(f"{len(alive)} servers run: {names}", hint=f"`--control {alive[0][0]}` takes the first")
+    raise ControlError(f"no server runs: `{runtime_dir()}` has no control socket", hint="`limpet run APP` starts one")
+
+
+def _make_private(directory: Path) -> None:
+    """Make *directory* if it is not there. Raises PermissionError when somebody else could write into it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+        raise PermissionError(1, f"{directory} is not a directory of this user alone")
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove the socket file of a server that was killed; one that answers stays, and bind says so."""
+    if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
+        try:
+            _connect(path).close()
+        except ControlError:
+            path.unlink(missing_ok=True)

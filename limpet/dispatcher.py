@@ -1,0 +1,227 @@
+"""The dispatcher process: accept a connection, peek at its head, hand it to the slot of its key.
+
+Read this file first. It owns the event loop and the order of the steps; what a head is (peek.py), whose key lives
+where (router.py), how a connection passes to a worker (handoff.py) and what limpet itself answers (refusal.py) are
+decided elsewhere. Started by the supervisor, which holds the listeners and both ends of every channel, so this
+process can be killed at any moment: only connections in the middle of their head, or in an outbox, are lost.
+
+1. It never forks and never waits for a worker: a slot without a worker has a channel in which connections wait.
+2. Nothing that a client sends ends it. A user's key function may hang it: the supervisor sees `busy_since_ns`.
+3. A connection is in exactly one of `_arrivals`, an outbox, `_refused`; who takes it out hands over or closes it.
+4. `_arrivals` and `_refused` are in the order of their deadlines, since all of one kind get the same time.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import Final
+
+from limpet.handoff import Handoff, Outbox
+from limpet.head import BadHead, HeadParser
+from limpet.link import Link, LinkClosedError
+from limpet.peek import Arrival, ClientGoneError
+from limpet.placement import Placement
+from limpet.refusal import Refused
+from limpet.request import Peer, Request
+from limpet.router import Router
+from limpet.scoreboard import Row
+from limpet.settings import Settings
+
+_TICK_S: Final = 0.05  # how late a deadline may be noticed, and how often outboxes and slow heads are tried
+_ACCEPTS_PER_TURN: Final = 64  # of one listener, so that heads that have arrived do not wait behind a storm
+_ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, as without free descriptors: else the loop would spin
+_HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP
+
+
+class Dispatcher:
+    """One dispatcher's connections and its loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        router: Router,
+        placement: Placement,
+        outboxes: list[Outbox],
+        listeners: list[tuple[socket.socket, str]],
+        link: Link,
+        row: Row,
+    ) -> None:
+        self._settings = settings
+        self._router = router
+        self._placement = placement
+        self._outboxes = outboxes
+        self._listeners = {sock.fileno(): (sock, index, name) for index, (sock, name) in enumerate(listeners)}
+        self._link = link
+        self._row = row
+        self._arrivals: dict[int, Arrival] = {}
+        self._refused: dict[int, Refused] = {}
+        self._accepting = False
+        self._accept_again_at = 0.0
+        self._stop_at: float | None = None
+        self._epoll = select.epoll()
+        self._epoll.register(link.fileno(), _NEWS)
+
+    def run(self) -> None:
+        """Serve until the supervisor says stop, and what is in hand has ended, or the supervisor is gone."""
+        next_tick = 0.0
+        while self._stop_at is None or (self._in_hand() and time.monotonic() < self._stop_at):
+            self._row.set("busy_since_ns", 0)
+            events = self._epoll.poll(_TICK_S if self._in_hand() else None)
+            now = time.monotonic()
+            self._row.set("busy_since_ns", int(now * 1e9))
+            for fd, mask in events:
+                if fd == self._link.fileno():
+                    self._obey(now)
+                elif fd in self._arrivals:
+                    self._look(self._arrivals[fd], now, hung_up=bool(mask & _HUNG_UP))
+                elif fd in self._refused and self._refused[fd].drained():
+                    self._refused.pop(fd).close()
+            for fd, _ in events:  # last, so that no number of a descriptor closed above means a new one in this turn
+                if fd in self._listeners and self._accepting:
+                    self._accept(*self._listeners[fd], now)
+            if now >= next_tick:
+                self._tick(now)
+                next_tick = now + _TICK_S
+
+    def _accept(self, listener: socket.socket, index: int, name: str, now: float) -> bool:
+        """Take what waits in the backlog of *listener*; return whether there may be more."""
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                connection, address = listener.accept()
+            except BlockingIOError:
+                return False
+            except ConnectionError:  # reset while it waited in the backlog
+                continue
+            except OSError:
+                self._row.add("accept_errors")
+                self._stop_accepting(until=now + _ACCEPT_PAUSE_S)
+                return False
+            self._row.add("accepted")
+            peer = Peer.of(address, name)
+            if self._router.chain.needs_head:
+                deadline = now + self._settings.head_timeout_s
+                parser = HeadParser(self._settings.max_head_bytes)
+                self._look(Arrival(connection, peer, index, deadline, parser), now)
+            else:
+                self._dispatch(connection, peer, None, index, now)
+        return True
+
+    def _look(self, arrival: Arrival, now: float, *, hung_up: bool = False) -> None:
+        """See whether the head is there now, and let the connection go its way."""
+        try:
+            request = arrival.look(hung_up=hung_up)
+        except ClientGoneError:
+            self._row.add("vanished")
+            self._forget(arrival)
+            arrival.connection.close()
+        except BadHead as bad:
+            self._forget(arrival)
+            self._refuse(arrival.connection, bad.status, bad.reason, now)
+        else:
+            if request is None:
+                self._await(arrival, now)
+            else:
+                self._forget(arrival)
+                self._dispatch(arrival.connection, arrival.peer, request, arrival.listener, now)
+
+    def _dispatch(
+        self, connection: socket.socket, peer: Peer, request: Request | None, listener: int, now: float
+    ) -> None:
+        """Find the slot and hand the connection over."""
+        route = self._router.route(peer, request)
+        if route is None:
+            slot, digest = self._placement.place(peer), 0
+            self._row.add("keyless")
+        else:
+            slot, digest = route.slot, route.digest
+        handoff = Handoff(listener, slot, digest, int(now * 1e9))
+        if self._outboxes[slot].put(connection, handoff, now + self._settings.wait_timeout_s, self._settings.queue):
+            self._row.add("handed")
+        else:
+            self._refuse(connection, 503, "", now)
+
+    def _await(self, arrival: Arrival, now: float) -> None:
+        """Keep *arrival* until more of its head has come. Too many: the one that has waited longest has to go."""
+        fd = arrival.connection.fileno()
+        if fd in self._arrivals:
+            if arrival.slow:  # from now on `_tick` looks, and bytes do not wake the loop
+                self._epoll.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
+            return
+        if len(self._arrivals) >= self._settings.max_pending:
+            oldest = next(iter(self._arrivals.values()))
+            self._forget(oldest)
+            self._refuse(oldest.connection, 503, "too many connections wait for their request head", now)
+        self._arrivals[fd] = arrival
+        self._row.set("pending", len(self._arrivals))
+        self._epoll.register(fd, _NEWS)
+
+    def _forget(self, arrival: Arrival) -> None:
+        if self._arrivals.pop(arrival.connection.fileno(), None) is not None:
+            self._epoll.unregister(arrival.connection)
+            self._row.set("pending", len(self._arrivals))
+
+    def _refuse(self, connection: socket.socket, status: int, reason: str, now: float) -> None:
+        self._row.add(f"refused_{status}")
+        self._refused[connection.fileno()] = Refused(connection, status, reason, now)
+        self._epoll.register(connection, _NEWS)
+
+    def _tick(self, now: float) -> None:
+        """Do what is due: deadlines, slow heads, full channels, accepting again."""
+        for arrival in list(self._arrivals.values()):
+            if arrival.deadline > now:
+                break
+            self._forget(arrival)
+            self._refuse(arrival.connection, 408, "", now)
+        for arrival in [arrival for arrival in self._arrivals.values() if arrival.slow]:
+            self._look(arrival, now)
+        for outbox in self._outboxes:
+            for connection in outbox.flush(now) if outbox else ():
+                self._refuse(connection, 503, "", now)
+        for fd, refused in list(self._refused.items()):
+            if refused.deadline > now:
+                break
+            self._refused.pop(fd).close()
+        if 0 < self._accept_again_at <= now:
+            self._start_accepting()
+
+    def _in_hand(self) -> bool:
+        """Whether anything has a deadline, so that the loop must not sleep for long."""
+        return bool(self._arrivals or self._refused or self._accept_again_at or any(self._outboxes))
+
+    def _obey(self, now: float) -> None:
+        try:
+            commands = self._link.receive()
+        except LinkClosedError:
+            commands = [{"do": "stop", "timeout": 0.0}]
+        for command in commands:
+            if command["do"] == "accept":
+                self._start_accepting()
+            elif command["do"] == "rows":
+                self._placement.follow(command["rows"])
+            elif command["do"] == "stop":
+                self._stop(now, command["timeout"])
+
+    def _start_accepting(self) -> None:
+        self._accepting, self._accept_again_at = True, 0.0
+        for fd in self._listeners:
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def _stop_accepting(self, until: float = 0.0) -> None:
+        for fd in self._listeners if self._accepting else ():
+            self._epoll.unregister(fd)
+        self._accepting, self._accept_again_at = False, until
+
+    def _stop(self, now: float, timeout: float) -> None:
+        """Take what the kernel has accepted already, then nothing more; silent clients get no more time."""
+        self._stop_at = now + timeout
+        for listener in self._listeners.values():
+            while self._accepting and self._accept(*listener, now):
+                pass
+        self._stop_accepting()
+        self._link.send({"news": "closed"})
+        for arrival in [arrival for arrival in self._arrivals.values() if arrival.silent]:
+            self._forget(arrival)
+            arrival.connection.close()

@@ -1,0 +1,182 @@
+"""The channel of a slot: how a client connection passes from a dispatcher to the worker that owns it.
+
+Owns the wire format of a hand-over and the rules for the descriptors in it. Knows nothing of keys, heads or servers.
+Called by the dispatcher (send) and the worker (receive); the supervisor creates channels and keeps both ends open for
+life, so a connection in a channel survives the death of either side (20 of 20 in a kill test).
+
+How it works: a SEQPACKET socketpair; one message of SIZE bytes carries one descriptor (SCM_RIGHTS). The message also
+carries the decision (slot, digest), so that the worker need not, and cannot, come to another one.
+
+1. Whoever holds the descriptor closes it. `send` leaves the caller's copy open: close it after success, since a copy
+   that stays open would hold back the FIN at the end of the connection.
+2. `receive` never reads a message without a free descriptor number: the kernel would drop the connection silently.
+3. All messages have SIZE bytes, so the kernel's count of unread bytes tells how many connections wait.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import struct
+import termios
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from limpet.scoreboard import Row
+
+_MESSAGE: Final = struct.Struct("<HHIQQ8x")  # listener, slot, 0, digest, accepted at
+SIZE: Final = _MESSAGE.size
+_DESCRIPTOR: Final = struct.Struct("i")
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
+_FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS})
+_SEND_BUFFER_BYTES: Final = 4 << 20  # 10,923 connections where net.core.wmem_max allows it, else what it allows
+_SO_SNDBUFFORCE: Final = 32  # Linux; beyond wmem_max for CAP_NET_ADMIN
+
+
+class Handoff(NamedTuple):
+    """What travels with a connection: where it was accepted and what was decided."""
+
+    listener: int  # index of the bind
+    slot: int
+    digest: int  # of the key; 0 without one
+    accepted_ns: int  # monotonic
+
+
+class ChannelFullError(Exception):
+    """The channel takes no message now; the connection is still the caller's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """Both ends of one slot's channel. The supervisor keeps them for life; each child inherits what it uses."""
+
+    sending: socket.socket
+    receiving: socket.socket
+
+    @classmethod
+    def create(cls) -> Channel:
+        """Return a new channel, both ends non-blocking."""
+        sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sending.setblocking(False)
+        receiving.setblocking(False)
+        sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        with contextlib.suppress(PermissionError):
+            sending.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER_BYTES)
+        return cls(sending, receiving)
+
+    @classmethod
+    def inherit(cls, fds: tuple[int, int]) -> Channel:
+        """Return the channel whose ends have the numbers *fds* in this process."""
+        return cls(socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]))
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """The numbers of both ends, sending first."""
+        return self.sending.fileno(), self.receiving.fileno()
+
+    def queued(self) -> int:
+        """Return how many connections wait to be received. Counted by the kernel, so no death makes it drift."""
+        unread = array.array("i", [0])
+        fcntl.ioctl(self.receiving, termios.FIONREAD, unread)
+        return unread[0] // SIZE
+
+    def send(self, connection: socket.socket, handoff: Handoff) -> None:
+        """Put a copy of *connection* into the channel; the caller's own stays open.
+
+        Raises ChannelFullError when the buffer is full or the kernel has too many descriptors in flight (they are
+        counted per user against RLIMIT_NOFILE). Blocks never.
+        """
+        message = _MESSAGE.pack(handoff.listener, handoff.slot, 0, handoff.digest, handoff.accepted_ns)
+        fds = _DESCRIPTOR.pack(connection.fileno())
+        try:
+            self.sending.sendmsg((message,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, fds),), socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise ChannelFullError from error
+            raise
+
+
+class Outbox:
+    """A dispatcher's side of one slot: its channel, and in order those for whom the channel has no room now.
+
+    Closes the connections that it has handed over. `waiting` has a bound and a deadline for each: see `put`, `flush`.
+    """
+
+    __slots__ = ("_channel", "_waiting", "row")
+
+    def __init__(self, channel: Channel, row: Row) -> None:
+        self._channel = channel
+        self.row = row  # what this dispatcher counts of the slot
+        self._waiting: deque[tuple[socket.socket, Handoff, float]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def queued(self) -> int:
+        """Return how many connections wait for the slot's worker, in the channel or here."""
+        return self._channel.queued() + len(self._waiting)
+
+    def put(self, connection: socket.socket, handoff: Handoff, deadline: float, bound: int) -> bool:
+        """Hand *connection* over, or keep it until *deadline*. False, and still the caller's, if *bound* wait."""
+        if not self._waiting and self._send(connection, handoff):
+            return True
+        if len(self._waiting) >= bound:
+            return False
+        self._waiting.append((connection, handoff, deadline))
+        self.row.set("waiting", len(self._waiting))
+        return True
+
+    def flush(self, now: float) -> list[socket.socket]:
+        """Hand over what fits now; return those whose deadline has passed, now the caller's to answer and close."""
+        while self._waiting and self._send(*self._waiting[0][:2]):
+            self._waiting.popleft()
+        late = []
+        while self._waiting and self._waiting[0][2] <= now:
+            late.append(self._waiting.popleft()[0])
+        self.row.set("waiting", len(self._waiting))
+        return late
+
+    def _send(self, connection: socket.socket, handoff: Handoff) -> bool:
+        try:
+            self._channel.send(connection, handoff)
+        except ChannelFullError:
+            return False
+        connection.close()
+        return True
+
+
+class Receiver:
+    """The worker's end of its slot's channel."""
+
+    def __init__(self, receiving: socket.socket) -> None:
+        self._socket = receiving
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch for readability."""
+        return self._socket.fileno()
+
+    def receive(self) -> tuple[socket.socket, Handoff]:
+        """Return the next connection, non-blocking, now the caller's to close, and what came with it.
+
+        Raises BlockingIOError when none waits, OSError with EMFILE when this process has no free descriptor number:
+        the connection then stays in the channel. Blocks never.
+        """
+        os.close(os.dup(self._socket.fileno()))  # rule 2: raises EMFILE here, while nothing is lost yet
+        message, ancillary, flags, _ = self._socket.recvmsg(SIZE, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        fds = array.array("i")
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size])
+        if len(message) != SIZE or len(fds) != 1 or flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise RuntimeError(f"not a hand-over: {len(message)} bytes with {len(fds)} descriptors, {flags=}")
+        connection = socket.socket(fileno=fds[0])
+        connection.setblocking(False)  # lives on the open file description: set it whatever the sender had
+        listener, slot, _, digest, accepted_ns = _MESSAGE.unpack(message)
+        return connection, Handoff(listener, slot, digest, accepted_ns)

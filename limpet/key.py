@@ -1,0 +1,136 @@
+"""The key chain: what `--by` means.
+
+Owns the text of a chain and the order in which its elements are asked; elements.py owns what each of them finds.
+Refuses to know what becomes of a key: router.py hashes it. The router asks the chain for connections, `limpet
+where` for keys as text. Pure; runs user code only if it was given *load*.
+
+1. Nothing that a client sends makes `find` raise, and no exception of a user's function leaves it.
+2. `KeyChain.parse(chain.spec)` is the same chain.
+3. A comma ends an element. Only regular expressions may hold commas: one ends where a known element begins behind
+   a comma, so in `path:^/(a{1,3}),ip` it is the second.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+from limpet.elements import (
+    Cookie,
+    Element,
+    Forwarded,
+    Function,
+    Header,
+    Ip,
+    Key,
+    OnError,
+    Path,
+    Query,
+    UserFunction,
+)
+from limpet.errors import SettingsError
+from limpet.forwarded import Trust
+from limpet.request import Peer, Request
+
+__all__ = ["Key", "KeyChain", "Trust"]
+
+Load = Callable[[str], UserFunction]
+
+_ALLOWED: Final = (
+    "`ip`, `ip/24`, `ip/24/64`, `forwarded`, `header:NAME`, `cookie:NAME`, `query:NAME`, `path:REGEX` and "
+    "`python:MODULE:FUNCTION` are allowed"
+)
+_HINT: Final = "`--by cookie:sid,ip` takes the cookie `sid`, and the address of clients without one"
+_COMMA: Final = re.compile(",")
+_COMMA_BEHIND_REGEX: Final = re.compile(
+    r",(?=\s*(?:(?:ip|forwarded)\s*(?:[/,]|\Z)|(?:header|cookie|query|path|python):))"
+)
+_KINDS: Final[Mapping[str, Callable[[str], Element]]] = {
+    "header": Header,
+    "cookie": Cookie,
+    "query": Query,
+    "path": Path,
+}
+_ADDRESS: Final = re.compile(r"(ip|forwarded)(?:/([0-9]{1,3}))?(?:/([0-9]{1,3}))?")
+_FUNCTION: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+_LABEL: Final = re.compile(
+    r"((?:ip|forwarded)(?:/[0-9]+)*|(?:header|cookie|query|path|python):[^=]*)=.*", re.DOTALL
+)
+
+
+class KeyChain:
+    """Elements in the order in which they are asked for a client's key."""
+
+    __slots__ = ("_elements", "needs_head", "spec")
+
+    def __init__(self, elements: Sequence[Element]) -> None:
+        if not elements:
+            raise SettingsError(f"the key chain is empty: {_ALLOWED}", hint=_HINT)
+        self._elements = tuple(elements)
+        self.needs_head = any(element.needs_head for element in elements)
+        self.spec = ",".join(element.spec for element in elements)
+        if [element.spec for element in elements] != list(_parts(self.spec)):
+            raise SettingsError(
+                f"`{self.spec}` would be read as another chain: a regular expression must not hold a comma before "
+                "what looks like an element, nor blanks at its ends",
+                hint="`[,]` is a comma and `[ ]` a blank",
+            )
+
+    @classmethod
+    def parse(
+        cls, text: str, trust: Trust, load: Load | None = None, on_error: OnError | None = None
+    ) -> KeyChain:
+        """Return the chain written as *text*.
+
+        *load* imports the function named `module:function`; without it functions stay unresolved, so that who
+        only has to read a chain runs no user code. *on_error* hears of each function that raised or answered
+        what is no key. Raises SettingsError, and whatever *load* raises.
+        """
+        return cls([_element(part, trust, load, on_error) for part in _parts(text)])
+
+    def find(self, peer: Peer, request: Request | None) -> Key | None:
+        """Return the key of the first element that has one for this client; None when none has."""
+        for element in self._elements:
+            key = element.find(peer, request)
+            if key is not None:
+                return key
+        return None
+
+    def from_text(self, text: str) -> Key:
+        """Return the key that `[ELEMENT=]KEY` means; without ELEMENT the first of the chain. Raises SettingsError.
+
+        A KEY is what a client sends, in UTF-8; of a query or path, what it sends once decoded.
+        """
+        for element in self._elements:
+            key = element.labelled(text)
+            if key is not None:
+                return element.read(key)
+        first = self._elements[0]
+        if label := _LABEL.fullmatch(text):
+            raise SettingsError(
+                f"`{label[1]}` is not in the key chain `{self.spec}`",
+                hint=f"`limpet where '{first.spec}=KEY'` asks for a key of its first element",
+            )
+        return first.read(text)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield the text of each element of a chain."""
+    rest = [text]
+    while rest:
+        text = rest[0].strip()
+        part, *rest = (_COMMA_BEHIND_REGEX if text.startswith("path:") else _COMMA).split(text, maxsplit=1)
+        yield part.strip()
+
+
+def _element(text: str, trust: Trust, load: Load | None, on_error: OnError | None) -> Element:
+    if match := _ADDRESS.fullmatch(text):
+        v4, v6 = int(match[2] or 32), int(match[3] or 64)
+        return Ip(v4, v6) if match[1] == "ip" else Forwarded(trust, v4, v6)
+    kind, colon, rest = text.partition(":")
+    if colon and kind in _KINDS:
+        return _KINDS[kind](rest)
+    if kind == "python" and _FUNCTION.fullmatch(rest):
+        return Function(rest, load(rest) if load else None, on_error)
+    raise SettingsError(f"`{text}` is not an element of a key chain: {_ALLOWED}", hint=_HINT)

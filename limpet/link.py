@@ -1,0 +1,70 @@
+"""The line between the supervisor and one child: commands down, news up, and the child's lifeline.
+
+Owns the framing, one JSON object a line on a stream socketpair, and nothing of what is said. When the supervisor dies
+in whatever way, the kernel closes its end and the child reads the end of the line; the channels cannot tell that,
+since the supervisor keeps both of their ends.
+
+Down: {"do": "accept" | "rows" | "drain" | "stop", ...}. Up: {"news": "ready" | "failed" | "close", ...}.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any, Final
+
+Message = dict[str, Any]
+_READ_BYTES: Final = 65536
+
+
+class LinkClosedError(Exception):
+    """The other side has ended or been killed."""
+
+
+class Link:
+    """One end of the line. Owns its socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._end.setblocking(False)
+        self._unread = b""
+
+    @classmethod
+    def pair(cls) -> tuple[Link, socket.socket]:
+        """Return the supervisor's end and the child's, which the caller passes on and then closes."""
+        ours, theirs = socket.socketpair()
+        return cls(ours), theirs
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch for readability."""
+        return self._end.fileno()
+
+    def send(self, message: Message) -> None:
+        """Send *message*. A side that has ended or does not read is not this side's concern: its end is seen in
+        `receive` or by the supervisor's wait. Blocks never."""
+        try:
+            self._end.send(json.dumps(message).encode() + b"\n", socket.MSG_NOSIGNAL)
+        except OSError:
+            return
+
+    def receive(self) -> list[Message]:
+        """Return the messages that have arrived. Raises LinkClosedError at the end of the line. Blocks never."""
+        try:
+            data = self._end.recv(_READ_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise LinkClosedError from error
+        if not data:
+            raise LinkClosedError
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._end.fileno() < 0
+
+    def close(self) -> None:
+        """Close this end: the other side reads the end of the line."""
+        self._end.close()

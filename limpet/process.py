@@ -1,0 +1,58 @@
+"""One child process as the supervisor sees it: started, told what to do, and found dead.
+
+Owns how a child is started, a fresh interpreter in its own process group with exactly the descriptors it needs, and
+how its end reads in words. What to do about it is the supervisor's business.
+
+1. A fresh interpreter, never a fork: a replacement loads the application anew, and nothing of the supervisor leaks.
+2. An own process group: Ctrl-C in the terminal and systemd's group signals reach the supervisor only.
+3. `WEB_CONCURRENCY` has had its say in the settings: an application that reads it too must not multiply workers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+from limpet import boot
+from limpet.link import Link, Message
+
+
+class Child:
+    """A running dispatcher or worker. `link` is this side of the line to it."""
+
+    def __init__(self, role: str, place: boot.Boot, link: Link) -> None:
+        """Start the process. Raises OSError when the system has no room for it."""
+        self.row = place.row
+        self.link = link
+        self.failure: Message | None = None  # what it said of its failure, or what it is killed for
+        environment = {name: value for name, value in os.environ.items() if name != "WEB_CONCURRENCY"}
+        if role == "worker":
+            environment |= {"LIMPET_SLOT": str(place.index), "LIMPET_GENERATION": str(place.generation)}
+        boot_fd = boot.write(place)
+        try:
+            self._process = subprocess.Popen(
+                # -P: a `select.py` of the user's must not stand in for Python's own; the child adds the directory itself
+                [sys.executable, "-P", "-m", "limpet.child", role, str(boot_fd)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(boot_fd, *place.inherited_fds),
+                env=environment,
+                process_group=0,
+            )
+        finally:
+            os.close(boot_fd)
+        self.pid = self._process.pid
+
+    def ended(self) -> bool:
+        """Reap the process if it has ended; return whether it has. Blocks never."""
+        return self._process.poll() is not None
+
+    def how_it_ended(self) -> str:
+        """Return in words how the reaped process ended."""
+        code = self._process.returncode
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()

@@ -1,0 +1,111 @@
+"""What a running server says of itself: the answers to `limpet status` and `limpet where`.
+
+Owns the shapes of these answers, a contract: keys may be added, never renamed. Reads the supervisor's state and the
+scoreboard; changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from limpet import __version__
+from limpet.errors import SettingsError
+from limpet.scoreboard import Row, Scoreboard
+
+if TYPE_CHECKING:
+    from limpet.supervisor import Supervisor
+
+_STATES_OF_NOW = frozenset({"connections", "pending", "busy_since_ns"})
+
+
+class Past:
+    """What processes that have ended had counted, so that no total goes back when one is replaced."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots: list[Counter[str]] = [Counter() for _ in range(slots)]
+        self.dispatchers: Counter[str] = Counter()
+
+    def add_worker(self, slot: int, row: Row) -> None:
+        """Take over the figures of a dead worker of *slot*, and clear its row for the next."""
+        self.slots[slot].update(_totals(row))
+        row.clear()
+
+    def add_dispatcher(self, board: Scoreboard, index: int) -> None:
+        """Take over the figures of a dead dispatcher, and clear what it had in hand."""
+        self.dispatchers.update(_totals(board.dispatcher(index)))
+        board.dispatcher(index).clear()
+        for slot in range(len(self.slots)):
+            board.waiting(index, slot).set("waiting", 0)
+
+
+def status(server: Supervisor) -> dict[str, Any]:
+    """Return the answer to `limpet status`."""
+    slots = [_slot(server, number) for number in range(len(server.slots))]
+    totals = sum((Counter(past) for past in server.past.slots), Counter()) + Counter(server.past.dispatchers)
+    for member in server.slots:
+        if member.child is not None:
+            totals.update(_totals(server.board.worker(member.child.row)))
+    dispatchers = []
+    for member in server.dispatchers:
+        row = server.board.dispatcher(member.number)
+        totals.update(_totals(row))
+        pid = member.child.pid if member.child else None
+        dispatchers.append({"pid": pid, "state": member.life.state.value, "pending": row["pending"]})
+    names = [*_totals(server.board.worker(0)), *_totals(server.board.dispatcher(0))]
+    return {
+        "pid": os.getpid(),
+        "version": __version__,
+        "app": server.settings.app,
+        "backend": "dispatcher",
+        "binds": [item.url for item in server.listeners],
+        "by": server.router.chain.spec,
+        "slots": slots,
+        "dispatchers": dispatchers,
+        "totals": {"connections": sum(slot["connections"] for slot in slots), **{name: totals[name] for name in names}},
+    }
+
+
+def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer to `limpet where`: one entry for each of the *request*'s keys."""
+    answers = []
+    for text in request["keys"]:
+        try:
+            key = server.router.chain.from_text(text)
+        except SettingsError as error:
+            return {"error": error.message, "hint": error.hint}
+        route = server.router.where(key)
+        member = server.slots[route.slot]
+        answers.append(
+            {
+                "digest": server.router.hasher.show(route.digest),
+                "bucket": route.bucket,
+                "slot": route.slot,
+                "pid": member.child.pid if member.child else None,
+                "state": member.life.state.value,
+                "element": key.element,
+            }
+        )
+    return {"keys": answers}
+
+
+def _slot(server: Supervisor, number: int) -> dict[str, Any]:
+    member = server.slots[number]
+    past = server.past.slots[number]
+    row = server.board.worker(member.child.row).values() if member.child else {}
+    waiting = sum(server.board.waiting(index, number)["waiting"] for index in range(len(server.dispatchers)))
+    return {
+        "slot": number,
+        "pid": member.child.pid if member.child else None,
+        "generation": member.life.generation,
+        "state": member.life.state.value,
+        "connections": row.get("connections", 0),
+        "requests": row.get("requests", 0) + past["requests"],
+        "queued": server.channels[number].queued() + waiting,
+    }
+
+
+def _totals(row: Row) -> dict[str, int]:
+    """Return the cells of *row* that only ever grow."""
+    return {name: value for name, value in row.values().items() if name not in _STATES_OF_NOW}

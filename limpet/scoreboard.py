@@ -1,0 +1,116 @@
+"""The shared memory with the counters: who is where, how much passed, what waits.
+
+Owns the layout of one memory file that the supervisor makes and every child maps. Knows nothing of what the figures
+are for. The supervisor, dispatchers and workers write; `status` reads.
+
+1. Each cell has exactly one writer, the process the row was given to, so no lock is needed; a reader may be one
+   store behind, never in the middle of one (an aligned 8-byte store is one instruction on every 64-bit machine).
+2. A row is given again only after the process that had it was reaped; its totals were added to the slot's before.
+3. A cell is declared once, below, with its meaning; everything that shows it derives from there.
+
+If you add a cell: put it at the end of its table and into `status` or the metrics.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from limpet.buckets import MAX_SLOTS
+
+WORKER_CELLS: Final[Mapping[str, str]] = {
+    "received": "connections taken from the slot's channel",
+    "connections": "client connections the worker has now",
+    "requests": "requests answered, a websocket counting as one",
+    "head_timeouts": "connections whose request head did not arrive in time",
+}
+DISPATCHER_CELLS: Final[Mapping[str, str]] = {
+    "busy_since_ns": "monotonic time at which the current turn of the loop began; 0 while it waits for events",
+    "accepted": "client connections accepted",
+    "pending": "connections whose request head is awaited now",
+    "handed": "connections handed to a slot",
+    "keyless": "connections in which the key chain found no key",
+    "key_errors": "key functions that raised or answered something that is not a key",
+    "vanished": "connections that the client ended before its request head was complete",
+    "refused_400": "connections refused: not HTTP, or cut off in the request head",
+    "refused_408": "connections refused: the request head did not arrive in time",
+    "refused_431": "connections refused: the request head was too large",
+    "refused_503": "connections refused: the slot's queue was full or too slow",
+    "accept_errors": "times accepting failed and was put off",
+}
+WAITING_CELLS: Final[Mapping[str, str]] = {
+    "waiting": "connections a dispatcher holds since the slot's channel is full",
+    "placed": "connections without a key that were placed on the slot",
+}
+
+MAX_DISPATCHERS: Final = 16
+MAX_WORKERS: Final = 4 * MAX_SLOTS  # rows: one in charge, one starting, and predecessors that still drain
+_CELL_BYTES: Final = 8
+_SIZES: Final = (
+    MAX_WORKERS * len(WORKER_CELLS),
+    MAX_DISPATCHERS * len(DISPATCHER_CELLS),
+    MAX_DISPATCHERS * MAX_SLOTS * len(WAITING_CELLS),
+)
+
+
+class Row:
+    """One row of cells by name. Only the process that the row was given to may `add` or `set`."""
+
+    __slots__ = ("_cells", "_index")
+
+    def __init__(self, cells: memoryview, names: Mapping[str, str]) -> None:
+        self._cells = cells
+        self._index = {name: position for position, name in enumerate(names)}
+
+    def __getitem__(self, name: str) -> int:
+        return int(self._cells[self._index[name]])
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Add *amount* to the cell *name*."""
+        self._cells[self._index[name]] += amount
+
+    def set(self, name: str, value: int) -> None:
+        """Make *value* the cell *name*'s."""
+        self._cells[self._index[name]] = value
+
+    def clear(self) -> None:
+        """Set all cells to 0, before the row is given to another process."""
+        for position in range(len(self._cells)):
+            self._cells[position] = 0
+
+    def values(self) -> dict[str, int]:
+        """Return all cells by name."""
+        return {name: int(self._cells[position]) for name, position in self._index.items()}
+
+
+class Scoreboard:
+    """The mapped memory file. `fd` stays open for the children to inherit; the process's end closes it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._cells = memoryview(mmap.mmap(fd, sum(_SIZES) * _CELL_BYTES)).cast("Q")
+
+    @classmethod
+    def create(cls) -> Scoreboard:
+        """Return a new scoreboard, all cells 0. Runs in the supervisor."""
+        fd = os.memfd_create("limpet-scoreboard", os.MFD_CLOEXEC)
+        os.ftruncate(fd, sum(_SIZES) * _CELL_BYTES)
+        return cls(fd)
+
+    def worker(self, row: int) -> Row:
+        """Return the row of one worker process."""
+        return self._row(0, row, WORKER_CELLS)
+
+    def dispatcher(self, index: int) -> Row:
+        """Return the row of one dispatcher."""
+        return self._row(_SIZES[0], index, DISPATCHER_CELLS)
+
+    def waiting(self, dispatcher: int, slot: int) -> Row:
+        """Return what *dispatcher* counts of *slot*."""
+        return self._row(_SIZES[0] + _SIZES[1], dispatcher * MAX_SLOTS + slot, WAITING_CELLS)
+
+    def _row(self, start: int, number: int, names: Mapping[str, str]) -> Row:
+        begin = start + number * len(names)
+        return Row(self._cells[begin : begin + len(names)], names)

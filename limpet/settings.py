@@ -1,0 +1,317 @@
+"""Every setting of limpet, written down once.
+
+A field of `Settings` is all there is to a setting: its flag, its `LIMPET_*` variable, its key in a TOML file,
+its line in `limpet run --help` and its row in docs/settings.md are made from it by declare.py. cli.py passes
+in what was given; the supervisor gets a `Settings`, its children get it as JSON. What an address or a key
+chain looks like is not known here: listener.py and key.py are asked.
+
+1. Command line, then environment, then the file of `--config`, then the default: the first that has a value
+   wins. But each is checked: a mistake that would have been overridden is still a mistake.
+2. The children trust the JSON; they check nothing again.
+
+If you change this, also run: python -m limpet.settings > docs/settings.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from limpet.declare import declared, setting
+from limpet.errors import EXIT_CODES, SettingsError, reason
+
+DAY_S = 86_400
+"""The longest time, in seconds. Every wait ends, and who writes more than a day most likely means another unit."""
+
+MAX_WORKERS = 256
+"""One for each slot there can be; each then owns four of the 1024 buckets."""
+
+MAX_HEAD_BYTES = 65_536
+"""The largest request head, in bytes. Heads are read by peeking, so one must fit into the receive buffer of
+its socket, which shows about 117 KiB by default."""
+
+
+def usable_cpus(cgroups: str = "/sys/fs/cgroup") -> int:
+    """Return how many CPUs this process may use: those it may run on, or fewer by the quota of its cgroup."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no cgroup of version 2, or no quota in it: `max 100000`
+        own = Path("/proc/self/cgroup").read_text().partition("0::")[2].partition("\n")[0]
+        quota, period = Path(f"{cgroups}{own}/cpu.max").read_text().split()
+        cpus = min(cpus, math.ceil(int(quota) / int(period)))
+    return min(cpus, MAX_WORKERS)
+
+
+def check_app(text: str) -> None:
+    """Raise SettingsError unless *text* reads `module:attribute`; whether that exists, a worker finds out."""
+    module, _, attribute = text.partition(":")
+    names_object = all(name.isidentifier() for name in attribute.split("."))
+    if names_object and re.fullmatch(r"[\w.-]+", module) and not module.endswith(".py"):
+        return
+    module = re.sub(r"[^\w.-]+", ".", module.removesuffix(".py")).strip(".") or "module"
+    hint = f"`limpet run {module}:{attribute if names_object else 'app'}`"
+    raise SettingsError(f"`{text}` is not `module:attribute`", hint=hint)
+
+
+def check_name(text: str) -> None:
+    """Raise SettingsError unless *text* can be part of the name of a file."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", text):
+        raise SettingsError(
+            f"`{text}` is not a name: up to 100 letters, digits, `_`, `.` and `-` are allowed, no `.` or `-` first"
+        )
+
+
+# These three import what they ask only when they ask: `limpet status` has no settings.
+
+
+def check_bind(text: str) -> None:
+    from limpet.listener import Bind
+
+    Bind.parse(text)
+
+
+def check_by(text: str) -> None:
+    from limpet.key import KeyChain, Trust
+
+    KeyChain.parse(text, Trust.parse(""))
+
+
+def check_trust(text: str) -> None:
+    from limpet.key import Trust
+
+    Trust.parse(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one server was told to do."""
+
+    app: str = setting("the application, as module:attribute", metavar="APP", check=check_app)
+    config: str | None = setting("TOML file with settings", None, metavar="FILE", in_file=False)
+
+    bind: tuple[str, ...] = setting(
+        "where to listen: HOST:PORT, :PORT for every address, unix:PATH, or fd:N for an inherited socket",
+        ("127.0.0.1:8000",),
+        metavar="ADDRESS",
+        check=check_bind,
+    )
+    workers: int = setting(
+        "how many worker processes",
+        usable_cpus,
+        shown="`WEB_CONCURRENCY`, else the CPUs this process may use",
+        low=1,
+        high=MAX_WORKERS,
+        platform_variable="WEB_CONCURRENCY",
+    )
+    by: str = setting(
+        "key chain, where to look for the key of a client: ip, ip/24, ip/24/64, forwarded, header:NAME, "
+        "cookie:NAME, query:NAME, path:REGEX, python:module:function; the first that finds one counts",
+        "ip",
+        metavar="CHAIN",
+        check=check_by,
+    )
+    trust: tuple[str, ...] = setting(
+        "proxies whose X-Forwarded-For or Forwarded is believed: addresses, networks, unix",
+        (),
+        shown="nobody",
+        metavar="CIDR,...",
+        check=check_trust,
+    )
+    place: Literal["least", "hash", "random"] = setting("where a client without a key goes", "least")
+
+    server: Literal["uvicorn"] = setting("what serves the application in a worker", "uvicorn")
+    interface: Literal["auto", "asgi", "wsgi"] = setting("what the application speaks", "auto")
+    factory: bool = setting("APP is a function that returns the application", False)
+    loop: Literal["auto", "uvloop", "asyncio"] = setting("event loop of the workers", "auto")
+    http: Literal["httptools", "h11"] = setting("HTTP parser of the workers", "httptools")
+    ws: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = setting(
+        "websocket library of the workers", "auto"
+    )
+    root_path: str = setting("path under which a proxy offers the application", "", metavar="PATH")
+
+    backend: Literal["auto", "dispatcher"] = setting("how connections get to the workers", "auto")
+    dispatchers: int = setting("how many dispatcher processes", 1, low=1, high=16)
+    name: str | None = setting(
+        "name of this server; servers of one name share the secret, so a client has the same slot in each",
+        None,
+        shown="made from APP",
+        metavar="NAME",
+        check=check_name,
+    )
+    secret_file: str | None = setting(
+        "file with the secret that keys are hashed with",
+        None,
+        shown="one is made and kept in the state directory",
+        metavar="FILE",
+    )
+    state_dir: str | None = setting(
+        "directory in which secrets are kept",
+        None,
+        shown="`$XDG_STATE_HOME/limpet`, else `~/.local/state/limpet`",
+        metavar="DIRECTORY",
+    )
+    control: str | None = setting(
+        "control socket, by which the other commands reach the server",
+        None,
+        shown="in the runtime directory, where they look for it",
+        metavar="PATH",
+    )
+
+    backlog: int = setting("connections that the kernel keeps until they are accepted", 2048, low=1, high=65_535)
+    queue: int = setting("connections that may wait for one slot", 1024, low=1, high=65_536)
+    max_pending: int = setting(
+        "connections whose request head one dispatcher may wait for", 8192, low=1, high=1_048_576
+    )
+    max_head_bytes: int = setting("largest request head", MAX_HEAD_BYTES, low=1024, high=MAX_HEAD_BYTES)
+    head_timeout_s: float = setting("time a client has to send its request head", 10, low=0.1, high=DAY_S)
+    key_timeout_s: float = setting("time after which a key function counts as hung", 5, low=0.1, high=DAY_S)
+    keep_alive_timeout_s: float = setting("time an idle connection is kept open", 5, low=0, high=DAY_S)
+    wait_timeout_s: float = setting(
+        "time a connection may wait in a dispatcher when its slot's channel is full", 30, low=0.1, high=DAY_S
+    )
+    start_timeout_s: float = setting("time a worker has to become ready", 60, low=0.1, high=DAY_S)
+    graceful_timeout_s: float = setting("time a worker has to finish when it stops", 30, low=0, high=DAY_S)
+
+    access_log: bool = setting("log each request", False)
+    log_level: Literal["debug", "info", "warning", "error"] = setting("what to log: this and worse", "info")
+    debug_header: bool = setting("add X-Limpet-Slot and X-Limpet-Pid to responses", False)
+
+    def to_json(self) -> str:
+        """Return the settings as text for a child process."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Return the settings that `to_json` was called on."""
+        values: dict[str, Any] = json.loads(text)
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**values | lists)
+
+
+SETTINGS = declared(Settings)
+"""All settings, in the order in which they are documented."""
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """Return the settings of one server.
+
+    *flags* holds what stood on the command line by the name of the field: text, a bool, or the texts of a
+    flag that may be repeated; None or `()` where nothing was given. A variable that is empty counts as not
+    set: that is what shells and compose files make of one that is not. Other `LIMPET_*` variables are no
+    mistake, since Kubernetes sets LIMPET_SERVICE_HOST and more for a service called limpet.
+
+    Raises SettingsError.
+    """
+    by_flag = {
+        each.name: each.read(",".join(given) if isinstance(given, tuple) else given, f"`{each.flag}`")
+        for each in SETTINGS
+        if (given := flags.get(each.name)) not in (None, ())
+    }
+    by_variable = {
+        each.name: each.read(text, f"`{each.variable}`") for each in SETTINGS if (text := environ.get(each.variable))
+    }
+    by_platform = {
+        each.name: each.read(text, f"`{each.platform_variable}`")
+        for each in SETTINGS
+        if (text := environ.get(each.platform_variable or ""))
+    }
+    path = (by_variable | by_flag).get("config")
+    by_file = read_file(str(path)) if path else {}
+    values: dict[str, Any] = by_platform | by_file | by_variable | by_flag
+    if "app" not in values:
+        raise SettingsError("no application was given", hint="`limpet run module:attribute`")
+    return Settings(**values)
+
+
+def read_file(path: str) -> dict[str, object]:
+    """Return what the TOML file at *path* sets, by the name of the field. Raises SettingsError."""
+    import tomllib  # only now: importing it takes longer than all of limpet.cli
+
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"cannot read `{path}`: {reason(error)}") from None
+    except ValueError as error:
+        raise SettingsError(f"`{path}` is not a TOML file: {error}") from None
+    known = {each.key: each for each in SETTINGS if each.in_file}
+    values: dict[str, object] = {}
+    for key, given in table.items():
+        found = known.get(key.replace("_", "-"))
+        if found is None:
+            raise _unknown(key, known, path, is_table=isinstance(given, dict))
+        if found.name in values:
+            raise SettingsError(f"`{found.key}` is set twice in `{path}`, once with `-` and once with `_`")
+        values[found.name] = found.read(given, f"`{key}` in `{path}`")
+    return values
+
+
+def _unknown(key: str, known: Iterable[str], path: str, is_table: bool) -> SettingsError:
+    import difflib
+
+    if is_table:
+        return SettingsError(
+            f"unknown table `[{key}]` in `{path}`",
+            hint=f"settings stand at the top of the file, in no table: leave out the line `[{key}]`",
+        )
+    [nearest] = difflib.get_close_matches(key, known, n=1, cutoff=0)
+    return SettingsError(
+        f"unknown key `{key}` in `{path}`",
+        hint=f"the nearest key is `{nearest}`; `limpet run --help` shows all of them",
+    )
+
+
+PREFACE = """\
+# Settings
+
+The command line is asked first, then the variable, then the file that `--config` names, and last the default.
+
+A list is written with commas; a flag may also be repeated, and a TOML file may have an array. A switch is
+`--access-log` or `--no-access-log` on the command line, `true` or `false` elsewhere. In the file all keys
+stand at the top, in no table; an underscore in a key is as good as a dash; an unknown key is an error. Paths
+are relative to the directory in which `limpet` was started. An empty variable counts as not set.
+`WEB_CONCURRENCY` comes after the file: it is a default that the platform chose.
+
+    bind = ["127.0.0.1:8000", "unix:/run/chat.sock"]
+    by = "cookie:user,ip"
+    workers = 4
+"""
+
+
+def reference() -> str:
+    """Return docs/settings.md."""
+    settings = [
+        (
+            f"`{each.flag}`",
+            f"`{each.variable}`",
+            f"`{each.key}`" if each.in_file else "",
+            each.default,
+            f"{each.meaning}; {each.kind.allowed}" if each.kind.is_narrow else each.meaning,
+        )
+        for each in SETTINGS
+    ]
+    codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
+    return "\n".join(
+        [
+            PREFACE,
+            *_table(("Flag", "Variable", "TOML key", "Default", "Meaning"), settings),
+            "\n## Exit codes\n",
+            *_table(("Code", "Meaning"), codes),
+            "",
+        ]
+    )
+
+
+def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in [titles, ("---",) * len(titles), *rows]]
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

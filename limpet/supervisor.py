@@ -1,0 +1,340 @@
+"""The supervisor process: starts the children, keeps what must outlive them, and obeys the operator.
+
+Owns the listeners, both ends of every slot's channel, the scoreboard and the control socket, for life. Which state
+follows which event is decided by lifecycle.py, how a child is started by process.py, what `status` says by report.py.
+
+1. It never reads a client's byte and never imports the application or a key function.
+2. Signal handlers only record and wake; everything happens in the loop of `run`.
+3. Nobody can connect before all slots are ready: listeners are bound at the start, but listen only then.
+4. A death is handled after all that the dead child said.
+5. To stop: the dispatchers first, then the workers, so that what was accepted is served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from limpet import boot, listener, logs, process, report, secret
+from limpet.control import ControlServer, Message
+from limpet.errors import AppError, LimpetError
+from limpet.handoff import Channel
+from limpet.lifecycle import Action, Event, Life, State
+from limpet.link import Link, LinkClosedError
+from limpet.router import Router
+from limpet.scoreboard import MAX_WORKERS, Scoreboard
+from limpet.settings import Settings
+
+_TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
+_HARD_STOP_S: Final = 2.0  # after the graceful timeout: for cancelled requests and the application's own shutdown
+_OBEYED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+log = logging.getLogger("limpet")
+
+
+class Member:
+    """One slot or one dispatcher: its life, and the process it has now."""
+
+    def __init__(self, role: str, number: int) -> None:
+        self.role = role
+        self.number = number
+        self.life = Life()
+        self.child: process.Child | None = None
+        self.started_at = 0.0  # monotonic, of the process
+        self.cause: AppError | None = None  # why the last process ended
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.number}" + (f" (pid {self.child.pid})" if self.child else "")
+
+
+class Supervisor:
+    """A running server: `run` is its whole life."""
+
+    def __init__(self, settings: Settings, kept: secret.Secret, listeners: list[listener.Listener]) -> None:
+        self.settings = settings
+        self.listeners = listeners
+        self.router = Router.from_settings(settings, kept.value)
+        self.board = Scoreboard.create()
+        self.channels = [Channel.create() for _ in range(settings.workers)]
+        self.slots = [Member("worker", number) for number in range(settings.workers)]
+        self.dispatchers = [Member("dispatcher", number) for number in range(settings.dispatchers)]
+        self.past = report.Past(settings.workers)
+        self._secret = kept
+        self._selector = selectors.DefaultSelector()
+        self._control = ControlServer(settings.control, cluster_name(settings), self._answer, self._selector)
+        self._free_rows = list(range(MAX_WORKERS - 1, -1, -1))
+        self._serving = False
+        self._stopping = False
+        self._stop_timeout_s: float | None = None
+        self._kill_at = float("inf")
+        self._failure: LimpetError | None = None
+
+    def run(self) -> None:
+        """Serve until told to stop. Raises LimpetError when the server never came to serve."""
+        with _recorded_signals(self._selector) as recorded:
+            for member in self._members():
+                self._happened(member, Event.START)
+            while not self._ended():
+                for key, _ in self._selector.select(_TICK_S):
+                    key.data(time.monotonic())
+                while recorded:
+                    self._obey(recorded.pop(0))
+                self._tick(time.monotonic())
+        self._control.close()
+        if self._failure is not None:
+            raise self._failure
+        log.info("stopped")
+
+    def stop(self, *, wait_for_connections: bool = False) -> None:
+        """Begin to stop; with *wait_for_connections* the open ones may take as long as they like."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._stop_timeout_s = None if wait_for_connections else self.settings.graceful_timeout_s
+        if self._stop_timeout_s is not None:
+            self._kill_at = time.monotonic() + self._stop_timeout_s + _HARD_STOP_S
+        log.info("stopping")
+        for member in self.dispatchers if self._serving else self._members():
+            self._happened(member, Event.STOP)
+
+    def _members(self) -> list[Member]:
+        return [*self.dispatchers, *self.slots]
+
+    def _ended(self) -> bool:
+        return self._stopping and all(member.life.state is State.STOPPED for member in self._members())
+
+    def _obey(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            for member in self._members():
+                self._reap(member)
+        elif self._stopping:
+            self._kill_at = 0.0
+        else:
+            self.stop()
+
+    def _happened(self, member: Member, event: Event) -> None:
+        """Let *event* happen to *member* and do what follows."""
+        match member.life.happened(event, time.monotonic()):
+            case Action.SPAWN:
+                self._spawn(member)
+            case Action.OPEN:
+                self._open(member)
+            case Action.RETRY_LATER:
+                self._start_failed(member)
+            case Action.DRAIN:
+                command = "drain" if member.role == "worker" else "stop"
+                self._tell(member, {"do": command, "timeout": self._stop_timeout_s})
+            case Action.KILL if member.child is not None:
+                member.child.kill()
+
+    def _spawn(self, member: Member) -> None:
+        ours, theirs = Link.pair()
+        is_worker = member.role == "worker"
+        channels = [self.channels[member.number]] if is_worker else self.channels
+        place = boot.Boot(
+            settings=self.settings,
+            secret=self._secret.value.hex(),
+            link_fd=theirs.fileno(),
+            scoreboard_fd=self.board.fd,
+            channel_fds=tuple(channel.fds for channel in channels),
+            listeners=tuple((-1 if is_worker else item.sock.fileno(), item.bind.text) for item in self.listeners),
+            index=member.number,
+            generation=member.life.generation,
+            row=self._free_rows.pop() if is_worker else member.number,
+        )
+        with theirs:
+            member.child = process.Child(member.role, place, ours)
+        member.started_at = time.monotonic()
+        self._selector.register(ours, selectors.EVENT_READ, lambda _: self._hear(member))
+
+    def _hear(self, member: Member) -> None:
+        """Take in what the member's process says; at the end of the line its death will be seen by SIGCHLD."""
+        child = member.child
+        if child is None:
+            return
+        try:
+            for message in child.link.receive():
+                if message["news"] == "ready":
+                    self._happened(member, Event.ANNOUNCED)
+                elif message["news"] == "failed":
+                    child.failure = message
+                elif message["news"] == "closed":
+                    self._close_listeners()
+        except LinkClosedError:
+            self._selector.unregister(child.link)
+            child.link.close()
+
+    def _reap(self, member: Member) -> None:
+        """Take note of the member's death, if it has died, and do what follows."""
+        child = member.child
+        if child is None or not child.ended():
+            return
+        while not child.link.closed:
+            self._hear(member)
+        if member.role == "worker":
+            self.past.add_worker(member.number, self.board.worker(child.row))
+            self._free_rows.append(child.row)
+        else:
+            self.past.add_dispatcher(self.board, member.number)
+        if member.life.state is State.READY:
+            log.error("%s %s; it is replaced", member, child.how_it_ended())
+        member.cause = _cause(member, child)
+        member.child = None
+        self._happened(member, Event.DIED)
+        self._tell_rows()
+        if self._stopping and all(item.life.state is State.STOPPED for item in self.dispatchers):
+            self._close_listeners()
+            for slot in self.slots:
+                self._happened(slot, Event.STOP)
+
+    def _open(self, member: Member) -> None:
+        """Let *member*, which is ready, take part."""
+        seconds = time.monotonic() - member.started_at
+        log.log(logging.INFO if member.role == "worker" else logging.DEBUG, "%s ready after %.1f s", member, seconds)
+        self._tell_rows()
+        if self._serving and member.role == "dispatcher":
+            self._tell(member, {"do": "accept"})
+        elif not self._serving and all(item.life.state is State.READY for item in self._members()):
+            self._begin()
+
+    def _begin(self) -> None:
+        """Let clients connect: everybody is ready."""
+        try:
+            for item in self.listeners:
+                item.listen()
+        except LimpetError as error:
+            self._fail(error)
+            return
+        self._serving = True
+        for member in self.dispatchers:
+            self._tell(member, {"do": "accept"})
+        urls = " and ".join(item.url for item in self.listeners)
+        count = f"{len(self.slots)} worker{'s' if len(self.slots) > 1 else ''}"
+        log.info(
+            "serving %s at %s with %s, by %s, through a dispatcher", self.settings.app, urls, count, self.settings.by
+        )
+
+    def _start_failed(self, member: Member) -> None:
+        """*member* died before it was ready: at the start of the server that ends it, later it is tried again."""
+        cause = member.cause or AppError(f"{member} did not start")
+        if self._serving:
+            wait_s = member.life.retry_at - time.monotonic()
+            log.error("%s did not start, next try in %.1f s: %s", member, wait_s, cause.message)
+        elif not self._stopping:
+            self._fail(cause)
+
+    def _fail(self, error: LimpetError) -> None:
+        """End the server since it cannot come to serve."""
+        self._failure = error
+        self._kill_at = 0.0
+        self._stopping = True
+        for member in self._members():
+            self._happened(member, Event.STOP)
+
+    def _tell(self, member: Member, message: Message) -> None:
+        if member.child is not None:
+            member.child.link.send(message)
+
+    def _tell_rows(self) -> None:
+        """Tell the dispatchers which row of the scoreboard belongs to the worker in each slot."""
+        ready = [slot.child if slot.life.state is State.READY else None for slot in self.slots]
+        for member in self.dispatchers:
+            self._tell(member, {"do": "rows", "rows": [child and child.row for child in ready]})
+
+    def _close_listeners(self) -> None:
+        while self.listeners:
+            self.listeners.pop().close()
+
+    def _tick(self, now: float) -> None:
+        """Do what is due."""
+        self._control.expire(now)
+        for member in self._members():
+            if member.life.state is State.BACKOFF and member.life.retry_at <= now:
+                self._happened(member, Event.RETRY_DUE)
+            elif member.life.state is State.STARTING and now - member.started_at > self.settings.start_timeout_s:
+                self._kill(member, f"was not ready after {self.settings.start_timeout_s:g} s")
+            elif member.role == "dispatcher" and self._hangs(member, now):
+                self._kill(member, f"has not moved for {self.settings.key_timeout_s:g} s (a key function that hangs?)")
+            if now >= self._kill_at and member.child is not None:
+                member.child.kill()
+
+    def _hangs(self, dispatcher: Member, now: float) -> bool:
+        since_ns = self.board.dispatcher(dispatcher.number)["busy_since_ns"]
+        return 0 < since_ns < (now - self.settings.key_timeout_s) * 1e9
+
+    def _kill(self, member: Member, why: str) -> None:
+        """End a process that does not do what it should; its death follows."""
+        if member.child is not None and member.child.failure is None:
+            log.error("%s %s; it is killed", member, why)
+            member.child.failure = {"message": f"{member} {why}", "hint": None, "detail": ""}
+            member.child.kill()
+
+    def _answer(self, request: Message) -> Message:
+        """Obey a command from the control socket."""
+        match request.get("command"):
+            case "status":
+                return report.status(self)
+            case "where":
+                return report.where(self, request)
+            case "stop":
+                self.stop(wait_for_connections=bool(request.get("wait_for_connections")))
+                return {"stopping": True}
+        return {"error": f"this server does not know the command `{request.get('command')}`"}
+
+
+def _cause(member: Member, child: process.Child) -> AppError:
+    """Return why *child* has ended, in its own words if it had any."""
+    failure = child.failure
+    if failure is None:
+        return AppError(f"{member} {child.how_it_ended()} before it was ready")
+    if failure["detail"]:
+        log.error("%s failed\n%s", member, failure["detail"].rstrip())
+    return AppError(failure["message"], hint=failure["hint"])
+
+
+def cluster_name(settings: Settings) -> str:
+    """Return the name by which the secret and the control socket of this server are called."""
+    return settings.name or secret.name_from_app(settings.app)
+
+
+def run(settings: Settings) -> None:
+    """Run a server until it was told to stop. Raises LimpetError. The process's main thread must call it."""
+    logs.configure(settings.log_level)
+    kept = secret.load(cluster_name(settings), settings.secret_file, settings.state_dir)
+    log.info("secret %s", kept.origin)
+    if kept.warning is not None:
+        log.warning("%s (hint: %s)", *kept.warning)
+    with contextlib.ExitStack() as stack:
+        listeners = []
+        for text in settings.bind:
+            listeners.append(listener.open(listener.Bind.parse(text), settings.backlog))
+            stack.callback(listeners[-1].close)
+        Supervisor(settings, kept, listeners).run()
+
+
+@contextlib.contextmanager
+def _recorded_signals(selector: selectors.BaseSelector) -> Iterator[list[int]]:
+    """Record the signals that the supervisor obeys, and wake *selector* for each."""
+    recorded: list[int] = []
+    waking, woken = socket.socketpair()
+    waking.setblocking(False)
+    woken.setblocking(False)
+    selector.register(woken, selectors.EVENT_READ, lambda _: woken.recv(4096))
+    before: dict[int, Any] = {
+        number: signal.signal(number, lambda number, _: recorded.append(number)) for number in _OBEYED
+    }
+    old_fd = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+    try:
+        yield recorded
+    finally:
+        signal.set_wakeup_fd(old_fd)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        selector.unregister(woken)
+        waking.close()
+        woken.close()

@@ -1,0 +1,111 @@
+"""The applications that the tests serve. They only say what they see: which worker, which client, which bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from typing import Any
+
+import limpet
+
+
+def facts(scope: dict[str, Any]) -> dict[str, Any]:
+    """Return what the application is told about the client and where it runs."""
+    slot = os.environ.get("LIMPET_SLOT")
+    return {
+        "slot": None if slot is None else int(slot),
+        "pid": os.getpid(),
+        "client": scope.get("client"),
+        "server": scope.get("server"),
+        "scheme": scope.get("scheme"),
+        "path": scope.get("path"),
+        "host": dict(scope["headers"]).get(b"host", b"").decode(),
+    }
+
+
+async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """HTTP: the facts, with size and hash of the body. Websocket: the facts first, then each frame back."""
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+    elif scope["type"] == "websocket":
+        await _echo_frames(scope, receive, send)
+    else:
+        size, digest = 0, hashlib.sha256()
+        more = True
+        while more:
+            message = await receive()
+            body = message.get("body", b"")
+            size, more = size + len(body), message.get("more_body", False)
+            digest.update(body)
+        reply = facts(scope) | {"size": size, "sha256": digest.hexdigest()}
+        await _answer(send, reply)
+
+
+async def slow(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answer after as many seconds as the query says: `/?0.5`."""
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+        return
+    await asyncio.sleep(float(scope["query_string"] or b"0"))
+    await _answer(send, facts(scope))
+
+
+async def who(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answer with `limpet.current_worker()`, which only works in a worker."""
+    if scope["type"] == "http":
+        await _answer(send, limpet.current_worker()._asdict())
+
+
+def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """A WSGI application that says what it sees."""
+    size = int(environ.get("CONTENT_LENGTH") or 0)
+    body = environ["wsgi.input"].read(size)
+    start_response("200 OK", [("Content-Type", "application/json")])
+    reply = {
+        "slot": int(os.environ["LIMPET_SLOT"]),
+        "pid": os.getpid(),
+        "client": environ["REMOTE_ADDR"],
+        "host": environ["HTTP_HOST"],
+        "path": environ["PATH_INFO"],
+        "size": len(body),
+    }
+    return [json.dumps(reply).encode()]
+
+
+async def fails_to_start(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """An application whose start-up fails."""
+    await receive()
+    raise RuntimeError("the database is not there")
+
+
+async def _lifespan(receive: Any, send: Any) -> None:
+    note = os.environ.get("TEST_LIFESPAN_NOTE")  # a file that gets a line at each start and each end
+    while True:
+        message = await receive()
+        kind = message["type"].removeprefix("lifespan.")
+        if note:
+            with open(note, "a") as file:
+                file.write(f"{kind} {os.environ.get('LIMPET_SLOT')}\n")
+        await send({"type": f"lifespan.{kind}.complete"})
+        if kind == "shutdown":
+            return
+
+
+async def _echo_frames(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", "text": json.dumps(facts(scope))})
+    while (message := await receive())["type"] == "websocket.receive":
+        if message.get("text") is not None:
+            await send({"type": "websocket.send", "text": message["text"]})
+        else:
+            await send({"type": "websocket.send", "bytes": message["bytes"]})
+
+
+async def _answer(send: Any, reply: dict[str, Any]) -> None:
+    body = json.dumps(reply).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

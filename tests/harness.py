@@ -1,0 +1,267 @@
+"""A real limpet for a test: started as users start it, asked as clients and operators ask it, and gone afterwards.
+
+Its verbs read like operations. Every wait is for a state and has a deadline; nothing sleeps and nothing is mocked.
+What a server logged is in `log`, shown when a wait fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+PATIENCE_S = 30.0
+SECRET = "5a" * 32  # statistics over keys need a fixed one
+HERE = Path(__file__).parent
+
+
+def wait_until(state: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> Any:
+    """Return the first true value of *state*; fail after *timeout_s* naming *what* did not come."""
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not (value := state()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {timeout_s:g} s still not: {what}")
+        pause.wait(0.01)
+    return value
+
+
+@dataclass
+class Reply:
+    """One response, read whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """Return the body as JSON."""
+        return json.loads(self.body)
+
+
+class Limpet:
+    """`limpet run APP ARGS...` on a free port, with its own secret, control socket and log."""
+
+    def __init__(
+        self,
+        app: str = "tests.apps:echo",
+        *args: str,
+        bind: str = "127.0.0.1:0",
+        env: Mapping[str, str] | None = None,
+        cwd: Path = HERE.parent,
+        state: Path | None = None,
+    ) -> None:
+        self._own_state = None if state else tempfile.TemporaryDirectory(prefix="limpet-test-")
+        self.state = state or Path(self._own_state.name if self._own_state else "")
+        self.control = str(self.state / "control.sock")
+        secret = self.state / "secret"
+        if not secret.exists():
+            secret.touch(mode=0o600)
+            secret.write_text(SECRET)
+        self.arguments = ["run", app, *args, "--secret-file", str(secret), "--control", self.control]
+        if bind:
+            self.arguments += ["--bind", bind]
+        self._env = {**{k: v for k, v in os.environ.items() if not k.startswith("LIMPET_")}, **(env or {})}
+        self._cwd = cwd
+        self.lines: list[str] = []
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> Limpet:
+        """Start it without waiting."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "limpet", *self.arguments],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=self._env,
+            cwd=self._cwd,
+        )
+        self._reader = threading.Thread(target=self._read_log, args=(self.process,), daemon=True)
+        self._reader.start()
+        return self
+
+    def __enter__(self) -> Limpet:
+        self.start()
+        try:
+            self.wait_serving()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self.running and error is None:
+                assert self.stop() == 0, self.log
+        finally:
+            self.kill()
+            if error is not None:
+                sys.stderr.write(f"\n--- limpet's log ---\n{self.log}")
+            if self._own_state is not None:
+                self._own_state.cleanup()
+
+    # --- operating it
+
+    @property
+    def log(self) -> str:
+        """All that the server has logged."""
+        return "".join(self.lines)
+
+    @property
+    def running(self) -> bool:
+        """Whether the supervisor lives."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def port(self) -> int:
+        """The port of the first TCP bind."""
+        found = re.search(r"serving .*?http://\S*?:(\d+)", self.log)
+        assert found, self.log
+        return int(found[1])
+
+    @property
+    def url(self) -> str:
+        """Where it serves."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_serving(self) -> None:
+        """Wait until it says that it serves."""
+        wait_until(lambda: "serving " in self.log or not self.running, "limpet serves or ended")
+        if "serving " not in self.log:
+            self._reader.join(PATIENCE_S)
+            raise AssertionError(f"limpet ended with {self.wait_ended()}:\n{self.log}")
+
+    def wait_ended(self) -> int:
+        """Wait until it has ended; return its exit code."""
+        assert self.process is not None
+        code = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return code
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        """Send the supervisor a signal."""
+        os.kill(self.pid, number)
+
+    def stop(self) -> int:
+        """Stop it as an operator does; return its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait_ended()
+
+    def kill(self) -> None:
+        """End the supervisor at once if it still runs; the children see that and end."""
+        if self.process is not None:
+            if self.running:
+                self.process.kill()
+                self.process.wait()
+            self._reader.join(PATIENCE_S)
+            if self.process.stderr is not None:
+                self.process.stderr.close()
+
+    def command(self, *args: str) -> Any:
+        """Return the JSON that a `limpet` command prints about this server."""
+        run = subprocess.run(
+            [sys.executable, "-m", "limpet", *args, "--control", self.control, "--json"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        return json.loads(run.stdout)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Return the answer of the control socket: what `command` does, without a new process."""
+        from limpet.control import ask
+
+        return ask(self.control, request)
+
+    def status(self) -> dict[str, Any]:
+        """Return `limpet status`."""
+        return self.ask(command="status")
+
+    def totals(self) -> dict[str, int]:
+        """Return the totals in `limpet status`."""
+        totals: dict[str, int] = self.status()["totals"]
+        return totals
+
+    def where(self, *keys: str) -> list[dict[str, Any]]:
+        """Return `limpet where KEYS`."""
+        answer: list[dict[str, Any]] = self.ask(command="where", keys=list(keys))["keys"]
+        return answer
+
+    def worker(self, slot: int) -> dict[str, Any]:
+        """Return the status of one slot."""
+        entry: dict[str, Any] = self.status()["slots"][slot]
+        return entry
+
+    def kill_worker(self, slot: int, *, wait_for_next: bool = True) -> int:
+        """SIGKILL the worker in *slot*; return its pid."""
+        pid: int = self.worker(slot)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        if wait_for_next:
+            self.wait_ready(slot, other_than=pid)
+        return pid
+
+    def wait_ready(self, slot: int, other_than: int = 0) -> dict[str, Any]:
+        """Wait until a worker, not the one with pid *other_than*, is ready in *slot*; return its status."""
+
+        def ready() -> dict[str, Any] | None:
+            entry = self.worker(slot)
+            return entry if entry["state"] == "ready" and entry["pid"] not in (None, other_than) else None
+
+        entry: dict[str, Any] = wait_until(ready, f"a new worker is ready in slot {slot}")
+        return entry
+
+    # --- being its client
+
+    def request(
+        self, path: str = "/", method: str = "GET", body: bytes | None = None, source: str | None = None, **headers: str
+    ) -> Reply:
+        """Send one request on a new connection, from the address *source*; `x_user="u"` sends `x-user: u`."""
+        with self.connection(source) as connection:
+            return fetch(connection, path, method, body, **headers)
+
+    @contextlib.contextmanager
+    def connection(self, source: str | None = None) -> Iterator[http.client.HTTPConnection]:
+        """Return a client connection that stays open for several requests."""
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=PATIENCE_S, source_address=(source, 0) if source else None
+        )
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def _read_log(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            self.lines.append(line)
+
+
+def fetch(
+    connection: http.client.HTTPConnection, path: str = "/", method: str = "GET", body: bytes | None = None, **headers: str
+) -> Reply:
+    """Send one request on *connection* and read its response."""
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
