@@ -71,8 +71,7 @@ class Setting:
         try:
             value = self.kind.read(given)
         except ValueError:
-            is_plain = isinstance(given, str) and given.isprintable()
-            found = given if is_plain else json.dumps(given, default=str)
+            found = given if isinstance(given, str) else json.dumps(given, default=str)
             raise SettingsError(f"{where} must be {self.kind.allowed}, not `{found}`") from None
         if self.check:
             for text in value if isinstance(value, tuple) else (value,):

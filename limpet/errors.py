@@ -60,8 +60,13 @@ class BackendError(LimpetError):
 
 
 def render(level: str, message: str, hint: str | None = None) -> str:
-    """Return *message* as users see it: its level before it, its hint below it."""
-    return f"{level}: {message}\n" + (f"\nhint: {hint}\n" if hint else "")
+    """Return *message* as users see it: its level before it, its hint below it, each on one line."""
+    return f"{level}: {_one_line(message)}\n" + (f"\nhint: {_one_line(hint)}\n" if hint else "")
+
+
+def _one_line(text: str) -> str:
+    """Return *text* with what is not printable escaped: messages quote what others wrote, and go to terminals."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 INTERRUPTED = 130

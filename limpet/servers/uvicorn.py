@@ -1,36 +1,27 @@
 """The adapter for uvicorn: its protocols serve connections that arrive through the slot's channel.
 
-Owns the event loop of a worker that runs uvicorn, and what uvicorn leaves out: a deadline for request heads, frames
-that follow a websocket upgrade at once, and an end that drops no request that has already arrived. Everything else,
-from parsing to the ASGI scope, is uvicorn's own code on the client's own socket, so an application sees what it would
-see had uvicorn accepted the connection itself.
+Owns the event loop of a worker that runs uvicorn: its start, its commands, its clock and its end. An application sees
+what it would see had uvicorn accepted the connection itself.
 
 1. A connection is in `_adopting` or in uvicorn's set of connections; both count as the worker's.
-2. While draining, each response says that the connection ends, and an idle connection is closed only when no byte
-   of a next request is waiting in the kernel.
+2. READY is said when the channel is being read and signal handlers are in place, not before.
 """
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import fcntl
 import logging
 import socket
-import termios
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-import httptools
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from limpet.errors import AppError
 from limpet.link import LinkClosedError
-from limpet.refusal import answer
+from limpet.servers.uvicorn_protocols import Seated, http_protocols, websocket_protocol
 from limpet.worker import Seat
 
 _TAKES_PER_TURN: Final = 32  # connections from the channel, so that those already served do not wait behind a storm
@@ -48,7 +39,7 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
         app,
         interface="asgi3",
         loop=settings.loop,
-        http=_protocols(seat)[settings.http],
+        http=http_protocols(seat)[settings.http],
         ws=settings.ws,
         workers=1,  # WEB_CONCURRENCY has had its say in the supervisor
         log_config=None,
@@ -60,97 +51,6 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
         headers=debug_headers if settings.debug_header else None,
     )
     SeatedServer(config, seat).run()
-
-
-class _Seated(asyncio.Protocol):
-    """What either of uvicorn's HTTP protocols, the next class in the order of resolution, gains in a worker."""
-
-    seat: ClassVar[Seat]
-    draining: ClassVar[bool] = False
-    loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
-    connections: set[Any]
-    cycle: Any  # the request being served, or the last one
-    _head_since: float | None = None  # loop time since which the next request head is awaited, None while there is none
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._head_since = self.loop.time()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.seat.row.set("connections", len(self.connections))
-
-    def data_received(self, data: bytes) -> None:
-        before = self.cycle
-        self._feed(data)
-        if self.cycle is not before:
-            self._head_since = None
-            if self.draining:
-                self.cycle.keep_alive = False
-        elif self._head_since is None and (before is None or before.response_complete):
-            self._head_since = self.loop.time()
-
-    def _feed(self, data: bytes) -> None:
-        super().data_received(data)
-
-    def on_response_complete(self) -> None:
-        self.seat.row.add("requests")
-        super().on_response_complete()  # type: ignore[misc]
-
-    def refuse_late_head(self, before: float) -> None:
-        """Answer 408 and close if a request head has been awaited since *before* (loop time)."""
-        if self._head_since is not None and self._head_since < before and not self.transport.is_closing():
-            self.seat.row.add("head_timeouts")
-            self.transport.write(answer(408))
-            self.transport.close()
-
-    def shutdown(self) -> None:
-        """End the connection after the request it has, or has sent already; at once when there is none."""
-        idle = self.cycle is None or self.cycle.response_complete
-        if not (idle and _bytes_wait(self.transport)):
-            super().shutdown()  # type: ignore[misc]
-
-
-class _HttpTools(_Seated, HttpToolsProtocol):
-    def _feed(self, data: bytes) -> None:
-        """Feed the parser as uvicorn does, but keep what follows an upgrade: frames may come right behind it."""
-        self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
-                _pass_on(self.transport, data[upgrade.args[0] :])
-            else:
-                self._unsupported_upgrade_warning()
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
-
-
-class _H11(_Seated, H11Protocol):
-    def handle_websocket_upgrade(self, event: Any) -> None:
-        super().handle_websocket_upgrade(event)
-        _pass_on(self.transport, self.conn.trailing_data[0])
-
-
-class _SeatedWebSocket(asyncio.Protocol):
-    """What each of uvicorn's websocket protocols gains: its end is counted."""
-
-    seat: ClassVar[Seat]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.seat.row.add("requests")
-        self.seat.row.set("connections", len(self.connections))  # type: ignore[attr-defined]
-
-
-def _protocols(seat: Seat) -> dict[str, type[asyncio.Protocol]]:
-    """Return the protocol classes of this worker; `seat` and `draining` are theirs, not each connection's."""
-    return {
-        "httptools": type("SeatedHttpTools", (_HttpTools,), {"seat": seat}),
-        "h11": type("SeatedH11", (_H11,), {"seat": seat}),
-    }
 
 
 class SeatedServer(uvicorn.Server):
@@ -169,7 +69,7 @@ class SeatedServer(uvicorn.Server):
             await self.lifespan.startup()
         if self.lifespan.should_exit:
             raise AppError(f"the start-up of `{self._seat.settings.app}` failed") from _Reported("\n".join(errors))
-        self._count_websockets()
+        self.config.ws_protocol_class = websocket_protocol(self._seat, self.config.ws_protocol_class)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._seat.receiver.fileno(), self._take)
         self._loop.add_reader(self._seat.link.fileno(), self._obey)
@@ -182,7 +82,7 @@ class SeatedServer(uvicorn.Server):
             await self.on_tick(0)
             before = self._loop.time() - self._seat.settings.head_timeout_s
             for connection in list(self.server_state.connections):
-                if isinstance(connection, _Seated):
+                if isinstance(connection, Seated):
                     connection.refuse_late_head(before)
             self._count()
             with contextlib.suppress(TimeoutError):
@@ -246,11 +146,6 @@ class SeatedServer(uvicorn.Server):
     def _count(self) -> None:
         self._seat.row.set("connections", len(self.server_state.connections) + len(self._adopting))
 
-    def _count_websockets(self) -> None:
-        plain = self.config.ws_protocol_class
-        if plain is not None:
-            self.config.ws_protocol_class = type("SeatedWebSocket", (_SeatedWebSocket, plain), {"seat": self._seat})
-
     def _obey(self) -> None:
         settings = self._seat.settings
         try:
@@ -286,16 +181,3 @@ def _errors_of_startup() -> Iterator[list[str]]:
     finally:
         logger.removeHandler(collect)
         logger.propagate = propagate
-
-
-def _bytes_wait(transport: asyncio.Transport) -> bool:
-    """Return whether the client has sent bytes that the event loop has not read yet."""
-    unread = array.array("i", [0])
-    fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, unread)
-    return unread[0] > 0
-
-
-def _pass_on(transport: asyncio.Transport, data: bytes) -> None:
-    """Give *data* to the protocol that has taken the connection over."""
-    if data:
-        transport.get_protocol().data_received(data)  # type: ignore[attr-defined]

@@ -31,6 +31,11 @@ def test_warning_reads_like_an_error() -> None:
     assert errors.render("warning", "careful", "`--so`") == "warning: careful\n\nhint: `--so`\n"
 
 
+def test_error_is_one_line_whatever_it_quotes() -> None:
+    """Neither a line break nor a colour code of somebody else's gets into a log or a terminal."""
+    assert LimpetError("`a\nb\x1b[31m\udc80`").render() == "error: `a\\nb\\x1b[31m\\udc80`\n"
+
+
 def test_error_survives_being_logged_as_text() -> None:
     """Whoever formats it like any other exception gets the message, not a tuple."""
     assert str(LimpetError("no", hint="`yes`")) == "no"
