@@ -28,12 +28,15 @@ class Boot:
     index: int  # of the dispatcher, or the worker's slot
     generation: int = 0  # how many workers the slot has had, this one included
     row: int = 0  # of the scoreboard
+    serial: int = 0  # of the worker, in the order in which all workers of the server were started
+    move_fds: tuple[int, ...] = ()  # for a worker: the sending ends of all slots' move channels, then its receiving one
 
     @property
     def inherited_fds(self) -> tuple[int, ...]:
         """Return the descriptors that the child must inherit."""
         channels = [fd for pair in self.channel_fds for fd in pair]
-        return (self.link_fd, self.scoreboard_fd, *channels, *(fd for fd, _ in self.listeners if fd >= 0))
+        listeners = [fd for fd, _ in self.listeners if fd >= 0]
+        return (self.link_fd, self.scoreboard_fd, *channels, *self.move_fds, *listeners)
 
 
 def write(boot: Boot) -> int:
@@ -53,5 +56,6 @@ def read(fd: int) -> Boot:
         fields = json.loads(file.read())
     fields["settings"] = Settings.from_json(fields["settings"])
     fields["channel_fds"] = tuple(tuple(pair) for pair in fields["channel_fds"])
+    fields["move_fds"] = tuple(fields["move_fds"])
     fields["listeners"] = tuple(tuple(pair) for pair in fields["listeners"])
     return Boot(**fields)

@@ -59,7 +59,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
     outboxes = [
         Outbox(Channel.inherit(fds), board.waiting(place.index, slot)) for slot, fds in enumerate(place.channel_fds)
     ]
-    placement = Placement(settings.place, router, board, outboxes)
+    placement = Placement(settings.place, router, board, lambda slot: outboxes[slot].queued())
     listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
     link.send({"news": "ready"})
     Dispatcher(settings, router, placement, outboxes, listeners, link, row).run()

@@ -180,7 +180,7 @@ def _connect(path: Path) -> socket.socket:
 
 
 def _connect_to_only() -> socket.socket:
-    """Return a connection to the only running server of this user. Raises ControlError when there are none or several."""
+    """Return a connection to the only running server of this user. Raises ControlError if there is none, or several."""
     alive: list[tuple[Path, socket.socket]] = []
     for path in sorted(runtime_dir().glob("*.sock")):
         with contextlib.suppress(ControlError):

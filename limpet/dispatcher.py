@@ -199,7 +199,7 @@ class Dispatcher:
         for command in commands:
             if command["do"] == "accept":
                 self._start_accepting()
-            elif command["do"] == "rows":
+            elif command["do"] == "workers":
                 self._placement.follow(command["rows"])
             elif command["do"] == "stop":
                 self._stop(now, command["timeout"])

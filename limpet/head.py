@@ -120,8 +120,8 @@ class HeadParser:
                 return False
         if end := self._end(text):
             self._parse(text[:end])
-            self.head_length = self._taken - len(text) + end
             self._finish()
+            self.head_length = self._taken - len(text) + end
             return True
         cut = text.rfind(b"\n") + 1
         if cut:
@@ -155,17 +155,17 @@ class HeadParser:
 
     def _parse(self, text: bytes) -> None:
         """Feed llhttp, and say what it found."""
-        refused = None
+        malformed = None
         try:
             self._parser.feed_data(text)
         except httptools.HttpParserUpgrade:
             pass  # raised behind a complete head that asks for an upgrade: a request like any other
         except httptools.HttpParserError as error:
-            refused = BadHead(400, f"malformed request head: {error}")
-        if len(self._sink.headers) > self._max_headers:  # first, for that came before the error
+            malformed = str(error)
+        if len(self._sink.headers) > self._max_headers:  # first, for they came before what is malformed
             raise BadHead(431, f"the request has more than {self._max_headers} headers")
-        if refused:
-            raise refused
+        if malformed is not None:
+            raise BadHead(400, f"malformed request head: {malformed}")
 
     def _finish(self) -> None:
         """Check the complete head for what llhttp lets pass."""

@@ -54,9 +54,7 @@ _KINDS: Final[Mapping[str, Callable[[str], Element]]] = {
 }
 _ADDRESS: Final = re.compile(r"(ip|forwarded)(?:/([0-9]{1,3}))?(?:/([0-9]{1,3}))?")
 _FUNCTION: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
-_LABEL: Final = re.compile(
-    r"((?:ip|forwarded)(?:/[0-9]+)*|(?:header|cookie|query|path|python):[^=]*)=.*", re.DOTALL
-)
+_LABEL: Final = re.compile(r"((?:ip|forwarded)(?:/[0-9]+)*|(?:header|cookie|query|path|python):[^=]*)=.*", re.DOTALL)
 
 
 class KeyChain:
@@ -78,9 +76,7 @@ class KeyChain:
             )
 
     @classmethod
-    def parse(
-        cls, text: str, trust: Trust, load: Load | None = None, on_error: OnError | None = None
-    ) -> KeyChain:
+    def parse(cls, text: str, trust: Trust, load: Load | None = None, on_error: OnError | None = None) -> KeyChain:
         """Return the chain written as *text*.
 
         *load* imports the function named `module:function`; without it functions stay unresolved, so that who

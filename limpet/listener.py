@@ -30,7 +30,7 @@ MAX_PATH_BYTES = 107
 REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """What to open to reach a socket that is bound to every address."""
 
-_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
+_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s\0:/\[\]]*)):(?P<port>[0-9]{1,5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +221,14 @@ def _names(family: int, address: Any) -> tuple[str, str]:
 
 
 def _guess(text: str) -> str:
-    """Return what *text*, which is no address, was most likely meant to be."""
+    """Return what *text*, which is no bind, was most likely meant to be."""
+    kind = text.partition(":")[0]
+    if kind in ("unix", "fd"):
+        return "unix:/run/limpet.sock" if kind == "unix" else "fd:3"
     if text.isdecimal() and int(text) <= 65535:
         return f"127.0.0.1:{text}"
     if text.count(":") > 1 and re.fullmatch("[0-9A-Fa-f:.]+", text):
         return f"'[{text}]:8000'"
-    if text.startswith("unix"):
-        return "unix:/run/limpet.sock"
     host = re.sub(r"^\w+://|[:/].*$", "", text)
     return f"{host}:8000" if re.fullmatch(r"[\w.-]+", host) else "127.0.0.1:8000"
 

@@ -25,6 +25,7 @@ class Child:
     def __init__(self, role: str, place: boot.Boot, link: Link) -> None:
         """Start the process. Raises OSError when the system has no room for it."""
         self.row = place.row
+        self.serial = place.serial
         self.link = link
         self.failure: Message | None = None  # what it said of its failure, or what it is killed for
         environment = {name: value for name, value in os.environ.items() if name != "WEB_CONCURRENCY"}
@@ -33,7 +34,7 @@ class Child:
         boot_fd = boot.write(place)
         try:
             self._process = subprocess.Popen(
-                # -P: a `select.py` of the user's must not stand in for Python's own; the child adds the directory itself
+                # -P: a `select.py` of the user's must not stand in for Python's own; the child adds the folder itself
                 [sys.executable, "-P", "-m", "limpet.child", role, str(boot_fd)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(boot_fd, *place.inherited_fds),

@@ -22,6 +22,12 @@ from urllib.parse import parse_qsl, unquote, unquote_to_bytes
 
 _BLANKS: Final = b" \t"
 _NAMES: Final = 256  # patterns kept: names come from key chains and code, never from clients, so they are few
+# How a character appears in a query when it is not percent-encoded, if not as itself: `(?!)` is never.
+_BARE: Final = {
+    ord(" "): r"\+",
+    ord("%"): "%(?![0-9A-Fa-f]{2})",
+    **dict.fromkeys(b"+&=#", "(?!)"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +175,6 @@ def _cookie_pattern(name: bytes) -> re.Pattern[bytes]:
 
 @lru_cache(maxsize=_NAMES)
 def _query_pattern(name: bytes) -> re.Pattern[str]:
-    """Return what finds *name* however its characters are percent-encoded, after a `&`."""
-    return re.compile("&" + "".join(map(_encodings, name)) + r"(?:=([^&]*)|(?=&)|\Z)")
-
-
-def _encodings(byte: int) -> str:
-    escaped = f"%(?i:{byte:02x})"
-    if byte == ord("+"):
-        return escaped  # a bare `+` means a blank
-    if byte == ord(" "):
-        return rf"(?:\+|{escaped})"
-    return f"(?:{re.escape(chr(byte))}|{escaped})"
+    """Return what finds *name* behind a `&`, however its characters were encoded."""
+    encodings = (f"(?:{_BARE.get(byte) or re.escape(chr(byte))}|%(?i:{byte:02x}))" for byte in name)
+    return re.compile("&" + "".join(encodings) + r"(?:=([^&]*)|(?=&)|\Z)")

@@ -18,6 +18,7 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from limpet.baton import CELLS_PER_WORKER
 from limpet.buckets import MAX_SLOTS
 
 WORKER_CELLS: Final[Mapping[str, str]] = {
@@ -25,6 +26,10 @@ WORKER_CELLS: Final[Mapping[str, str]] = {
     "connections": "client connections the worker has now",
     "requests": "requests answered, a websocket counting as one",
     "head_timeouts": "connections whose request head did not arrive in time",
+    "returns": "requests passed on, since they belong to another slot",
+    "batons": "requests that came on a connection of which this worker had a copy",
+    "returns_refused": "requests refused: they belong to another slot, which could not take them in time",
+    "copies": "paused copies of connections that other workers read",
 }
 DISPATCHER_CELLS: Final[Mapping[str, str]] = {
     "busy_since_ns": "monotonic time at which the current turn of the loop began; 0 while it waits for events",
@@ -42,7 +47,6 @@ DISPATCHER_CELLS: Final[Mapping[str, str]] = {
 }
 WAITING_CELLS: Final[Mapping[str, str]] = {
     "waiting": "connections a dispatcher holds since the slot's channel is full",
-    "placed": "connections without a key that were placed on the slot",
 }
 
 MAX_DISPATCHERS: Final = 16
@@ -52,6 +56,7 @@ _SIZES: Final = (
     MAX_WORKERS * len(WORKER_CELLS),
     MAX_DISPATCHERS * len(DISPATCHER_CELLS),
     MAX_DISPATCHERS * MAX_SLOTS * len(WAITING_CELLS),
+    MAX_WORKERS * CELLS_PER_WORKER,
 )
 
 
@@ -110,6 +115,10 @@ class Scoreboard:
     def waiting(self, dispatcher: int, slot: int) -> Row:
         """Return what *dispatcher* counts of *slot*."""
         return self._row(_SIZES[0] + _SIZES[1], dispatcher * MAX_SLOTS + slot, WAITING_CELLS)
+
+    def batons(self) -> memoryview:
+        """Return the cells of all batons; a worker claims from its own segment. Not rows: see baton.py."""
+        return self._cells[sum(_SIZES[:3]) :]
 
     def _row(self, start: int, number: int, names: Mapping[str, str]) -> Row:
         begin = start + number * len(names)

@@ -169,6 +169,9 @@ class Settings:
     max_pending: int = setting(
         "connections whose request head one dispatcher may wait for", 8192, low=1, high=1_048_576
     )
+    max_copies: int = setting(
+        "connections that a worker keeps open, paused, after they moved to another", 1024, low=0, high=65_536
+    )
     max_head_bytes: int = setting("largest request head", MAX_HEAD_BYTES, low=1024, high=MAX_HEAD_BYTES)
     head_timeout_s: float = setting("time a client has to send its request head", 10, low=0.1, high=DAY_S)
     key_timeout_s: float = setting("time after which a key function counts as hung", 5, low=0.1, high=DAY_S)

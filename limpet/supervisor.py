@@ -61,6 +61,8 @@ class Supervisor:
         self.router = Router.from_settings(settings, kept.value)
         self.board = Scoreboard.create()
         self.channels = [Channel.create() for _ in range(settings.workers)]
+        self._moves = [Channel.create() for _ in range(settings.workers)]  # between workers: moving.py
+        self._serial = 0
         self.slots = [Member("worker", number) for number in range(settings.workers)]
         self.dispatchers = [Member("dispatcher", number) for number in range(settings.dispatchers)]
         self.past = report.Past(settings.workers)
@@ -136,6 +138,10 @@ class Supervisor:
         ours, theirs = Link.pair()
         is_worker = member.role == "worker"
         channels = [self.channels[member.number]] if is_worker else self.channels
+        move_fds = (
+            [channel.fds[0] for channel in self._moves] + [self._moves[member.number].fds[1]] if is_worker else []
+        )
+        self._serial += is_worker
         place = boot.Boot(
             settings=self.settings,
             secret=self._secret.value.hex(),
@@ -146,6 +152,8 @@ class Supervisor:
             index=member.number,
             generation=member.life.generation,
             row=self._free_rows.pop() if is_worker else member.number,
+            serial=self._serial if is_worker else 0,
+            move_fds=tuple(move_fds),
         )
         with theirs:
             member.child = process.Child(member.role, place, ours)
@@ -186,7 +194,7 @@ class Supervisor:
         member.cause = _cause(member, child)
         member.child = None
         self._happened(member, Event.DIED)
-        self._tell_rows()
+        self._tell_workers()
         if self._stopping and all(item.life.state is State.STOPPED for item in self.dispatchers):
             self._close_listeners()
             for slot in self.slots:
@@ -196,7 +204,7 @@ class Supervisor:
         """Let *member*, which is ready, take part."""
         seconds = time.monotonic() - member.started_at
         log.log(logging.INFO if member.role == "worker" else logging.DEBUG, "%s ready after %.1f s", member, seconds)
-        self._tell_rows()
+        self._tell_workers()
         if self._serving and member.role == "dispatcher":
             self._tell(member, {"do": "accept"})
         elif not self._serving and all(item.life.state is State.READY for item in self._members()):
@@ -240,11 +248,17 @@ class Supervisor:
         if member.child is not None:
             member.child.link.send(message)
 
-    def _tell_rows(self) -> None:
-        """Tell the dispatchers which row of the scoreboard belongs to the worker in each slot."""
+    def _tell_workers(self) -> None:
+        """Tell everybody which workers live, and which row of the scoreboard belongs to the one in each slot."""
         ready = [slot.child if slot.life.state is State.READY else None for slot in self.slots]
-        for member in self.dispatchers:
-            self._tell(member, {"do": "rows", "rows": [child and child.row for child in ready]})
+        message = {
+            "do": "workers",
+            "rows": [child and child.row for child in ready],
+            "alive": [slot.child.serial for slot in self.slots if slot.child is not None],
+            "newest": self._serial,
+        }
+        for member in self._members():
+            self._tell(member, message)
 
     def _close_listeners(self) -> None:
         while self.listeners:

@@ -6,6 +6,9 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
+import threading
+from pathlib import Path
 from typing import Any
 
 import limpet
@@ -52,6 +55,31 @@ async def slow(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await _answer(send, facts(scope))
 
 
+async def gated(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Send the facts at once and end the response when the file `TEST_GATE` exists: until then it is in flight."""
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+        return
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": json.dumps(facts(scope)).encode(), "more_body": True})
+    await _gate()
+    await send({"type": "http.response.body"})
+
+
+async def gated_start(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Like `echo`, but the worker in slot 3 becomes ready when the file `TEST_GATE` exists."""
+    if scope["type"] == "lifespan" and os.environ["LIMPET_SLOT"] == "3":
+        await _gate()
+    await echo(scope, receive, send)
+
+
+async def forking(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Like `echo`, but with a forked process that outlives the worker, as multiprocessing's may."""
+    if scope["type"] == "lifespan" and os.fork() == 0:
+        signal.pause()
+    await echo(scope, receive, send)
+
+
 async def who(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Answer with `limpet.current_worker()`, which only works in a worker."""
     if scope["type"] == "http":
@@ -74,10 +102,29 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return [json.dumps(reply).encode()]
 
 
+def key(request: limpet.Request) -> str | None:
+    """A key function: what `x-python` says, and the faults that a client can ask for."""
+    if "x-hang" in request.headers:
+        threading.Event().wait()
+    if "x-raise" in request.headers:
+        raise ValueError("not a key")
+    if "x-exit" in request.headers:
+        os._exit(1)
+    return request.headers.get("x-python")
+
+
+not_an_application = {"app": "elsewhere"}
+
+
 async def fails_to_start(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """An application whose start-up fails."""
     await receive()
     raise RuntimeError("the database is not there")
+
+
+async def _gate() -> None:
+    while not Path(os.environ["TEST_GATE"]).exists():
+        await asyncio.sleep(0.01)
 
 
 async def _lifespan(receive: Any, send: Any) -> None:

@@ -17,7 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +64,7 @@ class Limpet:
         env: Mapping[str, str] | None = None,
         cwd: Path = HERE.parent,
         state: Path | None = None,
+        fds: Sequence[int] = (),
     ) -> None:
         self._own_state = None if state else tempfile.TemporaryDirectory(prefix="limpet-test-")
         self.state = state or Path(self._own_state.name if self._own_state else "")
@@ -74,8 +76,11 @@ class Limpet:
         self.arguments = ["run", app, *args, "--secret-file", str(secret), "--control", self.control]
         if bind:
             self.arguments += ["--bind", bind]
-        self._env = {**{k: v for k, v in os.environ.items() if not k.startswith("LIMPET_")}, **(env or {})}
+        self._mark = str(uuid.uuid4())  # in the environment of all its processes, whoever is their parent
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("LIMPET_") and k != "WEB_CONCURRENCY"}
+        self._env = {**inherited, "TEST_SERVER": self._mark, **(env or {})}
         self._cwd = cwd
+        self._fds = fds
         self.lines: list[str] = []
         self.process: subprocess.Popen[str] | None = None
 
@@ -89,6 +94,8 @@ class Limpet:
             text=True,
             env=self._env,
             cwd=self._cwd,
+            pass_fds=self._fds,
+            start_new_session=True,  # a process group of its own, as a shell gives it in a terminal
         )
         self._reader = threading.Thread(target=self._read_log, args=(self.process,), daemon=True)
         self._reader.start()
@@ -111,6 +118,16 @@ class Limpet:
             self.kill()
             if error is not None:
                 sys.stderr.write(f"\n--- limpet's log ---\n{self.log}")
+            if self._own_state is not None:
+                self._own_state.cleanup()
+
+    @contextlib.contextmanager
+    def launched(self) -> Iterator[Limpet]:
+        """Start it, and leave to the test what comes of it."""
+        try:
+            yield self.start()
+        finally:
+            self.kill()
             if self._own_state is not None:
                 self._own_state.cleanup()
 
@@ -168,24 +185,34 @@ class Limpet:
         return self.wait_ended()
 
     def kill(self) -> None:
-        """End the supervisor at once if it still runs; the children see that and end."""
+        """End all of its processes at once."""
         if self.process is not None:
             if self.running:
                 self.process.kill()
                 self.process.wait()
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._reader.join(PATIENCE_S)
             if self.process.stderr is not None:
                 self.process.stderr.close()
 
+    def processes(self) -> set[int]:
+        """Return the pids of all its processes that live, orphans and what an application started included."""
+        pids = set()
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile, or is somebody else's
+                if f"TEST_SERVER={self._mark}".encode() in path.read_bytes().split(b"\0"):
+                    pids.add(int(path.parent.name))
+        return pids
+
+    def wait_gone(self) -> None:
+        """Wait until none of its processes is left."""
+        wait_until(lambda: not self.processes(), "all processes of the server have ended")
+
     def command(self, *args: str) -> Any:
         """Return the JSON that a `limpet` command prints about this server."""
-        run = subprocess.run(
-            [sys.executable, "-m", "limpet", *args, "--control", self.control, "--json"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+        run = limpet_command(*args, "--control", self.control, "--json")
         assert run.returncode == 0, run.stderr
         return json.loads(run.stdout)
 
@@ -213,6 +240,21 @@ class Limpet:
         """Return the status of one slot."""
         entry: dict[str, Any] = self.status()["slots"][slot]
         return entry
+
+    def dispatcher(self) -> int:
+        """Return the pid of the first dispatcher."""
+        pid: int = self.status()["dispatchers"][0]["pid"]
+        return pid
+
+    def wait_dispatcher(self, other_than: int) -> int:
+        """Wait until a dispatcher, not the one with pid *other_than*, is ready; return its pid."""
+
+        def ready() -> int | None:
+            entry = self.status()["dispatchers"][0]
+            return entry["pid"] if entry["state"] == "ready" and entry["pid"] != other_than else None
+
+        pid: int = wait_until(ready, "a new dispatcher is ready")
+        return pid
 
     def kill_worker(self, slot: int, *, wait_for_next: bool = True) -> int:
         """SIGKILL the worker in *slot*; return its pid."""
@@ -256,6 +298,12 @@ class Limpet:
         assert process.stderr is not None
         for line in process.stderr:
             self.lines.append(line)
+
+
+def limpet_command(*args: str, cwd: Path = HERE.parent) -> subprocess.CompletedProcess[str]:
+    """Run a `limpet` command that ends by itself; return its exit code and what it printed."""
+    command = [sys.executable, "-m", "limpet", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, cwd=cwd)
 
 
 def fetch(

@@ -3,7 +3,8 @@
 Owns the event loop of a worker that runs uvicorn: its start, its commands, its clock and its end. An application sees
 what it would see had uvicorn accepted the connection itself.
 
-1. A connection is in `_adopting` or in uvicorn's set of connections; both count as the worker's.
+1. A connection is in `_adopting` or in uvicorn's set of connections. It counts as the worker's from the moment at which
+   it is taken from the channel until its protocol loses it: placement adds the count to what is still in the channel.
 2. READY is said when the channel is being read and signal handlers are in place, not before.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 from collections.abc import Callable, Iterator
@@ -20,11 +22,13 @@ from typing import Any, Final
 import uvicorn
 
 from limpet.errors import AppError
+from limpet.handoff import Handoff
 from limpet.link import LinkClosedError
-from limpet.servers.uvicorn_protocols import Seated, http_protocols, websocket_protocol
+from limpet.moving import TAKES_PER_TURN, Arrived
+from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
+from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, websocket_protocol
 from limpet.worker import Seat
 
-_TAKES_PER_TURN: Final = 32  # connections from the channel, so that those already served do not wait behind a storm
 _TICK_S: Final = 1.0  # date header, head deadlines
 _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before the channel is read again after EMFILE
 log = logging.getLogger("limpet.worker")
@@ -39,7 +43,7 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
         app,
         interface="asgi3",
         loop=settings.loop,
-        http=http_protocols(seat)[settings.http],
+        http=_protocol(seat),
         ws=settings.ws,
         workers=1,  # WEB_CONCURRENCY has had its say in the supervisor
         log_config=None,
@@ -51,6 +55,18 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
         headers=debug_headers if settings.debug_header else None,
     )
     SeatedServer(config, seat).run()
+
+
+def _protocol(seat: Seat) -> type[asyncio.Protocol]:
+    """Return this worker's protocol class; its attributes are those of all connections."""
+    moves = seat.home.router.chain.needs_head
+    base: type[asyncio.Protocol] = {
+        ("httptools", False): SeatedHttpTools,
+        ("httptools", True): MovingHttpTools,
+        ("h11", False): SeatedH11,
+        ("h11", True): MovingH11,
+    }[seat.settings.http, moves]
+    return type(f"{base.__name__}InSlot", (base,), {"seat": seat})
 
 
 class SeatedServer(uvicorn.Server):
@@ -72,6 +88,7 @@ class SeatedServer(uvicorn.Server):
         self.config.ws_protocol_class = websocket_protocol(self._seat, self.config.ws_protocol_class)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._seat.receiver.fileno(), self._take)
+        self._loop.add_reader(self._seat.mover.fileno(), self._take_moved)
         self._loop.add_reader(self._seat.link.fileno(), self._obey)
         self.started = True
         self._seat.ready()
@@ -84,18 +101,22 @@ class SeatedServer(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Seated):
                     connection.refuse_late_head(before)
-            self._count()
+            self._seat.mover.sweep(self._loop.time())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _TICK_S)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take what is in the channel still, let the requests finish, then end the application."""
+        """Take what is in the channels still, let the requests finish, then end the application.
+
+        The move channel is read to the end: other workers learn a moment later that they must not move any more.
+        """
         self.config.http_protocol_class.draining = True  # type: ignore[attr-defined]
         while self._take():
             pass
         self._loop.remove_reader(self._seat.receiver.fileno())
         if self._adopting:
             await asyncio.wait(self._adopting)
+        self._seat.mover.close_copies()
         await super().shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -105,46 +126,59 @@ class SeatedServer(uvicorn.Server):
 
     def _take(self) -> bool:
         """Adopt connections from the channel; return whether there may be more."""
-        for _ in range(_TAKES_PER_TURN):
+        for _ in range(TAKES_PER_TURN):
             try:
-                connection, _handoff = self._seat.receiver.receive()
+                connection, handoff = self._seat.receiver.receive()
             except BlockingIOError:
-                self._count()
                 return False
-            except OSError as error:  # no free descriptor number: the connection stays in the channel
-                log.warning("worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
-                self._loop.remove_reader(self._seat.receiver.fileno())
-                self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, self._take_again)
+            except OSError as error:
+                self._pause_reading_of(self._seat.receiver.fileno(), self._take, error)
                 return False
             self._seat.row.add("received")
-            task = self._loop.create_task(self._adopt(connection))
-            self._adopting.add(task)
-            task.add_done_callback(self._adopting.discard)
-        self._count()
+            self._adopt(connection, functools.partial(_tell_accepted, handoff))
         return True
 
-    def _take_again(self) -> None:
-        if not self.should_exit:
-            self._loop.add_reader(self._seat.receiver.fileno(), self._take)
-
-    async def _adopt(self, connection: socket.socket) -> None:
-        """Give *connection* to a new protocol, which closes it."""
+    def _take_moved(self) -> None:
+        """Adopt connections that other workers send."""
         try:
-            await self._loop.connect_accepted_socket(self._new_protocol, connection)
-        except OSError:  # the client is gone already
+            for _ in range(TAKES_PER_TURN):
+                if not self._seat.mover.receive(self._adopt_moved):
+                    return
+        except OSError as error:
+            self._pause_reading_of(self._seat.mover.fileno(), self._take_moved, error)
+
+    def _adopt_moved(self, arrived: Arrived) -> None:
+        self._adopt(arrived.connection, functools.partial(_tell_arrived, arrived))
+
+    def _pause_reading_of(self, fd: int, take: Callable[[], Any], error: OSError) -> None:
+        """Leave what is in a channel there for a while: this process has no free descriptor number."""
+        log.warning("worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
+        self._loop.remove_reader(fd)
+        self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, lambda: self.should_exit or self._loop.add_reader(fd, take))
+
+    def _adopt(self, connection: socket.socket, prepare: Callable[[Any], None]) -> None:
+        """Give *connection* to a new protocol, which is told by *prepare* how it came and will close it."""
+        self._seat.row.add("connections")
+        task = self._loop.create_task(self._connect(connection, prepare))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    async def _connect(self, connection: socket.socket, prepare: Callable[[Any], None]) -> None:
+        def new_protocol() -> asyncio.Protocol:
+            protocol: asyncio.Protocol = self.config.http_protocol_class(
+                config=self.config,  # type: ignore[call-arg]
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+                _loop=self._loop,
+            )
+            prepare(protocol)
+            return protocol
+
+        try:
+            await self._loop.connect_accepted_socket(new_protocol, connection)
+        except OSError:  # the client is gone already, and no protocol was told of it
             connection.close()
-
-    def _new_protocol(self) -> asyncio.Protocol:
-        protocol: asyncio.Protocol = self.config.http_protocol_class(
-            config=self.config,  # type: ignore[call-arg]
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-            _loop=self._loop,
-        )
-        return protocol
-
-    def _count(self) -> None:
-        self._seat.row.set("connections", len(self.server_state.connections) + len(self._adopting))
+            self._seat.row.add("connections", -1)
 
     def _obey(self) -> None:
         settings = self._seat.settings
@@ -158,6 +192,17 @@ class SeatedServer(uvicorn.Server):
                 self.config.timeout_graceful_shutdown = command["timeout"]
                 self.should_exit = True
                 self._wake.set()
+            elif command["do"] == "workers":
+                self._seat.home.placement.follow(command["rows"])
+                self._seat.mover.alive(command["alive"], command["newest"], self._loop.time())
+
+
+def _tell_accepted(handoff: Handoff, protocol: Seated) -> None:
+    protocol.accepted(handoff)
+
+
+def _tell_arrived(arrived: Arrived, protocol: MovingHttpTools | MovingH11) -> None:
+    protocol.arrived(arrived)
 
 
 class _Reported(Exception):

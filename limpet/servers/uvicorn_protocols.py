@@ -20,6 +20,8 @@ import httptools
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from limpet.handoff import Handoff
+from limpet.moving import shut_down
 from limpet.refusal import answer
 from limpet.worker import Seat
 
@@ -35,17 +37,20 @@ class Seated(asyncio.Protocol):
     cycle: Any  # the request being served, or the last one
     _head_since: float | None = None  # loop time since which the next request head is awaited, None while there is none
 
+    def accepted(self, handoff: Handoff) -> None:
+        """Take over what came with a connection from the dispatcher. Called before `connection_made`."""
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._head_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.seat.row.set("connections", len(self.connections))
+        self.seat.row.add("connections", -1)
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
-        self._feed(data)
+        self.feed(data)
         if self.cycle is not before:
             self._head_since = None
             if self.draining:
@@ -53,7 +58,8 @@ class Seated(asyncio.Protocol):
         elif self._head_since is None and (before is None or before.response_complete):
             self._head_since = self.loop.time()
 
-    def _feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> None:
+        """Give *data* to the parser."""
         super().data_received(data)
 
     def on_response_complete(self) -> None:
@@ -74,8 +80,8 @@ class Seated(asyncio.Protocol):
             super().shutdown()  # type: ignore[misc]
 
 
-class _HttpTools(Seated, HttpToolsProtocol):
-    def _feed(self, data: bytes) -> None:
+class SeatedHttpTools(Seated, HttpToolsProtocol):
+    def feed(self, data: bytes) -> None:
         """Feed the parser as uvicorn does, but keep what follows an upgrade: frames may come right behind it."""
         self._unset_keepalive_if_required()
         try:
@@ -83,36 +89,32 @@ class _HttpTools(Seated, HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
-                _pass_on(self.transport, data[upgrade.args[0] :])
+                pass_on(self.transport, data[upgrade.args[0] :])
             else:
                 self._unsupported_upgrade_warning()
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
 
 
-class _H11(Seated, H11Protocol):
+class SeatedH11(Seated, H11Protocol):
     def handle_websocket_upgrade(self, event: Any) -> None:
         super().handle_websocket_upgrade(event)
-        _pass_on(self.transport, self.conn.trailing_data[0])
+        pass_on(self.transport, self.conn.trailing_data[0])
 
 
 class _SeatedWebSocket(asyncio.Protocol):
     """What each of uvicorn's websocket protocols gains: its end is counted."""
 
     seat: ClassVar[Seat]
+    transport: asyncio.Transport
+    moved: bool = False  # other workers may have copies, which would hold back the FIN
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.moved:
+            shut_down(self.transport.get_extra_info("socket").fileno())
         super().connection_lost(exc)
         self.seat.row.add("requests")
-        self.seat.row.set("connections", len(self.connections))  # type: ignore[attr-defined]
-
-
-def http_protocols(seat: Seat) -> dict[str, type[asyncio.Protocol]]:
-    """Return the protocol classes of this worker; `seat` and `draining` are theirs, not each connection's."""
-    return {
-        "httptools": type("SeatedHttpTools", (_HttpTools,), {"seat": seat}),
-        "h11": type("SeatedH11", (_H11,), {"seat": seat}),
-    }
+        self.seat.row.add("connections", -1)
 
 
 def websocket_protocol(seat: Seat, plain: type[asyncio.Protocol] | None) -> type[asyncio.Protocol] | None:
@@ -127,7 +129,7 @@ def _bytes_wait(transport: asyncio.Transport) -> bool:
     return unread[0] > 0
 
 
-def _pass_on(transport: asyncio.Transport, data: bytes) -> None:
+def pass_on(transport: asyncio.Transport, data: bytes) -> None:
     """Give *data* to the protocol that has taken the connection over."""
     if data:
         transport.get_protocol().data_received(data)  # type: ignore[attr-defined]

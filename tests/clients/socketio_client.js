@@ -3,18 +3,22 @@
  * says what each of them saw.
  *
  *   node socketio_client.js URL [--clients 50] [--mode polling|polling+upgrade|websocket]
- *                               [--messages 10] [--deadline 30]
+ *                               [--messages 10] [--deadline 30] [--pool]
  *
- * Each client connects once (no reconnection: it would hide what this looks for), says its messages, each after
- * the acknowledgement of the one before, notes which worker acknowledged, and leaves. With `polling+upgrade` the
- * first half is said while the upgrade is under way, the second half over the websocket. Nothing here sleeps;
- * `--deadline` (seconds, for all clients together) only ends a run that hangs.
+ * Its packages: `npm ci --prefix tests/clients`, once.
  *
- * Node's client keeps no cookies, so the key must travel with every request: even clients carry it in the query,
- * odd clients in a Cookie header, as a page does that was opened without a query. Each poll is a TCP connection
- * of its own (engine.io-client asks for no agent). That makes this a test: on one kept-alive connection any
- * server looks sticky.
+ * Each client connects once (no reconnection: it would hide what this looks for), says its messages, each
+ * after the acknowledgement of the one before, notes which worker acknowledged, and leaves. With
+ * `polling+upgrade` the first half is said while the upgrade is under way, the second half by websocket.
+ * Nothing here sleeps; `--deadline` (seconds, for all clients together) only ends a run that hangs.
+ *
+ * Node's client keeps no cookies, so the key must travel with every request: even clients carry it in the
+ * query, odd clients in a Cookie header, as a page does that was opened without a query. Each poll is a TCP
+ * connection of its own (engine.io-client asks for no agent). That makes this a test: on one kept-alive
+ * connection any server looks sticky. With `--pool` all clients share kept-alive connections instead, as they
+ * do behind a reverse proxy: each connection carries the requests of everybody.
  */
+import { Agent } from "node:http";
 import { parseArgs } from "node:util";
 import { io } from "socket.io-client";
 
@@ -25,16 +29,17 @@ const TRANSPORTS = {
 };
 
 /** Play one user; resolves to what it saw, at the latest when `deadline` resolves, and never rejects. */
-function play(url, index, { mode, messages }, deadline) {
+function play(url, index, { transports, messages, agent }, deadline) {
   const user = `user-${index}`;
   const carrier = index % 2 ? { extraHeaders: { Cookie: `user=${user}` } } : { query: { user } };
-  const socket = io(url, { transports: TRANSPORTS[mode], forceNew: true, reconnection: false, ...carrier });
-  const seen = { user, workers: [], heard: 0, transport: null, error: null };
+  const socket = io(url, { transports, agent, forceNew: true, reconnection: false, ...carrier });
+  const seen = { user, workers: [], heard: 0 };
 
   return new Promise((resolve) => {
     const finish = (error = null) => {
       socket.off();
-      resolve({ ...seen, error, transport: socket.io.engine?.transport?.name ?? null }); // only the first counts
+      // A second call changes nothing: only the first resolves.
+      resolve({ ...seen, error, transport: socket.io.engine?.transport?.name ?? null });
       socket.disconnect();
     };
     const say = () => {
@@ -42,7 +47,7 @@ function play(url, index, { mode, messages }, deadline) {
       const { engine } = socket.io;
       if (said === messages) {
         finish();
-      } else if (mode === "polling+upgrade" && said === messages >> 1 && engine.transport.name === "polling") {
+      } else if (said === messages >> 1 && transports.length > 1 && engine.transport.name === "polling") {
         engine.once("upgrade", say);
       } else {
         socket.emit("say", `line ${said + 1} of ${user}`, (worker) => {
@@ -72,6 +77,7 @@ const { values: options, positionals: [url] } = parseArgs({
     mode: { type: "string", default: "polling" },
     messages: { type: "string", default: "10" },
     deadline: { type: "string", default: "30" },
+    pool: { type: "boolean", default: false },
   },
 });
 if (!url || !(options.mode in TRANSPORTS)) {
@@ -79,10 +85,11 @@ if (!url || !(options.mode in TRANSPORTS)) {
   process.exit(2);
 }
 
-const plan = { mode: options.mode, messages: Number(options.messages) };
+const agent = options.pool ? new Agent({ keepAlive: true }) : false;
+const plan = { transports: TRANSPORTS[options.mode], messages: Number(options.messages), agent };
 const deadline = new Promise((resolve) => setTimeout(resolve, Number(options.deadline) * 1000));
-const players = Array.from({ length: Number(options.clients) }, (_, index) => play(url, index, plan, deadline));
-const report = JSON.stringify({ mode: plan.mode, clients: await Promise.all(players) });
+const indexes = Array.from({ length: Number(options.clients) }, (_, index) => index);
+const clients = await Promise.all(indexes.map((index) => play(url, index, plan, deadline)));
 
-// Leave at once, as a browser does: python-engineio answers the poll of a client that said goodbye 45 s later.
-process.stdout.write(`${report}\n`, () => process.exit());
+// Leave at once, as a browser does: python-engineio holds the poll of a client that said goodbye for 45 s.
+process.stdout.write(`${JSON.stringify({ mode: options.mode, clients })}\n`, () => process.exit());

@@ -45,6 +45,10 @@ RUN_S = 30.0  # for one run of 50 clients, which takes about 3 s
 GRACEFUL_S = "1"
 
 
+# A request whose key differs from the one before on its connection is not yet brought to its own home.
+changes_key = pytest.mark.xfail(reason="connections are dispatched by their first request only", strict=False)
+
+
 class Worker(TypedDict):
     """How the chat names a worker (outside limpet the slot is null, which no test here reads)."""
 
@@ -127,12 +131,12 @@ def require_node_modules() -> None:
         missing("`npm ci --prefix tests/clients` has not been run")
 
 
-def play(url: str, mode: str) -> list[Seen]:
+def play(url: str, mode: str, *options: str) -> list[Seen]:
     """Return what 50 users of the chat at *url* saw; blocks until all have left, at most `RUN_S`."""
     require("node")
     require_node_modules()
     command = ["node", str(CLIENTS / "socketio_client.js"), url, "--clients", "50", "--mode", mode]
-    command += ["--messages", str(MESSAGES), "--deadline", str(RUN_S)]
+    command += ["--messages", str(MESSAGES), "--deadline", str(RUN_S), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=2 * RUN_S)
     clients: list[Seen] = json.loads(done.stdout)["clients"]
     assert len(clients) == 50
@@ -230,6 +234,17 @@ def test_each_socketio_client_meets_one_worker_and_all_workers_are_used(limpet: 
     assert {slot for workers in homes(clients).values() for slot, _ in workers} == set(range(WORKERS))
 
 
+@changes_key
+@pytest.mark.parametrize("mode", ["polling", "polling+upgrade"])
+def test_clients_that_share_connections_meet_one_worker_each(limpet: Limpet, mode: str) -> None:
+    """A reverse proxy sends everybody's requests over each of its connections; home is a matter of the request."""
+    clients = play(limpet.url, mode, "--pool")
+
+    assert [seen["error"] for seen in clients if seen["error"]] == []
+    assert [user for user, workers in homes(clients).items() if len(workers) != 1] == []
+    assert {slot for workers in homes(clients).values() for slot, _ in workers} == set(range(WORKERS))
+
+
 @pytest.mark.parametrize("mode", ["polling", "polling+upgrade"])
 def test_same_clients_lose_their_sessions_where_connections_are_spread(uvicorn_url: str, mode: str) -> None:
     """The proof that the test above can fail: same application, same clients, no stickiness."""
@@ -287,16 +302,35 @@ def test_reload_returns_to_the_same_worker_and_its_memory(people: list[Person]) 
         assert person.complaints() == []
 
 
+@changes_key
 def test_cookie_alone_brings_a_browser_home(limpet: Limpet, tmp_path: Path) -> None:
-    """A page that was opened without a name has only the cookie that it gave itself."""
+    """The first request of a browser has no key; all that follow, on the same connection too, have the cookie."""
     require(*browser.PROGRAMS)
     with browser.chromium(tmp_path) as driver:
         person = Person(driver, limpet.url)
         before = person.worker()
+        cookie = driver.get_cookie("user")
+        assert cookie
+        home = limpet.where(f"cookie:user={cookie['value']}")[0]
         driver.refresh()
 
-        assert person.worker() == before
+        assert [before, person.worker()] == [(home["slot"], home["pid"])] * 2
         assert person.complaints() == []
+
+
+@changes_key
+def test_tabs_of_one_browser_are_at_home_each_on_its_own(
+    limpet: Limpet, neighbours: list[Neighbour], tmp_path: Path
+) -> None:
+    """A browser uses its connections for all its tabs, so each of them carries the keys of several people."""
+    require(*browser.PROGRAMS)
+    with browser.chromium(tmp_path) as driver:
+        slots = []
+        for user, _ in neighbours:
+            driver.switch_to.new_window("tab")
+            slots.append(Person(driver, f"{limpet.url}/?user={user}").worker()[0])
+
+        assert slots == [neighbour.slot for neighbour in neighbours]
 
 
 def test_page_returns_to_its_slot_when_the_worker_is_killed(people: list[Person]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from limpet import errors
 from limpet.errors import LimpetError, ListenError
 
-CLASSES = [LimpetError, *LimpetError.__subclasses__()]
+CLASSES: list[type[LimpetError]] = [LimpetError, *LimpetError.__subclasses__()]
 
 
 def test_error_is_rendered_with_its_hint_below() -> None:

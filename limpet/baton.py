@@ -1,0 +1,148 @@
+"""The right to read a connection that several workers have: its states and the memory that tells who has it.
+
+Pure: cells of shared memory come in as a sequence, time as an argument. Owns what a baton may do; moving.py moves
+bytes and descriptors, servers/ hold the connections.
+
+How it works: a connection that has moved stays open, paused, in each worker that has seen it. Which of them may read
+it is written in one cell: an epoch, a state, and who.
+
+    ENDED  nobody: the connection is over, or the cell was never used
+    HELD   the worker with the serial number in the cell reads it
+    SENT   it is under way in a channel since the time in the cell, with a descriptor and the bytes already read
+
+                claim                send                 take
+       ENDED ----------> HELD(me) ----------> SENT(now) ----------> HELD(receiver)
+         ^                |  ^ keep (channel full) |
+         +---- end -------+  +---------------------+      verdict: a holder that died, or SENT for too long -> ENDED
+
+1. A cell is written by the holder; by the sender and then the receiver of a SENT baton; and by anybody who finds
+   that its holder is dead. The message passes through the kernel, so the writes are in that order.
+2. A message is complete in itself: it carries the descriptor each time, though the receiver may have a copy. So there
+   is nothing to acknowledge and nothing to send again: a message that its receiver did not live to read is read by
+   the successor. Attaching costs about 3 us, an acknowledgement would cost more than that.
+3. A worker that dies between reading a message and `take`, a few microseconds, leaves SENT for ever: it ends after
+   `patience_s`. In every other case the copies learn at once, by `verdict`, that the holder is dead.
+4. An epoch makes a copy of an earlier connection in the same cell notice that it is stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum, IntEnum
+from typing import Final, NamedTuple
+
+CELLS_PER_WORKER: Final = 4096  # connections that a worker may be the first to move; more move without a copy
+_WHO_BITS: Final = 38  # serial number of a worker, or milliseconds: 8 years
+_STATE_BITS: Final = 2
+_EPOCH_BITS: Final = 64 - _WHO_BITS - _STATE_BITS
+_WHO_MASK: Final = (1 << _WHO_BITS) - 1
+_STATE_MASK: Final = (1 << _STATE_BITS) - 1
+_EPOCH_MASK: Final = (1 << _EPOCH_BITS) - 1
+
+
+class State(IntEnum):
+    """What a cell says."""
+
+    ENDED = 0
+    HELD = 1
+    SENT = 2
+
+
+class Verdict(Enum):
+    """What to do with a paused copy."""
+
+    KEEP = "keep"
+    FORGET = "forget"  # the connection has ended: close the copy
+    SHUT = "shut"  # nobody is left who could end it: shut the connection down, then close the copy
+
+
+class Baton(NamedTuple):
+    """One connection's cell, in one use of it."""
+
+    place: int
+    epoch: int
+
+
+class Batons:
+    """One worker's view of the cells. *segment* are the cells that it may claim, *serial* is its number."""
+
+    def __init__(self, cells: memoryview[int] | list[int], segment: range, serial: int, patience_s: float) -> None:
+        self._cells = cells
+        self._segment = segment
+        self._serial = serial
+        self._patience_ms = int(patience_s * 1000)
+        self._free: list[int] = []
+        self._alive: Collection[int] = frozenset()
+        self._newest = 0
+
+    def alive(self, serials: Collection[int], newest: int) -> None:
+        """Take note that of the workers up to the serial number *newest* those in *serials* live."""
+        self._alive, self._newest = frozenset(serials), newest
+
+    def claim(self, now: float) -> Baton | None:
+        """Return a baton, held, for a connection that moves for the first time; None when all cells are in use."""
+        place = self._next_free(now)
+        if place is None:
+            self._free = [place for place in reversed(self._segment) if self._is_free(place, now)]
+            place = self._next_free(now)
+            if place is None:
+                return None
+        baton = Baton(place, (self._read(place)[0] + 1) & _EPOCH_MASK)
+        self._write(baton, State.HELD, self._serial)
+        return baton
+
+    def send(self, baton: Baton, now: float) -> None:
+        """Let go of *baton*, right before its message is sent."""
+        self._write(baton, State.SENT, int(now * 1000))
+
+    def keep(self, baton: Baton) -> None:
+        """Hold *baton* again, since its message could not be sent."""
+        self._write(baton, State.HELD, self._serial)
+
+    def take(self, baton: Baton) -> bool:
+        """Hold *baton*, whose message has arrived; return False if its connection has ended meanwhile."""
+        epoch, state, _ = self._read(baton.place)
+        if epoch != baton.epoch or state is not State.SENT:
+            return False
+        self._write(baton, State.HELD, self._serial)
+        return True
+
+    def end(self, baton: Baton) -> None:
+        """Note that the connection has ended; the caller holds the baton, or acts on the verdict SHUT."""
+        if self._read(baton.place)[0] == baton.epoch:
+            self._write(baton, State.ENDED, 0)
+            if baton.place in self._segment:
+                self._free.append(baton.place)  # may stand there already: `_next_free` looks again
+
+    def verdict(self, baton: Baton, now: float) -> Verdict:
+        """Return what to do with this worker's paused copy of the connection."""
+        epoch, state, who = self._read(baton.place)
+        if epoch != baton.epoch or state is State.ENDED:
+            return Verdict.FORGET
+        return Verdict.SHUT if self._is_lost(state, who, now) else Verdict.KEEP
+
+    def _next_free(self, now: float) -> int | None:
+        while self._free:
+            place = self._free.pop()
+            if self._is_free(place, now):
+                return place
+        return None
+
+    def _is_free(self, place: int, now: float) -> bool:
+        _, state, who = self._read(place)
+        return state is State.ENDED or self._is_lost(state, who, now)
+
+    def _is_lost(self, state: State, who: int, now: float) -> bool:
+        if state is State.HELD:
+            return who <= self._newest and who not in self._alive
+        return int(now * 1000) - who > self._patience_ms
+
+    def _read(self, place: int) -> tuple[int, State, int]:
+        cell = self._cells[place]
+        return cell >> (_WHO_BITS + _STATE_BITS), _STATES[cell >> _WHO_BITS & _STATE_MASK], cell & _WHO_MASK
+
+    def _write(self, baton: Baton, state: State, who: int) -> None:
+        self._cells[baton.place] = (baton.epoch << _STATE_BITS | state) << _WHO_BITS | who & _WHO_MASK
+
+
+_STATES: Final = tuple(State)

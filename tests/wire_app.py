@@ -1,0 +1,87 @@
+"""An application for tests of single bytes: it answers in the middle of a request, streams, and tells its whole scope."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from tests import apps
+
+_feed: asyncio.Queue[bytes] = asyncio.Queue()
+_left = asyncio.Event()
+
+
+async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answer as the path says; elsewhere as `tests.apps:echo` does."""
+    routes = {
+        "/mirror": mirror,
+        "/feed": feed,
+        "/early": early,
+        "/wait": wait,
+        "/view": view,
+    }
+    if scope["type"] == "lifespan":
+        await receive()
+        scope["state"]["note"] = "made at start-up"
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+    else:
+        path = scope["path"].removeprefix(scope["root_path"])
+        await routes.get("/" + path.split("/")[1], apps.echo)(scope, receive, send)
+
+
+async def mirror(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Send each piece of the body back as soon as it is there."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    more = True
+    while more:
+        message = await receive()
+        more = message.get("more_body", False)
+        await send({"type": "http.response.body", "body": message.get("body", b""), "more_body": more})
+
+
+async def feed(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """GET streams server-sent events; POST makes one of its body, the empty one ends the stream."""
+    if scope["method"] == "POST":
+        _feed.put_nowait((await receive())["body"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    while event := await _feed.get():
+        await send({"type": "http.response.body", "body": b"data: %b\n\n" % event, "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+async def early(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Refuse the body without reading it."""
+    await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"9")]})
+    await send({"type": "http.response.body", "body": b"too large"})
+
+
+async def wait(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """GET answers when the client has left, as a long poll does that nobody wants any more; POST tells when one has."""
+    if scope["method"] == "GET":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        _left.set()
+    else:
+        await _left.wait()
+        _left.clear()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+    await send({"type": "http.response.body", "body": b"left"})
+
+
+async def view(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answer with all of the scope, as `repr` shows it."""
+    seen = json.dumps({key: repr(value) for key, value in scope.items()}).encode()
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept", "subprotocol": next(iter(scope["subprotocols"]), None)})
+        await send({"type": "websocket.send", "text": seen.decode()})
+        await receive()
+    else:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": seen})
