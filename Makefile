@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick docs clean
+.PHONY: help run test check quick kill docs clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile
@@ -18,6 +18,9 @@ test: check node_modules ## style, types and the whole quick test suite, under 1
 
 quick: $(VENV)/.dev ## the tests that start no process, in seconds
 	$(BIN)/pytest tests/unit
+
+kill: $(VENV)/.dev ## kill a hundred workers under load, on each backend
+	$(BIN)/pytest -m slow tests/real/test_kill.py
 
 check: $(VENV)/.dev ## style and types only
 	$(BIN)/ruff check .

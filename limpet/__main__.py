@@ -1,5 +1,7 @@
 """`python -m limpet` is `limpet`."""
 
+import sys
+
 from limpet.cli import main
 
-main()
+sys.exit(main())

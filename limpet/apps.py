@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -106,22 +107,30 @@ def wsgi(app: Application) -> Application:
     """Return *app* as ASGI 3, its calls made in threads."""
     from a2wsgi import WSGIMiddleware  # only workers that serve WSGI pay for the import
 
-    return WSGIMiddleware(app)
+    def called(environ: Any, start_response: Any) -> Any:
+        environ["wsgi.input_terminated"] = True  # else Flask takes a body without a length, one in chunks, for none
+        environ["wsgi.errors"] = sys.stderr
+        return app(environ, start_response)
+
+    return WSGIMiddleware(called)
 
 
 def check(settings: Settings) -> list[str]:
     """Import all user code that *settings* name; return a line on each thing found. Raises LimpetError."""
-    from limpet.key import KeyChain, Trust
+    from limpet import backend
+    from limpet.router import Router
 
     app = import_object(settings.app, "application")
     interface = settings.interface if settings.interface != "auto" else interface_of(app() if settings.factory else app)
     load(settings)
-    chain = KeyChain.parse(settings.by, Trust.parse(",".join(settings.trust)), load_function)
+    router = Router.from_settings(settings, b"", load_function)  # where keys live is not asked
+    chain = router.chain
     head = "the request head is read" if chain.needs_head else "nothing is read"
+    name, why = backend.choose(settings, router)
     return [
         f"application {settings.app}: {interface}",
         f"key chain {chain.spec}: {head}",
-        f"backend {'dispatcher' if settings.backend == 'auto' else settings.backend}",
+        f"backend {name}: {why}",
     ]
 
 

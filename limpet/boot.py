@@ -24,7 +24,7 @@ class Boot:
     link_fd: int
     scoreboard_fd: int
     channel_fds: tuple[tuple[int, int], ...]  # (sending, receiving); all slots for a dispatcher, its own for a worker
-    listeners: tuple[tuple[int, str], ...]  # (descriptor, text of the bind); a worker gets descriptor -1
+    listeners: tuple[tuple[int, str], ...]  # (descriptor or -1, text of each bind); a worker's are its slot's own
     index: int  # of the dispatcher, or the worker's slot
     generation: int = 0  # how many workers the slot has had, this one included
     row: int = 0  # of the scoreboard

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from functools import lru_cache, reduce
 from typing import Final
 
@@ -60,6 +61,20 @@ def rank(bucket: int, slots: int) -> tuple[int, ...]:
     # Not the scores of the tables: who owns a bucket depends on them, so they favour some stand-ins of an owner.
     scores = _scores(b"limpet.rank.%d" % bucket, slots)
     return owner, *sorted(set(range(slots)) - {owner}, key=scores.__getitem__, reverse=True)
+
+
+def stand_ins(slots: int, is_up: Sequence[bool]) -> bytes:
+    """Return `table(slots)` with each bucket of a slot that is down given to the first that is up in its rank.
+
+    Without any slot that is up all buckets stay at home.
+    """
+    owners = table(slots)
+    if all(is_up) or not any(is_up):
+        return owners
+    return bytes(
+        owner if is_up[owner] else next(slot for slot in rank(bucket, slots) if is_up[slot])
+        for bucket, owner in enumerate(owners)
+    )
 
 
 @lru_cache(maxsize=MAX_SLOTS)  # so that all tables share their beginnings

@@ -96,13 +96,18 @@ def run(**flags: Any) -> None:
 
 
 @cli.command()
+@click.option("--show-bpf", is_flag=True, help="print the program of the kernel backend, too; its key is masked")
 @setting_options
-def check(**flags: Any) -> None:
-    """Import APP and look at all settings of `run`; serve nothing."""
-    from limpet import apps
+def check(show_bpf: bool, **flags: Any) -> None:
+    """Import APP, look at all settings of `run` and try the backend; serve nothing."""
+    from limpet import apps, backend
 
-    for line in apps.check(settings.load(flags, os.environ)):
+    wanted = settings.load(flags, os.environ)
+    sys.path.insert(0, os.getcwd())  # as in the children: the script's own directory is what Python would take
+    for line in apps.check(wanted):
         click.echo(line)
+    if show_bpf:
+        click.echo(backend.listing(wanted))
 
 
 @cli.command()

@@ -122,7 +122,7 @@ class ControlServer:
     def _respond(self, line: bytes) -> Message:
         try:
             request = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for thousands of brackets
             return {"error": "not a JSON object"}
         return self._answer(request) if isinstance(request, dict) else {"error": "not a JSON object"}
 

@@ -32,6 +32,8 @@ from limpet.settings import Settings
 _TICK_S: Final = 0.05  # how late a deadline may be noticed, and how often outboxes and slow heads are tried
 _ACCEPTS_PER_TURN: Final = 64  # of one listener, so that heads that have arrived do not wait behind a storm
 _ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, as without free descriptors: else the loop would spin
+_SILENT_S: Final = 0.5  # for clients that have connected before the end, but whose first byte is still under way
+_LAST_WORD_S: Final = 0.25  # before the end, for 408 to those whose head has not come
 _HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP
 
@@ -201,6 +203,7 @@ class Dispatcher:
                 self._start_accepting()
             elif command["do"] == "workers":
                 self._placement.follow(command["rows"])
+                self._router.follow([row is not None for row in command["rows"]])
             elif command["do"] == "stop":
                 self._stop(now, command["timeout"])
 
@@ -214,14 +217,17 @@ class Dispatcher:
             self._epoll.unregister(fd)
         self._accepting, self._accept_again_at = False, until
 
-    def _stop(self, now: float, timeout: float) -> None:
-        """Take what the kernel has accepted already, then nothing more; silent clients get no more time."""
-        self._stop_at = now + timeout
+    def _stop(self, now: float, timeout: float | None) -> None:
+        """Take what the kernel has accepted already, then nothing more; silent clients get little time."""
+        self._stop_at = float("inf") if timeout is None else now + timeout
         for listener in self._listeners.values():
             while self._accepting and self._accept(*listener, now):
                 pass
         self._stop_accepting()
-        self._link.send({"news": "closed"})
-        for arrival in [arrival for arrival in self._arrivals.values() if arrival.silent]:
-            self._forget(arrival)
-            arrival.connection.close()
+        for sock, _, _ in self._listeners.values():
+            sock.close()  # the supervisor has closed its own: from here on clients are refused
+        self._listeners.clear()
+        for arrival in self._arrivals.values():
+            latest = now + _SILENT_S if arrival.silent else self._stop_at - _LAST_WORD_S
+            arrival.deadline = min(arrival.deadline, latest)
+        self._arrivals = dict(sorted(self._arrivals.items(), key=lambda item: item[1].deadline))

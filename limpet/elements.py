@@ -15,10 +15,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from limpet.errors import SettingsError
 from limpet.forwarded import Trust, client_address, parse_address
@@ -33,13 +32,15 @@ _PATH_HINT: Final = "`--by 'path:^/session/([^/]+)'` takes what follows `/sessio
 _FUNCTION_HINT: Final = "`def key(request: limpet.Request) -> str | None` or `def key(peer: limpet.Peer) -> str | None`"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """What identifies a client: the same bytes, the same slot."""
 
-    value: bytes = field(repr=False)
+    value: bytes
     element: str
     is_address: bool
+
+    def __repr__(self) -> str:
+        return f"<Key of {self.element}>"  # never the value: keys are secrets of the users
 
 
 class Element:
@@ -55,7 +56,10 @@ class Element:
 
     def read(self, text: str) -> Key:
         """Return the key that a client would have by sending *text*. Raises SettingsError."""
-        value = text.encode("utf-8", "surrogateescape")  # so that any bytes can be asked for
+        try:
+            value = text.encode("utf-8", "surrogateescape")  # so that any bytes can be asked for
+        except UnicodeEncodeError:
+            raise SettingsError(f"`{text!a}` is not text: it holds half a character") from None
         if not value:
             raise SettingsError(f"`{self.spec}` needs a value, and an empty one is no key")
         return Key(value, self.spec, False)
@@ -83,7 +87,7 @@ class Ip(Element):
                     hint=f"`--by {self.kind}/24/64` takes the first 24 bits of IPv4 and the first 64 of IPv6",
                 )
         self.spec = self.kind + (f"/{v4}/{v6}" if v6 != 64 else f"/{v4}" if v4 != 32 else "")
-        self._bits = v4, v6
+        self.prefixes = v4, v6
         self._key = lru_cache(maxsize=_ADDRESSES)(self._make)
 
     def find(self, peer: Peer, request: Request | None) -> Key | None:
@@ -108,7 +112,7 @@ class Ip(Element):
         address = parse_address(text)
         if address is None:
             return None
-        v4, v6 = self._bits
+        v4, v6 = self.prefixes
         bits, size = (v4, 4) if isinstance(address, IPv4Address) else (v6, (v6 + 31) // 32 * 4)
         free = address.max_prefixlen - bits
         packed = (int(address) >> free << free).to_bytes(address.max_prefixlen // 8, "big")

@@ -74,13 +74,18 @@ class Hasher:
 
 def half_sip_hash(key: AddressKey, words: Iterable[int], length: int, c: int = 1, d: int = 3) -> int:
     """Return HalfSipHash-*c*-*d*, 32 bits, of a message of *length* bytes given as whole 32-bit words."""
-    k0, k1 = key
-    v0, v1, v2, v3 = k0, k1, k0 ^ 0x6C796765, k1 ^ 0x74656462
+    v0, v1, v2, v3 = initial_state(key)
     for word in (*words, length << 24 & _WORD):
         v0, v1, v2, v3 = _rounds(v0, v1, v2, v3 ^ word, c)
         v0 ^= word
     v0, v1, v2, v3 = _rounds(v0, v1, v2 ^ 0xFF, v3, d)
     return v1 ^ v3
+
+
+def initial_state(key: AddressKey) -> tuple[int, int, int, int]:
+    """Return the state of HalfSipHash before the first word."""
+    k0, k1 = key
+    return k0, k1, k0 ^ 0x6C796765, k1 ^ 0x74656462
 
 
 def _rounds(v0: int, v1: int, v2: int, v3: int, count: int) -> tuple[int, int, int, int]:

@@ -75,6 +75,12 @@ class KeyChain:
                 hint="`[,]` is a comma and `[ ]` a blank",
             )
 
+    @property
+    def prefixes(self) -> tuple[int, int] | None:
+        """Return the prefix lengths, IPv4's and IPv6's, of a chain that is `ip` alone; None for any other."""
+        only = self._elements[0]
+        return only.prefixes if len(self._elements) == 1 and type(only) is Ip else None
+
     @classmethod
     def parse(cls, text: str, trust: Trust, load: Load | None = None, on_error: OnError | None = None) -> KeyChain:
         """Return the chain written as *text*.

@@ -4,7 +4,7 @@ Owns the framing, one JSON object a line on a stream socketpair, and nothing of 
 in whatever way, the kernel closes its end and the child reads the end of the line; the channels cannot tell that,
 since the supervisor keeps both of their ends.
 
-Down: {"do": "accept" | "rows" | "drain" | "stop", ...}. Up: {"news": "ready" | "failed" | "close", ...}.
+Down: {"do": "accept" | "workers" | "drain" | "stop", ...}. Up: {"news": "ready" | "failed", ...}.
 """
 
 from __future__ import annotations
@@ -48,16 +48,20 @@ class Link:
             return
 
     def receive(self) -> list[Message]:
-        """Return the messages that have arrived. Raises LinkClosedError at the end of the line. Blocks never."""
-        try:
-            data = self._end.recv(_READ_BYTES)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            raise LinkClosedError from error
-        if not data:
+        """Return all messages that have arrived. Raises LinkClosedError at the end of the line. Blocks never."""
+        ended = False
+        while not ended:
+            try:
+                data = self._end.recv(_READ_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            self._unread += data
+            ended = not data
+        *lines, self._unread = self._unread.split(b"\n")
+        if ended and not lines:  # else it is told by the next call
             raise LinkClosedError
-        *lines, self._unread = (self._unread + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
     @property

@@ -5,13 +5,14 @@ an address that is taken is found out before a worker is started, but nobody is 
 Called by the supervisor, which owns the listeners for life; dispatchers inherit the descriptors.
 
 1. SO_REUSEADDR always: a restart need not wait for old connections to time out. SO_REUSEPORT never: a second
-   server would share the port in silence.
+   server would share the port in silence. (kernel.py sets it, once the kernel has seen that nobody else listens.)
 2. Sockets are non-blocking, and no child inherits one that it is not given.
 3. A path is unlinked only while the socket there is ours, or when no process has it open.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -87,6 +88,18 @@ class Listener:
     def __repr__(self) -> str:
         return f"<listener {self.address_text}>"
 
+    def twin(self, *, share: bool = False) -> Listener:
+        """Return another listener of the same TCP address. Raises ListenError.
+
+        As long as none of them listens that is allowed to all; once one does, only with *share* (SO_REUSEPORT).
+        """
+        try:
+            sock = _bound(self.sock.family, self.sock.getsockname(), share=share)
+        except OSError as error:
+            raise _refusal(self.bind, error) from None
+        sock.setblocking(False)
+        return dataclasses.replace(self, sock=sock)
+
     def listen(self) -> None:
         """Let clients in. Raises ListenError when somebody else took the address since `open`. Blocks never."""
         try:
@@ -135,11 +148,13 @@ def _bind_address(bind: Bind) -> socket.socket:
         return _bound(socket.AF_INET, ("0.0.0.0", bind.port))
 
 
-def _bound(family: socket.AddressFamily, address: Any) -> socket.socket:
+def _bound(family: int, address: Any, *, share: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:  # some systems have it on by default: net.ipv6.bindv6only
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(address)

@@ -67,6 +67,8 @@ class Mover:
         self._row = row
         self._most_copies = most_copies
         self._copies: OrderedDict[Baton, Copy] = OrderedDict()
+        self._sure = False
+        self._buffers = [bytearray(_MESSAGE.size + _INLINE_BYTES)]
 
     def fileno(self) -> int:
         """Return the descriptor to watch for readability."""
@@ -92,39 +94,52 @@ class Mover:
             self._copies[baton] = copy
             if len(self._copies) > self._most_copies:
                 self._copies.popitem(last=False)[1].drop(shut=False)
-            self._row.set("copies", len(self._copies))
         return True, baton
 
-    def receive(self, adopt: Callable[[Arrived], None]) -> bool:
+    def receive(self, adopt: Callable[[Arrived], None], *, sure: bool = False) -> bool:
         """Take the next message; return False when none waits. A connection without a copy here goes to *adopt*.
 
-        Raises OSError with EMFILE when this process has no free descriptor number: the message then stays. Blocks
-        never.
+        *sure* says that nothing but this ran since the last call, so that a descriptor number is free still. Raises
+        OSError with EMFILE when this process has none: the message then stays. Blocks never.
         """
-        for spare in (os.dup(self._receiving.fileno()), os.dup(self._receiving.fileno())):
-            os.close(spare)  # the kernel would drop descriptors that find no number
+        if not (sure and self._sure):
+            self._ensure_free_numbers()
         try:
-            message, ancillary, _, _ = self._receiving.recvmsg(
-                _MESSAGE.size + _INLINE_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            size, ancillary, _, _ = self._receiving.recvmsg_into(
+                self._buffers, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return False
-        fds = array.array("i", b"".join(data for _, _, data in ancillary))
-        listener, in_file, place, epoch = _MESSAGE.unpack_from(message)
-        leftover = _read_file(fds.pop()) if in_file else message[_MESSAGE.size :]
+        data = self._buffers[0]
+        fds = array.array("i", ancillary[0][2])
+        listener, in_file, place, epoch = _MESSAGE.unpack_from(data)
+        leftover = _read_file(fds[1]) if in_file else bytes(data[_MESSAGE.size : size])
         baton = Baton(place - 1, epoch) if place else None
+        copy = self._copies.pop(baton, None) if baton is not None else None
+        self._sure = True
         if baton is not None and not self._batons.take(baton):
             os.close(fds[0])
-        elif baton is not None and (copy := self._copies.pop(baton, None)) is not None:
+            if copy is not None:
+                copy.drop(shut=False)
+        elif copy is not None:
             os.close(fds[0])
             self._row.add("batons")
-            self._row.set("copies", len(self._copies))
             copy.resume(leftover)
         else:
             connection = socket.socket(fileno=fds[0])
             connection.setblocking(False)
+            self._sure = False
             adopt(Arrived(connection, leftover, listener, baton))
         return True
+
+    def _ensure_free_numbers(self) -> None:
+        """Raise EMFILE unless two descriptors fit: the kernel would drop those that find no number."""
+        spares = [os.dup(self._receiving.fileno())]
+        try:
+            spares.append(os.dup(self._receiving.fileno()))
+        finally:
+            for spare in spares:
+                os.close(spare)
 
     def ended(self, fd: int, baton: Baton) -> None:
         """End the connection for the client, whatever copies there are. The caller held it and closes *fd*."""

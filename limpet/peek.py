@@ -77,6 +77,8 @@ class Arrival:
         if len(data) >= limit:
             raise BadHead(431, f"the request head is larger than {limit} bytes")
         if hung_up:
+            if self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # reset: what came before is still there
+                raise ClientGoneError
             raise BadHead(400, "the connection was closed in the middle of the request head")
         self._seen = len(data)
         self._wait_for(len(data) + 1)

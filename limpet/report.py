@@ -17,7 +17,7 @@ from limpet.scoreboard import Row, Scoreboard
 if TYPE_CHECKING:
     from limpet.supervisor import Supervisor
 
-_STATES_OF_NOW = frozenset({"connections", "pending", "busy_since_ns"})
+_STATES_OF_NOW = frozenset({"connections", "pending", "copies", "busy_since_ns", "asking_since_ns"})
 
 
 class Past:
@@ -53,13 +53,15 @@ def status(server: Supervisor) -> dict[str, Any]:
         totals.update(_totals(row))
         pid = member.child.pid if member.child else None
         dispatchers.append({"pid": pid, "state": member.life.state.value, "pending": row["pending"]})
-    names = [*_totals(server.board.worker(0)), *_totals(server.board.dispatcher(0))]
+    totals.update(_totals(server.board.supervisor()))
+    rows = (server.board.worker(0), server.board.dispatcher(0), server.board.supervisor())
+    names = [name for row in rows for name in _totals(row)]
     return {
         "pid": os.getpid(),
         "version": __version__,
         "app": server.settings.app,
-        "backend": "dispatcher",
-        "binds": [item.url for item in server.listeners],
+        "backend": server.backend.name,
+        "binds": server.backend.urls,
         "by": server.router.chain.spec,
         "slots": slots,
         "dispatchers": dispatchers,
@@ -69,8 +71,11 @@ def status(server: Supervisor) -> dict[str, Any]:
 
 def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to `limpet where`: one entry for each of the *request*'s keys."""
+    keys = request.get("keys")
+    if not isinstance(keys, list) or not all(isinstance(text, str) for text in keys):
+        return {"error": "`where` needs `keys`, a list of texts"}
     answers = []
-    for text in request["keys"]:
+    for text in keys:
         try:
             key = server.router.chain.from_text(text)
         except SettingsError as error:
@@ -82,6 +87,7 @@ def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
                 "digest": server.router.hasher.show(route.digest),
                 "bucket": route.bucket,
                 "slot": route.slot,
+                "home": route.home,
                 "pid": member.child.pid if member.child else None,
                 "state": member.life.state.value,
                 "element": key.element,
@@ -102,7 +108,7 @@ def _slot(server: Supervisor, number: int) -> dict[str, Any]:
         "state": member.life.state.value,
         "connections": row.get("connections", 0),
         "requests": row.get("requests", 0) + past["requests"],
-        "queued": server.channels[number].queued() + waiting,
+        "queued": server.channels[number].queued() + waiting + server.backend.queued(number),
     }
 
 

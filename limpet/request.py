@@ -6,7 +6,7 @@ users' key functions.
 
 1. Nothing is decoded that is not asked for: a `Request` is four references, its views are made at each access.
 2. The `*_bytes` methods and the text views agree: `query_bytes(b"sid")` is `query["sid"]` before it became text.
-   The former search in C, so that 64 KiB of nothing but `;` or `&` cost less than a millisecond.
+   The former search in C, since a client may send 64 KiB of nothing but `;` or `&`.
 3. Of several cookies or parameters of one name the first wins; several lines of one header are one value.
 4. No `repr` shows target, headers or cookies: keys are secrets of the users.
 """
@@ -64,7 +64,7 @@ class Headers(Mapping[str, str]):
         self._raw = raw
 
     def __getitem__(self, name: str) -> str:
-        value = _header(self._raw, name.lower().encode())
+        value = _joined(_lines(self._raw, name.lower().encode()))
         if value is None:
             raise KeyError(name)
         return value.decode("latin-1")
@@ -77,8 +77,7 @@ class Headers(Mapping[str, str]):
 
     def get_all(self, name: str) -> list[str]:
         """Return the value of each line of *name*, in wire order; an empty list when there is none."""
-        wanted = name.lower().encode()
-        return [value.strip(_BLANKS).decode("latin-1") for key, value in self._raw if key == wanted]
+        return [value.decode("latin-1") for value in _lines(self._raw, name.lower().encode())]
 
 
 class Request:
@@ -109,7 +108,7 @@ class Request:
     def path(self) -> str:
         """The path as the application sees it: percent-decoded, without query."""
         path = self.target.partition("#")[0].partition("?")[0]
-        if not path.startswith("/") and "://" in path:  # absolute-form, what a client sends to a proxy
+        if "://" in path and not path.startswith(("/", "*")):  # absolute-form, what a client sends to a proxy
             path = "/" + path.partition("://")[2].partition("/")[2]
         return unquote(path)
 
@@ -134,13 +133,13 @@ class Request:
 
     def header_bytes(self, name: bytes) -> bytes | None:
         """Return the value of the header *name* (in lower case), None when it is absent."""
-        return _header(self.raw_headers, name)
+        return _joined(self._lines(name))
 
     def cookie_bytes(self, name: bytes) -> bytes | None:
         """Return the value of the first cookie *name*, None when it is absent."""
         pattern = _cookie_pattern(name)
-        for key, line in self.raw_headers:
-            if key == b"cookie" and (match := pattern.search(b";" + line)):
+        for line in self._lines(b"cookie"):
+            if match := pattern.search(b";" + line):
                 return _unquoted(match[1].strip(_BLANKS), b'"')
         return None
 
@@ -149,17 +148,59 @@ class Request:
         match = _query_pattern(name).search("&" + self._query())
         return match and unquote_to_bytes((match[1] or "").replace("+", " "))
 
+    def _lines(self, name: bytes) -> list[bytes]:
+        return _lines(self.raw_headers, name)
+
     def _query(self) -> str:
         # llhttp lets a fragment pass, and uvicorn takes it neither for path nor for query.
         return self.target.partition("#")[0].partition("?")[2]
 
 
-def _header(raw: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+class UnparsedRequest(Request):
+    """A request read from the bytes of its head as they lie on the wire, and only as far as it is asked.
+
+    For a *head* that llhttp accepts it is equal to what `HeadParser.request` returns: lines end in CRLF and nothing
+    else, a name stands at the start of its line and ends at the colon, and no value goes on in the next line. For any
+    other head it is some answer or other: whoever acts on it gives the head to a parser before serving the request.
+    A search for one header costs 1 us, parsing a head with 10 headers 7 us.
+    """
+
+    __slots__ = ("_head",)
+
+    def __init__(self, head: bytes, peer: Peer) -> None:
+        self._head = head
+        self.peer = peer
+
+    def __getattr__(self, name: str) -> Any:
+        """Fill the attribute *name* of `Request`, which nobody has asked for yet."""
+        if name == "raw_headers":
+            lines = [line.partition(b":") for line in self._head.lstrip(b"\r\n").split(b"\r\n")[1:] if line]
+            self.raw_headers = [(key.lower(), value.lstrip(_BLANKS)) for key, _, value in lines]
+        elif name in ("method", "target"):
+            words = [*self._head.lstrip(b"\r\n").partition(b"\r\n")[0].split(maxsplit=2), b"", b""]
+            self.method, self.target = words[0].decode("latin-1"), words[1].decode("latin-1")
+        else:
+            raise AttributeError(name)
+        return getattr(self, name)
+
+    def _lines(self, name: bytes) -> list[bytes]:
+        return [value.strip(_BLANKS) for value in _line_pattern(name).findall(self._head)]
+
+
+def _lines(raw: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     # llhttp strips the blanks before a value and leaves those behind it.
-    values = [value.strip(_BLANKS) for key, value in raw if key == name]
+    return [value.strip(_BLANKS) for key, value in raw if key == name]
+
+
+def _joined(values: list[bytes]) -> bytes | None:
     if len(values) == 1:
         return values[0]
     return b", ".join(filter(None, values)) if values else None
+
+
+@lru_cache(maxsize=_NAMES)
+def _line_pattern(name: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"\r\n(?i:" + re.escape(name) + rb"):([^\r\n]*)")
 
 
 def _unquoted(value: AnyStr, quote: AnyStr) -> AnyStr:

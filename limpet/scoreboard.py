@@ -22,7 +22,7 @@ from limpet.baton import CELLS_PER_WORKER
 from limpet.buckets import MAX_SLOTS
 
 WORKER_CELLS: Final[Mapping[str, str]] = {
-    "received": "connections taken from the slot's channel",
+    "received": "connections taken from the slot's channel or listeners",
     "connections": "client connections the worker has now",
     "requests": "requests answered, a websocket counting as one",
     "head_timeouts": "connections whose request head did not arrive in time",
@@ -30,6 +30,8 @@ WORKER_CELLS: Final[Mapping[str, str]] = {
     "batons": "requests that came on a connection of which this worker had a copy",
     "returns_refused": "requests refused: they belong to another slot, which could not take them in time",
     "copies": "paused copies of connections that other workers read",
+    "heads_too_large": "connections refused by a worker: the request head was too large",
+    "asking_since_ns": "monotonic time since which the worker waits for a key function; 0 while it does not",
 }
 DISPATCHER_CELLS: Final[Mapping[str, str]] = {
     "busy_since_ns": "monotonic time at which the current turn of the loop began; 0 while it waits for events",
@@ -48,6 +50,9 @@ DISPATCHER_CELLS: Final[Mapping[str, str]] = {
 WAITING_CELLS: Final[Mapping[str, str]] = {
     "waiting": "connections a dispatcher holds since the slot's channel is full",
 }
+SUPERVISOR_CELLS: Final[Mapping[str, str]] = {
+    "backlog_drops": "attempts to connect that the kernel dropped, a backlog being full; clients repeat them",
+}
 
 MAX_DISPATCHERS: Final = 16
 MAX_WORKERS: Final = 4 * MAX_SLOTS  # rows: one in charge, one starting, and predecessors that still drain
@@ -57,6 +62,7 @@ _SIZES: Final = (
     MAX_DISPATCHERS * len(DISPATCHER_CELLS),
     MAX_DISPATCHERS * MAX_SLOTS * len(WAITING_CELLS),
     MAX_WORKERS * CELLS_PER_WORKER,
+    len(SUPERVISOR_CELLS),
 )
 
 
@@ -118,7 +124,11 @@ class Scoreboard:
 
     def batons(self) -> memoryview:
         """Return the cells of all batons; a worker claims from its own segment. Not rows: see baton.py."""
-        return self._cells[sum(_SIZES[:3]) :]
+        return self._cells[sum(_SIZES[:3]) : sum(_SIZES[:4])]
+
+    def supervisor(self) -> Row:
+        """Return the row of the supervisor."""
+        return self._row(sum(_SIZES[:4]), 0, SUPERVISOR_CELLS)
 
     def _row(self, start: int, number: int, names: Mapping[str, str]) -> Row:
         begin = start + number * len(names)

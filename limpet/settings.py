@@ -136,7 +136,15 @@ class Settings:
     )
     root_path: str = setting("path under which a proxy offers the application", "", metavar="PATH")
 
-    backend: Literal["auto", "dispatcher"] = setting("how connections get to the workers", "auto")
+    backend: Literal["auto", "kernel", "dispatcher"] = setting(
+        "how connections get to the workers; auto takes the kernel where the chain is ip only and the system allows it",
+        "auto",
+    )
+    on_down: Literal["wait", "failover"] = setting(
+        "what clients do whose slot has no worker that is ready: wait for the next one, or go to another slot until "
+        "it is there",
+        "wait",
+    )
     dispatchers: int = setting("how many dispatcher processes", 1, low=1, high=16)
     name: str | None = setting(
         "name of this server; servers of one name share the secret, so a client has the same slot in each",

@@ -1,7 +1,8 @@
 """The supervisor process: starts the children, keeps what must outlive them, and obeys the operator.
 
-Owns the listeners, both ends of every slot's channel, the scoreboard and the control socket, for life. Which state
-follows which event is decided by lifecycle.py, how a child is started by process.py, what `status` says by report.py.
+Owns the backend with its listeners, both ends of every slot's channel, the scoreboard and the control socket, for
+life. Which state follows which event is decided by lifecycle.py, how a child is started by process.py, how connections
+get to the workers by backend.py, what `status` says by report.py.
 
 1. It never reads a client's byte and never imports the application or a key function.
 2. Signal handlers only record and wake; everything happens in the loop of `run`.
@@ -21,9 +22,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
-from limpet import boot, listener, logs, process, report, secret
+from limpet import backend, boot, logs, process, report, secret
+from limpet.backlog import Watch
 from limpet.control import ControlServer, Message
-from limpet.errors import AppError, LimpetError
+from limpet.errors import AppError, LimpetError, SettingsError
 from limpet.handoff import Channel
 from limpet.lifecycle import Action, Event, Life, State
 from limpet.link import Link, LinkClosedError
@@ -46,7 +48,7 @@ class Member:
         self.life = Life()
         self.child: process.Child | None = None
         self.started_at = 0.0  # monotonic, of the process
-        self.cause: AppError | None = None  # why the last process ended
+        self.cause: LimpetError | None = None  # why the last process ended
 
     def __str__(self) -> str:
         return f"{self.role} {self.number}" + (f" (pid {self.child.pid})" if self.child else "")
@@ -55,24 +57,25 @@ class Member:
 class Supervisor:
     """A running server: `run` is its whole life."""
 
-    def __init__(self, settings: Settings, kept: secret.Secret, listeners: list[listener.Listener]) -> None:
+    def __init__(self, settings: Settings, kept: secret.Secret, router: Router, chosen: backend.Backend) -> None:
         self.settings = settings
-        self.listeners = listeners
-        self.router = Router.from_settings(settings, kept.value)
+        self.router = router
+        self.backend = chosen
         self.board = Scoreboard.create()
         self.channels = [Channel.create() for _ in range(settings.workers)]
         self._moves = [Channel.create() for _ in range(settings.workers)]  # between workers: moving.py
         self._serial = 0
         self.slots = [Member("worker", number) for number in range(settings.workers)]
-        self.dispatchers = [Member("dispatcher", number) for number in range(settings.dispatchers)]
+        self.dispatchers = [Member("dispatcher", number) for number in range(chosen.dispatchers)]
         self.past = report.Past(settings.workers)
         self._secret = kept
         self._selector = selectors.DefaultSelector()
         self._control = ControlServer(settings.control, cluster_name(settings), self._answer, self._selector)
         self._free_rows = list(range(MAX_WORKERS - 1, -1, -1))
+        self._watch: Watch | None = None
         self._serving = False
         self._stopping = False
-        self._stop_timeout_s: float | None = None
+        self._stop_by = float("inf")
         self._kill_at = float("inf")
         self._failure: LimpetError | None = None
 
@@ -97,12 +100,21 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
-        self._stop_timeout_s = None if wait_for_connections else self.settings.graceful_timeout_s
-        if self._stop_timeout_s is not None:
-            self._kill_at = time.monotonic() + self._stop_timeout_s + _HARD_STOP_S
+        if not wait_for_connections:
+            self._stop_by = time.monotonic() + self.settings.graceful_timeout_s
+            self._kill_at = self._stop_by + _HARD_STOP_S
         log.info("stopping")
+        self.backend.close()  # first: who gets in after a dispatcher has looked for the last time would be reset
         for member in self.dispatchers if self._serving else self._members():
             self._happened(member, Event.STOP)
+        self._stop_slots()
+
+    def _stop_slots(self) -> None:
+        """Begin to stop the workers once no dispatcher is left to send them anything."""
+        if all(item.life.state is State.STOPPED for item in self.dispatchers):
+            self.backend.close()
+            for slot in self.slots:
+                self._happened(slot, Event.STOP)
 
     def _members(self) -> list[Member]:
         return [*self.dispatchers, *self.slots]
@@ -130,7 +142,9 @@ class Supervisor:
                 self._start_failed(member)
             case Action.DRAIN:
                 command = "drain" if member.role == "worker" else "stop"
-                self._tell(member, {"do": command, "timeout": self._stop_timeout_s})
+                left_s = max(0.0, self._stop_by - time.monotonic())  # the dispatchers may have used up much of it
+                timeout_s = None if left_s == float("inf") else left_s
+                self._tell(member, {"do": command, "timeout": timeout_s, "last": self._stopping})
             case Action.KILL if member.child is not None:
                 member.child.kill()
 
@@ -148,7 +162,7 @@ class Supervisor:
             link_fd=theirs.fileno(),
             scoreboard_fd=self.board.fd,
             channel_fds=tuple(channel.fds for channel in channels),
-            listeners=tuple((-1 if is_worker else item.sock.fileno(), item.bind.text) for item in self.listeners),
+            listeners=self.backend.inherited(member.number if is_worker else None),
             index=member.number,
             generation=member.life.generation,
             row=self._free_rows.pop() if is_worker else member.number,
@@ -171,19 +185,21 @@ class Supervisor:
                     self._happened(member, Event.ANNOUNCED)
                 elif message["news"] == "failed":
                     child.failure = message
-                elif message["news"] == "closed":
-                    self._close_listeners()
         except LinkClosedError:
-            self._selector.unregister(child.link)
-            child.link.close()
+            self._hang_up(child.link)
+
+    def _hang_up(self, link: Link) -> None:
+        if not link.closed:
+            self._selector.unregister(link)
+            link.close()
 
     def _reap(self, member: Member) -> None:
         """Take note of the member's death, if it has died, and do what follows."""
         child = member.child
         if child is None or not child.ended():
             return
-        while not child.link.closed:
-            self._hear(member)
+        self._hear(member)
+        self._hang_up(child.link)  # whether or not the line has ended: a process that it forked may hold its side
         if member.role == "worker":
             self.past.add_worker(member.number, self.board.worker(child.row))
             self._free_rows.append(child.row)
@@ -191,41 +207,39 @@ class Supervisor:
             self.past.add_dispatcher(self.board, member.number)
         if member.life.state is State.READY:
             log.error("%s %s; it is replaced", member, child.how_it_ended())
+        if child.failure and child.failure["detail"] and not self._stopping:  # all slots may have the same one
+            log.error("%s failed\n%s", member, child.failure["detail"].rstrip())
         member.cause = _cause(member, child)
         member.child = None
         self._happened(member, Event.DIED)
         self._tell_workers()
-        if self._stopping and all(item.life.state is State.STOPPED for item in self.dispatchers):
-            self._close_listeners()
-            for slot in self.slots:
-                self._happened(slot, Event.STOP)
+        if self._stopping:
+            self._stop_slots()
 
     def _open(self, member: Member) -> None:
         """Let *member*, which is ready, take part."""
         seconds = time.monotonic() - member.started_at
         log.log(logging.INFO if member.role == "worker" else logging.DEBUG, "%s ready after %.1f s", member, seconds)
         self._tell_workers()
-        if self._serving and member.role == "dispatcher":
+        if self._serving:
             self._tell(member, {"do": "accept"})
-        elif not self._serving and all(item.life.state is State.READY for item in self._members()):
+        elif all(item.life.state is State.READY for item in self._members()):
             self._begin()
 
     def _begin(self) -> None:
         """Let clients connect: everybody is ready."""
         try:
-            for item in self.listeners:
-                item.listen()
+            self.backend.listen()
         except LimpetError as error:
             self._fail(error)
             return
         self._serving = True
-        for member in self.dispatchers:
+        self._watch = Watch(self.backend.doors(), self.settings.backlog, self.board.supervisor())
+        for member in self._members():
             self._tell(member, {"do": "accept"})
-        urls = " and ".join(item.url for item in self.listeners)
+        urls = " and ".join(self.backend.urls)
         count = f"{len(self.slots)} worker{'s' if len(self.slots) > 1 else ''}"
-        log.info(
-            "serving %s at %s with %s, by %s, through a dispatcher", self.settings.app, urls, count, self.settings.by
-        )
+        log.info("serving %s at %s with %s, by %s", self.settings.app, urls, count, self.settings.by)
 
     def _start_failed(self, member: Member) -> None:
         """*member* died before it was ready: at the start of the server that ends it, later it is tried again."""
@@ -251,6 +265,8 @@ class Supervisor:
     def _tell_workers(self) -> None:
         """Tell everybody which workers live, and which row of the scoreboard belongs to the one in each slot."""
         ready = [slot.child if slot.life.state is State.READY else None for slot in self.slots]
+        if self.router.follow([child is not None for child in ready]) and self._serving and not self._stopping:
+            self.backend.follow(self.router.owners)
         message = {
             "do": "workers",
             "rows": [child and child.row for child in ready],
@@ -260,25 +276,26 @@ class Supervisor:
         for member in self._members():
             self._tell(member, message)
 
-    def _close_listeners(self) -> None:
-        while self.listeners:
-            self.listeners.pop().close()
-
     def _tick(self, now: float) -> None:
         """Do what is due."""
         self._control.expire(now)
+        if self._watch is not None and not self._stopping:
+            self._watch.look(now)
         for member in self._members():
             if member.life.state is State.BACKOFF and member.life.retry_at <= now:
                 self._happened(member, Event.RETRY_DUE)
             elif member.life.state is State.STARTING and now - member.started_at > self.settings.start_timeout_s:
                 self._kill(member, f"was not ready after {self.settings.start_timeout_s:g} s")
-            elif member.role == "dispatcher" and self._hangs(member, now):
+            elif self._hangs(member, now):
                 self._kill(member, f"has not moved for {self.settings.key_timeout_s:g} s (a key function that hangs?)")
             if now >= self._kill_at and member.child is not None:
                 member.child.kill()
 
-    def _hangs(self, dispatcher: Member, now: float) -> bool:
-        since_ns = self.board.dispatcher(dispatcher.number)["busy_since_ns"]
+    def _hangs(self, member: Member, now: float) -> bool:
+        if member.role == "dispatcher":
+            since_ns = self.board.dispatcher(member.number)["busy_since_ns"]
+        else:
+            since_ns = self.board.worker(member.child.row)["asking_since_ns"] if member.child else 0
         return 0 < since_ns < (now - self.settings.key_timeout_s) * 1e9
 
     def _kill(self, member: Member, why: str) -> None:
@@ -301,14 +318,13 @@ class Supervisor:
         return {"error": f"this server does not know the command `{request.get('command')}`"}
 
 
-def _cause(member: Member, child: process.Child) -> AppError:
+def _cause(member: Member, child: process.Child) -> LimpetError:
     """Return why *child* has ended, in its own words if it had any."""
     failure = child.failure
     if failure is None:
         return AppError(f"{member} {child.how_it_ended()} before it was ready")
-    if failure["detail"]:
-        log.error("%s failed\n%s", member, failure["detail"].rstrip())
-    return AppError(failure["message"], hint=failure["hint"])
+    kind = SettingsError if failure.get("code") == SettingsError.exit_code else AppError
+    return kind(failure["message"], hint=failure["hint"])
 
 
 def cluster_name(settings: Settings) -> str:
@@ -323,12 +339,9 @@ def run(settings: Settings) -> None:
     log.info("secret %s", kept.origin)
     if kept.warning is not None:
         log.warning("%s (hint: %s)", *kept.warning)
-    with contextlib.ExitStack() as stack:
-        listeners = []
-        for text in settings.bind:
-            listeners.append(listener.open(listener.Bind.parse(text), settings.backlog))
-            stack.callback(listeners[-1].close)
-        Supervisor(settings, kept, listeners).run()
+    router = Router.from_settings(settings, kept.value)
+    with contextlib.closing(backend.open(settings, router)) as chosen:
+        Supervisor(settings, kept, router, chosen).run()
 
 
 @contextlib.contextmanager

@@ -6,12 +6,17 @@ loop and the connections. Runs nothing of other slots and never decides where a 
 
 1. READY is said by the adapter, last: after the application's start-up and after signal handlers are in place.
 2. Before READY nothing is read from the channel; after a command to drain, only what was in it.
+3. The slot's listeners, if it has any, are the server's, not this worker's: it may close its copies, never shut them
+   down. It accepts after the command to do so, since the supervisor has to listen first, and stops when it drains. What
+   waits then is for its successor; if there is none (`last`), it is taken first.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,6 +44,7 @@ class Seat:
     row: Row
     home: Home
     mover: Mover
+    listeners: tuple[socket.socket, ...]  # of the slot, one for each bind; none when a dispatcher accepts
 
     def ready(self) -> None:
         """Tell the supervisor that this worker serves now."""
@@ -52,7 +58,7 @@ def work(place: Boot, link: Link) -> None:
     current.become(info)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)
-    router = Router.from_settings(settings, bytes.fromhex(place.secret), apps.load_function)
+    router = Router.from_settings(settings, bytes.fromhex(place.secret), _watched(row))
     placement = Placement(settings.place, router, board, queued=lambda slot: 0)
     segment = range(place.row * CELLS_PER_WORKER, (place.row + 1) * CELLS_PER_WORKER)
     batons = Batons(board.batons(), segment, place.serial, settings.wait_timeout_s)
@@ -65,6 +71,26 @@ def work(place: Boot, link: Link) -> None:
         row=row,
         home=Home(place.index, router, placement, [text for _, text in place.listeners]),
         mover=Mover(batons, sending, receiving, row, settings.max_copies),
+        listeners=tuple(socket.socket(fileno=fd) for fd, _ in place.listeners if fd >= 0),
     )
     serve: Callable[[apps.Application, Seat], None] = servers.adapter(settings.server)
     serve(apps.load(settings), seat)
+
+
+def _watched(row: Row) -> Callable[[str], Callable[..., object]]:
+    """Return what loads key functions, so that the supervisor sees in *row* when one of them hangs."""
+
+    def load(name: str) -> Callable[..., object]:
+        function = apps.load_function(name)
+
+        @functools.wraps(function)
+        def ask(subject: object) -> object:
+            row.set("asking_since_ns", time.monotonic_ns())
+            try:
+                return function(subject)
+            finally:
+                row.set("asking_since_ns", 0)
+
+        return ask
+
+    return load

@@ -73,9 +73,18 @@ async def gated_start(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await echo(scope, receive, send)
 
 
+async def fragile(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Like `echo`, but it does not start while the file `TEST_FAULT` exists."""
+    if scope["type"] == "lifespan" and Path(os.environ["TEST_FAULT"]).exists():
+        await fails_to_start(scope, receive, send)
+    else:
+        await echo(scope, receive, send)
+
+
 async def forking(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Like `echo`, but with a forked process that outlives the worker, as multiprocessing's may."""
     if scope["type"] == "lifespan" and os.fork() == 0:
+        os.closerange(0, 3)  # else whoever reads the server's log would wait for this process
         signal.pause()
     await echo(scope, receive, send)
 
@@ -117,9 +126,9 @@ not_an_application = {"app": "elsewhere"}
 
 
 async def fails_to_start(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """An application whose start-up fails."""
+    """An application whose start-up fails, in the words of Starlette."""
     await receive()
-    raise RuntimeError("the database is not there")
+    await send({"type": "lifespan.startup.failed", "message": "RuntimeError: the database is not there"})
 
 
 async def _gate() -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,13 @@ def wait_until(state: Callable[[], object], what: str, timeout_s: float = PATIEN
     return value
 
 
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody uses now; for what cannot be told to choose one itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @dataclass
 class Reply:
     """One response, read whole."""
@@ -65,6 +73,8 @@ class Limpet:
         cwd: Path = HERE.parent,
         state: Path | None = None,
         fds: Sequence[int] = (),
+        user: int | None = None,
+        python: str = sys.executable,
     ) -> None:
         self._own_state = None if state else tempfile.TemporaryDirectory(prefix="limpet-test-")
         self.state = state or Path(self._own_state.name if self._own_state else "")
@@ -81,13 +91,19 @@ class Limpet:
         self._env = {**inherited, "TEST_SERVER": self._mark, **(env or {})}
         self._cwd = cwd
         self._fds = fds
+        self._python = python
+        self._user: dict[str, Any] = {}
+        if user is not None:
+            self._user = {"user": user, "group": user, "extra_groups": ()}
+            for path in (self.state, secret):
+                os.chown(path, user, user)
         self.lines: list[str] = []
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> Limpet:
         """Start it without waiting."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "limpet", *self.arguments],
+            [self._python, "-m", "limpet", *self.arguments],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
@@ -96,6 +112,7 @@ class Limpet:
             cwd=self._cwd,
             pass_fds=self._fds,
             start_new_session=True,  # a process group of its own, as a shell gives it in a terminal
+            **self._user,
         )
         self._reader = threading.Thread(target=self._read_log, args=(self.process,), daemon=True)
         self._reader.start()
@@ -107,10 +124,14 @@ class Limpet:
             self.wait_serving()
         except BaseException:
             self.kill()
+            if self._own_state is not None:
+                self._own_state.cleanup()
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if self.running and error is None:
                 assert self.stop() == 0, self.log
@@ -152,7 +173,7 @@ class Limpet:
     @property
     def port(self) -> int:
         """The port of the first TCP bind."""
-        found = re.search(r"serving .*?http://\S*?:(\d+)", self.log)
+        found = re.search(r"serving .*?http://\S*:(\d+)", self.log)
         assert found, self.log
         return int(found[1])
 
@@ -307,7 +328,11 @@ def limpet_command(*args: str, cwd: Path = HERE.parent) -> subprocess.CompletedP
 
 
 def fetch(
-    connection: http.client.HTTPConnection, path: str = "/", method: str = "GET", body: bytes | None = None, **headers: str
+    connection: http.client.HTTPConnection,
+    path: str = "/",
+    method: str = "GET",
+    body: bytes | None = None,
+    **headers: str,
 ) -> Reply:
     """Send one request on *connection* and read its response."""
     connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})

@@ -32,7 +32,9 @@ class Wire:
     """A client connection: to a host and port, or to the path of a unix socket."""
 
     def __init__(self, address: Address, source: str | None = None) -> None:
-        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        family = (
+            socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        )
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.settimeout(PATIENCE_S)
         if family != socket.AF_UNIX:
@@ -45,7 +47,9 @@ class Wire:
     def __enter__(self) -> Wire:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # --- sending
@@ -132,7 +136,7 @@ def wires(address: Address, number: int) -> Iterator[list[Wire]]:
         yield [stack.enter_context(Wire(address)) for _ in range(number)]
 
 
-def request(target: str = "/", method: str = "GET", body: bytes | None = None, **headers: str) -> bytes:
+def request(target: str = "/", method: str = "GET", body: bytes | None = None, /, **headers: str) -> bytes:
     """Return a request on the wire; `x_user="u"` becomes `x-user: u`."""
     fields = {"host": "limpet.test"} | {name.replace("_", "-"): value for name, value in headers.items()}
     if body is not None:

@@ -1,9 +1,13 @@
-"""An application for tests of single bytes: it answers in the middle of a request, streams, and tells its whole scope."""
+"""An application for tests of single bytes: it answers within a request, streams, and tells all of its scope."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import socket
+import stat
 from typing import Any
 
 from tests import apps
@@ -19,17 +23,28 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         "/feed": feed,
         "/early": early,
         "/wait": wait,
+        "/socket": own_socket,
         "/view": view,
     }
     if scope["type"] == "lifespan":
-        await receive()
-        scope["state"]["note"] = "made at start-up"
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await send({"type": "lifespan.shutdown.complete"})
+        await lifespan(scope, receive, send)
     else:
         path = scope["path"].removeprefix(scope["root_path"])
         await routes.get("/" + path.split("/")[1], apps.echo)(scope, receive, send)
+
+
+async def seen(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answer as `view` does, whatever the path."""
+    await (lifespan if scope["type"] == "lifespan" else view)(scope, receive, send)
+
+
+async def lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Leave something in the state that each request gets."""
+    await receive()
+    scope["state"]["note"] = "made at start-up"
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 async def mirror(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -74,6 +89,25 @@ async def wait(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"left"})
 
 
+async def own_socket(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answer with how the connection's socket is set."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                tcp = sock.family != socket.AF_UNIX
+                if scope["client"] == sock.getpeername()[:2] if tcp else scope["server"][0] == sock.getsockname():
+                    seen = {
+                        "blocking": os.get_blocking(fd),
+                        "inheritable": os.get_inheritable(fd),
+                        "lowat": sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT),
+                        "nodelay": sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) if tcp else None,
+                    }
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(seen).encode()})
+
+
 async def view(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Answer with all of the scope, as `repr` shows it."""
     seen = json.dumps({key: repr(value) for key, value in scope.items()}).encode()
@@ -85,3 +119,31 @@ async def view(scope: dict[str, Any], receive: Any, send: Any) -> None:
     else:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": seen})
+
+
+class Asgi2:
+    """The same as `seen`, in the form of ASGI 2."""
+
+    def __init__(self, scope: dict[str, Any]) -> None:
+        self.scope = scope
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        await seen(self.scope, receive, send)
+
+
+class Made:
+    """Holds an application."""
+
+    app = staticmethod(seen)
+
+
+def make() -> Any:
+    """Return an application."""
+    return seen
+
+
+async def broken(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """An application with a bug."""
+    if scope["type"] == "lifespan":
+        await lifespan(scope, receive, send)
+    raise ZeroDivisionError("what a bug looks like")

@@ -1,4 +1,4 @@
-"""The adapter for uvicorn: its protocols serve connections that arrive through the slot's channel.
+"""The adapter for uvicorn: its protocols serve connections from the slot's channel or from its listeners.
 
 Owns the event loop of a worker that runs uvicorn: its start, its commands, its clock and its end. An application sees
 what it would see had uvicorn accepted the connection itself.
@@ -6,6 +6,8 @@ what it would see had uvicorn accepted the connection itself.
 1. A connection is in `_adopting` or in uvicorn's set of connections. It counts as the worker's from the moment at which
    it is taken from the channel until its protocol loses it: placement adds the count to what is still in the channel.
 2. READY is said when the channel is being read and signal handlers are in place, not before.
+3. The event loop gets duplicates of the listeners, which it closes; whoever waits behind them when that has happened is
+   accepted here, one by one.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import uvicorn
 
 from limpet.errors import AppError
 from limpet.handoff import Handoff
+from limpet.kernel import close_door, open_door
 from limpet.link import LinkClosedError
 from limpet.moving import TAKES_PER_TURN, Arrived
 from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
@@ -30,6 +33,9 @@ from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools,
 from limpet.worker import Seat
 
 _TICK_S: Final = 1.0  # date header, head deadlines
+_READ_BYTES: Final = 262_144  # what an event loop reads at once; Seated counts the bytes of a head after that
+_IDLE_S: Final = 1.0  # how long a draining worker leaves idle connections open: longer than a round trip
+_CHECK_S: Final = 0.05  # how often a draining worker looks whether connections have ended
 _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before the channel is read again after EMFILE
 log = logging.getLogger("limpet.worker")
 
@@ -49,11 +55,15 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
         log_config=None,
         log_level=None,
         access_log=settings.access_log,
-        forwarded_allow_ips=trusted or None,
+        forwarded_allow_ips=trusted,  # none given: nobody is believed, where uvicorn's own default is this machine
         root_path=settings.root_path,
+        timeout_graceful_shutdown=settings.graceful_timeout_s,  # type: ignore[arg-type]  # passed on to wait_for
         timeout_keep_alive=settings.keep_alive_timeout_s,  # type: ignore[arg-type]  # passed on to call_later
         headers=debug_headers if settings.debug_header else None,
+        h11_max_incomplete_event_size=settings.max_head_bytes + _READ_BYTES,  # its 16 KiB are less than a head may have
     )
+    if settings.access_log:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # else as quiet as the rest of uvicorn
     SeatedServer(config, seat).run()
 
 
@@ -78,15 +88,25 @@ class SeatedServer(uvicorn.Server):
         self._wake = asyncio.Event()
         self._adopting: set[asyncio.Task[Any]] = set()
         self.servers = []
+        self._opening: asyncio.Task[None] | None = None
+        self._is_last = False  # nobody comes after this worker
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the application, then read the channel, then say READY."""
+        """Start the application, then read the channel, then say READY; accept when told to."""
         with _errors_of_startup() as errors:
             await self.lifespan.startup()
         if self.lifespan.should_exit:
             raise AppError(f"the start-up of `{self._seat.settings.app}` failed") from _Reported("\n".join(errors))
         self.config.ws_protocol_class = websocket_protocol(self._seat, self.config.ws_protocol_class)
         self._loop = asyncio.get_running_loop()
+        for listener in self._seat.listeners:
+            server = await self._loop.create_server(
+                self._accepted,
+                sock=listener.dup(),
+                backlog=self._seat.settings.backlog,  # the loop calls listen() again: its own 100 would cut the queue
+                start_serving=False,
+            )
+            self.servers.append(server)
         self._loop.add_reader(self._seat.receiver.fileno(), self._take)
         self._loop.add_reader(self._seat.mover.fileno(), self._take_moved)
         self._loop.add_reader(self._seat.link.fileno(), self._obey)
@@ -98,9 +118,8 @@ class SeatedServer(uvicorn.Server):
         while not self.should_exit:
             await self.on_tick(0)
             before = self._loop.time() - self._seat.settings.head_timeout_s
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, Seated):
-                    connection.refuse_late_head(before)
+            for connection in self._http_connections():
+                connection.refuse_late_head(before)
             self._seat.mover.sweep(self._loop.time())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _TICK_S)
@@ -111,18 +130,78 @@ class SeatedServer(uvicorn.Server):
         The move channel is read to the end: other workers learn a moment later that they must not move any more.
         """
         self.config.http_protocol_class.draining = True  # type: ignore[attr-defined]
+        await self._leave_listeners()
         while self._take():
             pass
         self._loop.remove_reader(self._seat.receiver.fileno())
         if self._adopting:
             await asyncio.wait(self._adopting)
         self._seat.mover.close_copies()
+        await self._let_idle_speak()
+        if self.config.timeout_graceful_shutdown is None:
+            await self._let_connections_last()
         await super().shutdown()
+
+    async def _let_idle_speak(self) -> None:
+        """Wait a moment for requests that are under way on idle connections: the response says that they end."""
+        timeout_s = self.config.timeout_graceful_shutdown
+        until = self._loop.time() + (_IDLE_S if timeout_s is None else min(timeout_s, _IDLE_S))
+        while self._http_connections() and self._loop.time() < until:
+            await asyncio.sleep(_CHECK_S)
+
+    async def _let_connections_last(self) -> None:
+        """Wait until clients have ended all connections but the idle ones."""
+        while self.server_state.connections:
+            for connection in self._http_connections():
+                connection.shutdown()
+            await asyncio.sleep(_CHECK_S)
+
+    def _http_connections(self) -> list[Seated]:
+        return [connection for connection in self.server_state.connections if isinstance(connection, Seated)]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on a signal that somebody sent to this very process. Runs in the signal handler."""
         super().handle_exit(sig, frame)
         self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _open(self) -> None:
+        """Begin to accept."""
+        for server in self.servers:
+            await server.start_serving()
+
+    async def _leave_listeners(self) -> None:
+        """Stop to accept, and give up this process's copies of the listeners."""
+        if self._opening is not None:
+            await self._opening
+        for server in self.servers:
+            server.close()
+        for listener in self._seat.listeners:
+            while self._is_last and self._accept(listener):
+                pass
+            listener.close()
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """Adopt the next connection that waits behind *listener*; return whether there may be more."""
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return False
+        except ConnectionError:  # reset while it waited
+            return True
+        except OSError as error:
+            log.error("worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
+            return False
+        connection.setblocking(False)
+        open_door(connection)  # it may have come through one that was closed behind it
+        self._seat.row.add("received")
+        self._adopt(connection, lambda _: None)
+        return True
+
+    def _accepted(self) -> asyncio.Protocol:
+        """Return the protocol for a connection that the event loop has accepted."""
+        self._seat.row.add("received")
+        self._seat.row.add("connections")
+        return self._new_protocol()
 
     def _take(self) -> bool:
         """Adopt connections from the channel; return whether there may be more."""
@@ -141,8 +220,8 @@ class SeatedServer(uvicorn.Server):
     def _take_moved(self) -> None:
         """Adopt connections that other workers send."""
         try:
-            for _ in range(TAKES_PER_TURN):
-                if not self._seat.mover.receive(self._adopt_moved):
+            for number in range(TAKES_PER_TURN):
+                if not self._seat.mover.receive(self._adopt_moved, sure=number > 0):
                     return
         except OSError as error:
             self._pause_reading_of(self._seat.mover.fileno(), self._take_moved, error)
@@ -163,14 +242,18 @@ class SeatedServer(uvicorn.Server):
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
 
+    def _new_protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(
+            config=self.config,  # type: ignore[call-arg]
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=self._loop,
+        )
+        return protocol
+
     async def _connect(self, connection: socket.socket, prepare: Callable[[Any], None]) -> None:
         def new_protocol() -> asyncio.Protocol:
-            protocol: asyncio.Protocol = self.config.http_protocol_class(
-                config=self.config,  # type: ignore[call-arg]
-                server_state=self.server_state,
-                app_state=self.lifespan.state,
-                _loop=self._loop,
-            )
+            protocol = self._new_protocol()
             prepare(protocol)
             return protocol
 
@@ -186,14 +269,19 @@ class SeatedServer(uvicorn.Server):
             commands = self._seat.link.receive()
         except LinkClosedError:  # the supervisor is gone: finish what is here, then end
             self._loop.remove_reader(self._seat.link.fileno())
-            commands = [{"do": "drain", "timeout": settings.graceful_timeout_s}]
+            commands = [{"do": "drain", "timeout": settings.graceful_timeout_s, "last": True}]
+            for listener in self._seat.listeners:
+                close_door(listener)
         for command in commands:
             if command["do"] == "drain":
                 self.config.timeout_graceful_shutdown = command["timeout"]
+                self._is_last = command["last"]
                 self.should_exit = True
                 self._wake.set()
+            elif command["do"] == "accept":
+                self._opening = self._loop.create_task(self._open())
             elif command["do"] == "workers":
-                self._seat.home.placement.follow(command["rows"])
+                self._seat.home.follow(command["rows"])
                 self._seat.mover.alive(command["alive"], command["newest"], self._loop.time())
 
 

@@ -2,11 +2,11 @@
 
 Owns the moment of the decision and the bytes: where one message ends and the next begins, what was read and not
 served, when reading stops and starts. Whose key lives where is the router's business, how a connection travels
-moving.py's.
+moving.py's. The parsers see nothing of it: a request that moves was never given to one.
 
-1. The parser never gets a byte behind the end of a message before its response is complete: what follows may belong
-   to somebody else. Heads and chunked bodies can only end at CRLF CRLF, bodies with a length by count; whether a
-   message did end there is for the parser to say.
+1. A parser never gets a byte behind the end of a message before its response is complete: what follows may belong to
+   somebody else. Heads and chunked bodies can only end at CRLF CRLF, bodies with a length by count; whether a message
+   did end there is for the parser to say.
 2. The first request of a connection that arrives was decided by whoever sent it, and is served unasked: a key
    function that answers differently each time must not make a request bounce.
 3. A connection moves only when all of the earlier response has left this process.
@@ -16,16 +16,14 @@ moving.py's.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, ClassVar, Final
-
-import h11
-import httptools
 
 from limpet.baton import Baton
 from limpet.handoff import Handoff
 from limpet.moving import Arrived, shut_down
 from limpet.refusal import answer
-from limpet.request import Peer, Request
+from limpet.request import Peer, UnparsedRequest
 from limpet.servers.uvicorn_protocols import SeatedH11, SeatedHttpTools, pass_on
 from limpet.worker import Seat
 
@@ -42,16 +40,25 @@ class _Moving(asyncio.Protocol):
     transport: asyncio.Transport
     connections: set[Any]
     flow: Any
+    cycle: Any
+    in_body: Callable[[], bool]
     listener: int = 0
     _baton: Baton | None = None
     _fd: int = -1
-    _peer: Peer | None = None
+    _peer: Peer
     _initial: bytes = b""
     _pinned: bool = True  # the next request is served unasked
     _keyed: bool = True  # whether a request without a key is somebody new
     _wanted: int | None = None  # the slot that the connection is to move to
     _away: bool = False  # this is a paused copy
     _give_up_at: float = 0.0
+    _unread: bytes = b""  # came; from `_at` on it was not given to the parser
+    _at: int = 0
+    _in_message: bool = False  # the parser has a head whose message has not ended
+    _left: int = 0  # bytes of a message with a length that are still to come
+    _tail: bytes = b""  # the last bytes given to the parser, in which a blank line may have begun
+    _limited: bool = False  # the transport tells when its last byte has left
+    _took_over: bool = False  # a websocket protocol has the connection now
 
     def arrived(self, arrived: Arrived) -> None:
         """Take over what came with a connection from another worker. Called before `connection_made`."""
@@ -67,6 +74,7 @@ class _Moving(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._fd = transport.get_extra_info("socket").fileno()
+        self._peer = self.seat.home.peer(transport.get_extra_info("peername"), self.listener)
         if self._initial:  # here, before the loop reads the first byte itself: the order is kept
             initial, self._initial = self._initial, b""
             self.data_received(initial)
@@ -97,14 +105,76 @@ class _Moving(asyncio.Protocol):
         if self._wanted is not None:
             self.loop.call_soon(self._move)  # asyncio cannot abort a transport from here
 
-    def _belongs_elsewhere(self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
-        """Decide on the request whose head is complete; runs once for each."""
+    def in_head(self) -> bool:
+        within: bool = self._wanted is None and not self._away and super().in_head()  # type: ignore[misc]
+        return within
+
+    def feed(self, data: bytes) -> None:
+        """Give the parser of *data* what it may have now."""
+        self._unread = self._unread + data if self._unread else data
+        if self._wanted is None:
+            self._pump()
+        elif not self.transport.is_closing():
+            self.transport.pause_reading()  # uvloop reads on when it was told to pause inside `connection_made`
+
+    def _pump(self) -> None:
+        """Give the parser all that belongs to the message it is in, and the next one when its time has come."""
+        while self._at < len(self._unread) and not self.transport.is_closing():
+            within = self._in_message
+            piece = self._next_piece() if within else self._next_head()
+            if not piece:
+                break
+            super().feed(piece)  # type: ignore[misc]
+            if self._took_over:
+                self._upgraded()
+                return
+            if not self.in_body():
+                self._in_message, self._left, self._tail = False, 0, b""
+            elif not within:
+                self._left = _length(piece)
+            elif self._left:
+                self._left -= len(piece)
+        self._unread, self._at = self._unread[self._at :], 0
+        if self._wanted is not None:
+            self._start_to_move()
+
+    def _next_head(self) -> bytes:
+        """Take the next request head, if it is whole, is due, and belongs here."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.flow.pause_reading()  # the next request waits for this response
+            return b""
+        while self._unread.startswith(b"\r\n", self._at):  # some clients send one behind the body of a POST
+            self._at += 2
+        found = self._unread.find(_BLANK_LINE, self._at)
+        if found < 0:
+            return b""
+        end = found + len(_BLANK_LINE)
+        head = self._unread[self._at : end]
         if self._pinned:
             self._pinned = False
-            return False
-        if self._peer is None:
-            self._peer = self.seat.home.peer(self.transport.get_extra_info("peername"), self.listener)
-        request = Request(method.decode("ascii"), target.decode("latin-1"), self._peer, headers)
+        elif self._belongs_elsewhere(UnparsedRequest(head, self._peer)):
+            return b""
+        self._at, self._in_message = end, True
+        return head
+
+    def _next_piece(self) -> bytes:
+        """Take as much of what is unread as surely belongs to the message being parsed."""
+        start, self._at = self._at, self._end_of_piece()
+        piece = self._unread[start : self._at]
+        self._tail = b"" if self._left else (self._tail + piece[-3:])[-3:]
+        return piece
+
+    def _end_of_piece(self) -> int:
+        if self._left:
+            return min(self._at + self._left, len(self._unread))
+        across = (self._tail + self._unread[self._at : self._at + 3]).find(_BLANK_LINE) if self._tail else -1
+        if across >= 0:
+            return self._at + across + len(_BLANK_LINE) - len(self._tail)
+        found = self._unread.find(_BLANK_LINE, self._at)
+        return len(self._unread) if found < 0 else found + len(_BLANK_LINE)
+
+    def _belongs_elsewhere(self, request: UnparsedRequest) -> bool:
+        """Decide on *request*, once, and note where it wants to go."""
         slot, self._keyed = self.seat.home.slot_of(request, keyed=self._keyed)
         if slot == self.seat.home.slot:
             return False
@@ -123,13 +193,14 @@ class _Moving(asyncio.Protocol):
             return
         if self.transport.get_write_buffer_size():
             self.transport.set_write_buffer_limits(high=0)  # `resume_writing` is called when it is empty
+            self._limited = True
             return
         now = self.loop.time()
         if self.draining:
             self._refuse()
             return
         done, self._baton = self.seat.mover.pass_on(
-            self, self._fd, self._baton, self._wanted, self.listener, self._leftover(), now
+            self, self._fd, self._baton, self._wanted, self.listener, self._unread, now
         )
         if done:
             self._go_away()
@@ -140,11 +211,12 @@ class _Moving(asyncio.Protocol):
 
     def _go_away(self) -> None:
         """Become a paused copy; without a baton there is none to keep."""
-        self._wanted, self._away = None, True
-        self.transport.set_write_buffer_limits()
+        self._wanted, self._away, self._unread = None, True, b""
+        if self._limited:
+            self.transport.set_write_buffer_limits()
+            self._limited = False
         self.connections.discard(self)
         self.seat.row.add("connections", -1)
-        self._start_afresh()
         if self._baton is None:
             self.transport.abort()
 
@@ -156,164 +228,39 @@ class _Moving(asyncio.Protocol):
         self.transport.close()
 
     def _upgraded(self) -> None:
-        """Tell the websocket protocol that took over what it must know: the connection never moves again."""
+        """Leave the connection to the websocket protocol that took over: it never moves again."""
+        protocol: Any = self.transport.get_protocol()
         if self._baton is not None:
             self.seat.mover.settled(self._baton)
-            self._baton = None
-            self.transport.get_protocol().moved = True  # type: ignore[attr-defined]
+            self._baton, protocol.moved = None, True
+        pass_on(self.transport, self._unread[self._at :])
 
-    def _leftover(self) -> bytes:
-        raise NotImplementedError
-
-    def _start_afresh(self) -> None:
-        raise NotImplementedError
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # type: ignore[misc]
+        if self._unread and not self.transport.is_closing():
+            self.data_received(b"")
 
 
 class MovingHttpTools(_Moving, SeatedHttpTools):
     """The httptools protocol of a worker whose keys are per request."""
 
-    _unread: bytes = b""  # came, but was not given to the parser
-    _head: bytes = b""  # of the message being parsed, as it came, until it is known to be served here
-    _tail: bytes = b""  # the last bytes given to the parser, in which a blank line may have begun
-    _left: int = 0  # bytes of a body with a length that are still to come
-    _in_body: bool = False
-    _head_complete: bool = False
-    _message_complete: bool = False
-    _took_over: bool = False
-
-    def feed(self, data: bytes) -> None:
-        """Give the parser of *data* what it may have now."""
-        self._unread = self._unread + data if self._unread else data
-        if self._wanted is None:
-            self._pump()
-        elif not self.transport.is_closing():
-            self.transport.pause_reading()  # uvloop reads on when it was told to pause inside `connection_made`
-
-    def _pump(self) -> None:
-        while self._unread and self._wanted is None and not self.transport.is_closing():
-            if not self._in_body and not self._head and self.cycle is not None and not self.cycle.response_complete:
-                self.flow.pause_reading()  # the next request waits for this response
-                return
-            piece = self._next_piece()
-            if not self._in_body:
-                self._head += piece
-            self._head_complete = self._message_complete = False
-            super().feed(piece)
-            if self._wanted is not None:
-                self._start_to_move()
-            elif self._took_over:
-                self._upgraded()
-                pass_on(self.transport, self._unread)
-                return
-            else:
-                self._follow(piece)
-
-    def _next_piece(self) -> bytes:
-        """Take as much of what is unread as surely belongs to the message being parsed."""
-        if self._left:
-            end = self._left
-        else:
-            tail = len(self._tail)
-            found = (self._tail + self._unread).find(_BLANK_LINE)
-            end = len(self._unread) if found < 0 else found + len(_BLANK_LINE) - tail
-        piece, self._unread = self._unread[:end], self._unread[end:]
-        self._tail = b"" if self._left else (self._tail + piece)[-3:]
-        return piece
-
-    def _follow(self, piece: bytes) -> None:
-        """Note where in the message the parser is after *piece*."""
-        if self._message_complete:
-            self._start_message()
-        elif self._head_complete:
-            self._in_body, self._head, self._tail = True, b"", b""
-            self._left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
-        elif self._left:
-            self._left -= len(piece)
-
-    def _start_message(self) -> None:
-        self._in_body, self._head, self._tail, self._left = False, b"", b"", 0
-
-    def _leftover(self) -> bytes:
-        return self._head + self._unread
-
-    def _start_afresh(self) -> None:
-        self._unread = b""
-        self._start_message()
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets it
-
-    def on_headers_complete(self) -> None:
-        self._head_complete = True
-        if not self._belongs_elsewhere(self.parser.get_method(), self.url, self.headers):
-            super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        if self._wanted is None:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._message_complete = True
-        if self._wanted is None:
-            super().on_message_complete()
-
     def handle_websocket_upgrade(self) -> None:
-        if self._wanted is None:
-            super().handle_websocket_upgrade()
-            self._took_over = True
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._unread and not self.transport.is_closing():
-            self.data_received(b"")
-
-
-class _Gate(h11.Connection):
-    """An h11 connection that asks before it lets a request through."""
-
-    protocol: MovingH11
-
-    def next_event(self) -> Any:
-        """Return the next event; NEED_DATA in place of a request that belongs elsewhere."""
-        head = self.trailing_data[0] if self.their_state is h11.IDLE else b""
-        event = super().next_event()
-        if isinstance(event, h11.Request) and self.protocol.asks_to_move(event, head):
-            return h11.NEED_DATA
-        return event
+        super().handle_websocket_upgrade()
+        self._took_over = True
 
 
 class MovingH11(_Moving, SeatedH11):
-    """The h11 protocol of a worker whose keys are per request. h11 itself pauses between messages."""
-
-    _raw: bytes = b""  # the request that belongs elsewhere, and what came behind it
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._start_afresh()
-
-    def feed(self, data: bytes) -> None:
-        """Give h11 *data*, unless the connection is about to move."""
-        if self._wanted is None:
-            super().feed(data)
-        else:
-            self._raw += data
-
-    def asks_to_move(self, event: h11.Request, head: bytes) -> bool:
-        """Return whether *event*, which came as the first bytes of *head*, belongs elsewhere; then see to it."""
-        headers = [(bytes(name), bytes(value)) for name, value in event.headers]
-        if not self._belongs_elsewhere(event.method, event.target, headers):
-            return False
-        self._raw = bytes(head)
-        self.loop.call_soon(self._start_to_move)  # this may run inside the `send` of the earlier response
-        return True
+    """The h11 protocol of a worker whose keys are per request."""
 
     def handle_websocket_upgrade(self, event: Any) -> None:
         super().handle_websocket_upgrade(event)
-        self._upgraded()
+        self._took_over = True
 
-    def _leftover(self) -> bytes:
-        return self._raw
 
-    def _start_afresh(self) -> None:
-        self._raw = b""
-        self.conn = _Gate(h11.SERVER, self.config.h11_max_incomplete_event_size or 65536)
-        self.conn.protocol = self
+def _length(head: bytes) -> int:
+    """Return the length of the body behind *head* as that says, 0 when the parser has to find the end."""
+    value = UnparsedRequest(head, _NOBODY).header_bytes(b"content-length")
+    return int(value) if value is not None and value.isdigit() else 0
+
+
+_NOBODY: Final = Peer(None, None, "")

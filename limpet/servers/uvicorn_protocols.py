@@ -1,11 +1,14 @@
 """uvicorn's protocols as a worker uses them: one object for each client connection.
 
-Owns what uvicorn's own protocols leave out: a deadline for request heads, frames that follow a websocket upgrade at
-once, and an end that drops no request that has already arrived. Parsing, the ASGI scope and the response are uvicorn's
-own code on the client's own socket. Made and counted by servers/uvicorn.py.
+Owns what uvicorn's own protocols leave out: a deadline and a limit for request heads, frames that follow a websocket
+upgrade at once, answers for clients that have closed their sending side, and an end that drops no request that has
+already arrived. Parsing, the ASGI scope and the response are uvicorn's own code on the client's own socket. Made and
+counted by servers/uvicorn.py.
 
 1. While draining, each response says that the connection ends, and an idle connection is closed only when no byte
    of a next request is waiting in the kernel.
+2. FIN from a client whose request is complete says no more than that it will not send any more. It may have left
+   altogether, which is the same on the wire: an application that asks is told so, and then the connection ends.
 """
 
 from __future__ import annotations
@@ -14,16 +17,64 @@ import array
 import asyncio
 import fcntl
 import termios
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
+import h11
 import httptools
+from uvicorn.protocols.http import h11_impl, httptools_impl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from limpet.handoff import Handoff
 from limpet.moving import shut_down
-from limpet.refusal import answer
+from limpet.refusal import LINGER_S, answer
+from limpet.servers.corked import Corked
 from limpet.worker import Seat
+
+
+_FRAMING: Final = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
+
+
+class _Cycle:
+    """What either of uvicorn's classes for one request, the next in the order of resolution, gains: see rule 2."""
+
+    disconnected: bool
+    keep_alive: bool
+    message_event: asyncio.Event
+    transport: asyncio.Transport
+    _body_taken: bool = False
+    _half_closed: bool = False
+
+    def half_close(self) -> None:
+        """Note that the client, whose request is complete, has closed its sending side."""
+        self.keep_alive = False
+        self._half_closed = True
+        self.message_event.set()
+
+    async def receive(self) -> Any:
+        if not self._body_taken:
+            message = await super().receive()  # type: ignore[misc]
+            self._body_taken = not message.get("more_body", False)
+            return message
+        if not self._half_closed:
+            await super().receive()  # type: ignore[misc]
+        if self._half_closed:
+            self.disconnected = True
+            self.transport.close()
+        return {"type": "http.disconnect"}
+
+
+class _HttpToolsCycle(_Cycle, httptools_impl.RequestResponseCycle):
+    pass
+
+
+class _H11Cycle(_Cycle, h11_impl.RequestResponseCycle):
+    pass
+
+
+# uvicorn's protocols look the class up by this name and offer no other way to put in one's own.
+httptools_impl.RequestResponseCycle = _HttpToolsCycle  # type: ignore[misc]
+h11_impl.RequestResponseCycle = _H11Cycle  # type: ignore[misc]
 
 
 class Seated(asyncio.Protocol):
@@ -36,12 +87,15 @@ class Seated(asyncio.Protocol):
     connections: set[Any]
     cycle: Any  # the request being served, or the last one
     _head_since: float | None = None  # loop time since which the next request head is awaited, None while there is none
+    _head_bytes: int = 0  # of that head, as far as it has come
+    _refused: bool = False
 
     def accepted(self, handoff: Handoff) -> None:
         """Take over what came with a connection from the dispatcher. Called before `connection_made`."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._corked = Corked(transport, self.loop)
         self._head_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -49,14 +103,38 @@ class Seated(asyncio.Protocol):
         self.seat.row.add("connections", -1)
 
     def data_received(self, data: bytes) -> None:
-        before = self.cycle
+        if self._refused:
+            return
+        before, in_head = self.cycle, self.in_head()
         self.feed(data)
         if self.cycle is not before:
-            self._head_since = None
-            if self.draining:
-                self.cycle.keep_alive = False
-        elif self._head_since is None and (before is None or before.response_complete):
+            self._request_began()
+        elif before is None or before.response_complete:
+            self._await_head(len(data) if in_head else 0)
+
+    def eof_received(self) -> Any:  # uvicorn's says None
+        """Return whether the connection stays open, since the client has asked for something in full: see rule 2."""
+        waits = self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete)
+        if waits:
+            self.cycle.half_close()
+        return waits
+
+    def in_body(self) -> bool:
+        """Return whether the parser has a head whose body has not ended."""
+        raise NotImplementedError
+
+    def in_head(self) -> bool:
+        """Return whether the bytes that come next are those of a request head."""
+        return not self.in_body()
+
+    def _await_head(self, size: int) -> None:
+        """Note that *size* bytes of an unfinished head came; 0 when it was the rest of a body that nobody wants."""
+        if self._head_since is None or not size:
             self._head_since = self.loop.time()
+        self._head_bytes += size
+        if self._head_bytes > self.seat.settings.max_head_bytes and self.in_head() and not self.transport.is_closing():
+            self.seat.row.add("heads_too_large")
+            self.refuse(431)
 
     def feed(self, data: bytes) -> None:
         """Give *data* to the parser."""
@@ -64,14 +142,35 @@ class Seated(asyncio.Protocol):
 
     def on_response_complete(self) -> None:
         self.seat.row.add("requests")
+        self._corked.flush()  # a head without a body; nothing may be held when the connection moves
+        before = self.cycle
         super().on_response_complete()  # type: ignore[misc]
+        if self.cycle is not before:  # h11 goes on to the next of pipelined requests
+            self._request_began()
+
+    def _request_began(self) -> None:
+        self._head_since, self._head_bytes = None, 0
+        self.cycle.transport = self._corked
+        self._corked.begin()
+        if self.draining:
+            self.cycle.keep_alive = False
 
     def refuse_late_head(self, before: float) -> None:
         """Answer 408 and close if a request head has been awaited since *before* (loop time)."""
-        if self._head_since is not None and self._head_since < before and not self.transport.is_closing():
-            self.seat.row.add("head_timeouts")
-            self.transport.write(answer(408))
+        if self._head_since is None or self._head_since >= before or self.transport.is_closing():
+            return
+        self.seat.row.add("head_timeouts")
+        if self.in_head():
+            self.refuse(408)
+        else:  # the client has its answer, but has stopped in the middle of a body that nobody wants
             self.transport.close()
+
+    def refuse(self, status: int) -> None:
+        """Answer, then close, but not before the client has had time to read: a reset would destroy the answer."""
+        self._refused, self._head_since = True, None
+        self.transport.write(answer(status))
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
     def shutdown(self) -> None:
         """End the connection after the request it has, or has sent already; at once when there is none."""
@@ -81,22 +180,63 @@ class Seated(asyncio.Protocol):
 
 
 class SeatedHttpTools(Seated, HttpToolsProtocol):
+    _in_body: bool = False
+    _cut_short: bool = False  # httptools takes what asks for an upgrade to have no body, but this one has
+    _repeating: bool = False  # a parser is given a head that is known
+
     def feed(self, data: bytes) -> None:
-        """Feed the parser as uvicorn does, but keep what follows an upgrade: frames may come right behind it."""
+        """Feed the parser as uvicorn does, but keep what follows an upgrade: frames, or HTTP still if it is ignored."""
         self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                return
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
-                pass_on(self.transport, data[upgrade.args[0] :])
-            else:
-                self._unsupported_upgrade_warning()
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+                pass_on(self.transport, data)
+                return
+            self._unsupported_upgrade_warning()
+            if self._cut_short:
+                self._read_body()
+
+    def _read_body(self) -> None:
+        """Make the parser read the body of a request whose upgrade is ignored: else that would be the next request."""
+        framing = [b"%b: %b\r\n" % header for header in self.headers if header[0] in _FRAMING]
+        kept = self.url, self.headers, self.scope, self.expect_100_continue
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets it
+        self._cut_short, self._repeating = False, True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
+        self._repeating = False
+        self.url, self.headers, self.scope, self.expect_100_continue = kept
+
+    def in_body(self) -> bool:
+        return self._in_body
+
+    def on_headers_complete(self) -> None:
+        if self._repeating:
+            return
+        self._in_body = True
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            self._cut_short = any(name in _FRAMING and value.strip(b"0") for name, value in self.headers)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if self._cut_short:
+            return
+        self._in_body = False
+        super().on_message_complete()
 
 
 class SeatedH11(Seated, H11Protocol):
+    def in_body(self) -> bool:
+        return self.conn.their_state is h11.SEND_BODY
+
     def handle_websocket_upgrade(self, event: Any) -> None:
         super().handle_websocket_upgrade(event)
         pass_on(self.transport, self.conn.trailing_data[0])
@@ -117,9 +257,38 @@ class _SeatedWebSocket(asyncio.Protocol):
         self.seat.row.add("connections", -1)
 
 
+class _PatientWebSocket(_SeatedWebSocket):
+    """What those gain that do not expect frames before they have answered the handshake: frames wait for that.
+
+    Else websockets-sansio would send its pong before the 101, and wsproto would lose them.
+    """
+
+    handshake_complete: bool
+    _asked: bool = False  # whether the request itself has come
+    _early: bytes = b""
+
+    def data_received(self, data: bytes) -> None:
+        if self.handshake_complete or not self._asked:
+            self._asked = True
+            super().data_received(data)
+        else:
+            self._early += data
+            self.transport.pause_reading()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)  # type: ignore[misc]
+        if self._early and self.handshake_complete and not self.transport.is_closing():
+            early, self._early = self._early, b""
+            self.transport.resume_reading()
+            super().data_received(early)
+
+
 def websocket_protocol(seat: Seat, plain: type[asyncio.Protocol] | None) -> type[asyncio.Protocol] | None:
-    """Return uvicorn's websocket protocol *plain* with the counting of this worker, None for none."""
-    return None if plain is None else type("SeatedWebSocket", (_SeatedWebSocket, plain), {"seat": seat})
+    """Return uvicorn's websocket protocol *plain* with what it gains in this worker, None for none."""
+    if plain is None:
+        return None
+    seated = _SeatedWebSocket if hasattr(plain, "asgi_send") else _PatientWebSocket  # the former reads when it has sent
+    return type("SeatedWebSocket", (seated, plain), {"seat": seat})
 
 
 def _bytes_wait(transport: asyncio.Transport) -> bool:

@@ -46,7 +46,6 @@ GRACEFUL_S = "1"
 
 
 # A request whose key differs from the one before on its connection is not yet brought to its own home.
-changes_key = pytest.mark.xfail(reason="connections are dispatched by their first request only", strict=False)
 
 
 class Worker(TypedDict):
@@ -234,7 +233,6 @@ def test_each_socketio_client_meets_one_worker_and_all_workers_are_used(limpet: 
     assert {slot for workers in homes(clients).values() for slot, _ in workers} == set(range(WORKERS))
 
 
-@changes_key
 @pytest.mark.parametrize("mode", ["polling", "polling+upgrade"])
 def test_clients_that_share_connections_meet_one_worker_each(limpet: Limpet, mode: str) -> None:
     """A reverse proxy sends everybody's requests over each of its connections; home is a matter of the request."""
@@ -302,7 +300,6 @@ def test_reload_returns_to_the_same_worker_and_its_memory(people: list[Person]) 
         assert person.complaints() == []
 
 
-@changes_key
 def test_cookie_alone_brings_a_browser_home(limpet: Limpet, tmp_path: Path) -> None:
     """The first request of a browser has no key; all that follow, on the same connection too, have the cookie."""
     require(*browser.PROGRAMS)
@@ -318,7 +315,6 @@ def test_cookie_alone_brings_a_browser_home(limpet: Limpet, tmp_path: Path) -> N
         assert person.complaints() == []
 
 
-@changes_key
 def test_tabs_of_one_browser_are_at_home_each_on_its_own(
     limpet: Limpet, neighbours: list[Neighbour], tmp_path: Path
 ) -> None:

@@ -11,13 +11,14 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from limpet.buckets import BUCKETS
-from tests.harness import Limpet, Reply
+from tests.harness import Limpet, Reply, wait_until
 from tests.wire import Address, Wire, request, wires
 
 WORKERS = 4
@@ -46,7 +47,7 @@ class Home(NamedTuple):
 
 def serve(*args: str, workers: int = WORKERS, by: str = "header:x-user", **how: Any) -> Limpet:
     """Return a server that has not been started."""
-    return Limpet("tests.apps:echo", "--workers", str(workers), "--by", by, **how)
+    return Limpet("tests.apps:echo", "--workers", str(workers), "--by", by, *args, **how)
 
 
 def homes(
@@ -108,7 +109,8 @@ def test_chain_falls_through_in_order(server: Limpet) -> None:
     """The first element that finds a key decides, whatever those behind it would say."""
     elements = list(CARRIERS)
     others = iter(KEYS)
-    wanted, keys = [], []
+    wanted: list[int] = []
+    keys: list[str] = []
     for number, element in enumerate(elements[:-1]):  # neighbours in the chain live apart
         slot = number % WORKERS
         keys.append(next(key for key in others if slots(named(server, [key], element))[key] == slot))
@@ -117,28 +119,29 @@ def test_chain_falls_through_in_order(server: Limpet) -> None:
     wanted.append(named(server, [source], "ip")[source].slot)
 
     header, cookie, query, path, python = keys
-    everything = {"x_user": header, "cookie": f"user={cookie}", "x_python": python}
-    target = f"/u/{path}/?user={query}"
-    asked = [
-        (target, everything),
-        (target, without := everything | {"x_user": ""}),
-        (target, without := without | {"cookie": "other=1"}),
-        (target.partition("?")[0], without),
-        ("/", without),
-        ("/", without | {"x_raise": "yes"}),
+    faulty: dict[str, Any] = {"x_raise": "yes"}
+    asked: list[tuple[str, str, str, dict[str, Any]]] = [
+        (f"/u/{path}/?user={query}", header, f"user={cookie}", {}),
+        (f"/u/{path}/?user={query}", "", f"user={cookie}", {}),
+        (f"/u/{path}/?user={query}", "", "other=1", {}),
+        (f"/u/{path}/", "", "other=1", {}),
+        ("/", "", "other=1", {}),
+        ("/", "", "other=1", faulty),
     ]
-    found = [server.request(target, source=source, **headers).json()["slot"] for target, headers in asked]
+    found = [
+        server.request(target, source=source, x_user=user, cookie=cookies, x_python=python, **fault).json()["slot"]
+        for target, user, cookies, fault in asked
+    ]
 
     assert found == wanted
+    assert all(one != other for one, other in pairwise(wanted))
 
 
 def test_same_homes_after_restart_and_after_the_kill_of_every_worker(server: Limpet, tmp_path: Path) -> None:
     """A slot keeps its clients for life: neither a deployment nor a crash may send anybody elsewhere."""
     before = slots(homes(server))
-    for _ in range(2):
-        with serve(state=tmp_path) as restarted:
-            now = homes(restarted)
-            assert slots(now) == before
+    with serve(state=tmp_path) as started:
+        assert slots(homes(started)) == before
 
     with serve(state=tmp_path) as restarted:
         now = homes(restarted)
@@ -157,8 +160,9 @@ def test_another_secret_gives_other_homes(server: Limpet, tmp_path: Path) -> Non
     path = tmp_path / "secret"
     path.touch(mode=0o600)
     path.write_text("a5" * 32)
+    before = slots(homes(server))
     with serve(state=tmp_path) as other:
-        moved = [key for key, slot in slots(homes(other)).items() if slot != slots(homes(server, [key]))[key]]
+        moved = [key for key, slot in slots(homes(other)).items() if slot != before[key]]
 
     assert len(moved) > len(KEYS) / 2  # of 4 homes the old one is drawn again for a quarter
 
@@ -209,22 +213,21 @@ def test_all_binds_share_the_homes(server: Limpet, tmp_path: Path) -> None:
         with serve(*flags, bind="", fds=[inherited.fileno()]) as several:
             addresses = [address(url) for url in several.status()["binds"]]
             assert len(set(addresses)) == len(binds)
-            found = [
-                homes(several, KEYS[:60], lambda _, key, address=address: ask(address, key)) for address in addresses
-            ]
+            found = [homes(several, KEYS[:60], asking(address)) for address in addresses]
 
     assert all(each == found[0] for each in found)
     assert slots(found[0]) == slots(homes(server, KEYS[:60]))
     assert len(set(found[0].values())) == WORKERS
 
 
-def test_keyless_clients_are_spread_evenly(tmp_path: Path) -> None:
+def test_keyless_clients_are_spread_evenly() -> None:
     """`least` must spread those who come one after another, each gone before the next, as well as a crowd."""
     with serve() as server:
         one_by_one = Counter(server.request().json()["slot"] for _ in range(400))
         assert sum(one_by_one.values()) == 400
         assert max(one_by_one.values()) - min(one_by_one[slot] for slot in range(WORKERS)) <= 4
 
+        wait_until(lambda: server.totals()["connections"] == 0, "the last of them is gone")
         with wires(("127.0.0.1", server.port), 400) as crowd:
             for wire in crowd:
                 wire.send(request())
@@ -263,7 +266,11 @@ def address(url: str) -> Address:
     return host.strip("[]"), int(port)
 
 
-def ask(address: Address, key: str) -> Reply:
-    """Send one request for *key* to *address*."""
-    with Wire(address) as wire:
-        return wire.send(request(x_user=key)).reply()
+def asking(address: Address) -> Callable[[Limpet, str], Reply]:
+    """Return a client of the server's bind at *address*."""
+
+    def ask(_: Limpet, key: str) -> Reply:
+        with Wire(address) as wire:
+            return wire.send(request(x_user=key)).reply()
+
+    return ask

@@ -41,7 +41,6 @@ PLANS = [
     ("h11", "asyncio", "websockets-sansio"),
 ]
 get = partial(request, cookie=f"sid={SID}")
-post = partial(get, method="POST")
 
 
 @pytest.fixture(scope="module", params=PLANS, ids="-".join)
@@ -49,7 +48,20 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Two workers behind a TCP port and a unix socket, clients told apart by a cookie."""
     http, loop, ws = request.param
     path = tmp_path_factory.mktemp("wire") / "limpet.sock"
-    flags = ["--by", "cookie:sid", "--workers", "2", "--http", http, "--loop", loop, "--ws", ws, "--graceful-timeout", "1"]
+    flags = [
+        "--by",
+        "cookie:sid",
+        "--workers",
+        "2",
+        "--http",
+        http,
+        "--loop",
+        loop,
+        "--ws",
+        ws,
+        "--graceful-timeout",
+        "1",
+    ]
     with Limpet("tests.wire_app:app", *flags, "--bind", f"unix:{path}") as server:
         yield server
 
@@ -100,7 +112,7 @@ def test_head_cut_at_any_byte_reaches_the_home_of_its_key(server: Limpet, bind: 
 
 def test_request_written_byte_by_byte_is_served(server: Limpet, wire: Wire) -> None:
     """Clients without a buffer exist; each byte is a segment here, in head and body."""
-    data = post(body=b"as slowly as it gets")
+    data = get("/", "POST", b"as slowly as it gets")
     reply = wire.send(*portions(data, *range(1, len(data)))).reply()
 
     assert is_home(server, reply)
@@ -125,7 +137,7 @@ def test_large_body_right_behind_its_head_arrives_whole(server: Limpet, wire: Wi
         parts = [LARGE[start : start + size] for start in range(0, len(LARGE), size)]
         wire.send(get("/", "POST", transfer_encoding="chunked") + chunked(parts))
     else:
-        wire.send(post(body=LARGE))
+        wire.send(get("/", "POST", LARGE))
     reply = wire.reply()
 
     assert is_home(server, reply)
@@ -142,7 +154,7 @@ def test_client_that_expects_100_is_told_to_continue(wire: Wire) -> None:
 def test_pipelined_requests_are_answered_in_their_order(server: Limpet, wire: Wire) -> None:
     """The dispatcher peeks at the first head only; what follows it is the worker's."""
     bodies = [b"x" * number for number in range(40)]
-    wire.send(b"".join(post(f"/{len(body)}", body=body) for body in bodies))
+    wire.send(b"".join(get(f"/{len(body)}", "POST", body) for body in bodies))
     replies = [wire.reply() for _ in bodies]
 
     assert [(reply.json()["path"], reply.json()["size"]) for reply in replies] == [(f"/{n}", n) for n in range(40)]
@@ -154,7 +166,7 @@ def test_one_connection_carries_many_requests(server: Limpet, wire: Wire) -> Non
     for number in range(100):
         body = LARGE[:number]
         coded = get("/", "POST", transfer_encoding="chunked") + chunked([body[:9], body[9:]] if number > 9 else [])
-        reply = wire.send(*[get(), post(body=body), coded][number % 3 :][:1]).reply()
+        reply = wire.send(*[get(), get("/", "POST", body), coded][number % 3 :][:1]).reply()
         assert is_home(server, reply)
 
 
@@ -173,33 +185,45 @@ def test_single_bytes_of_a_body_are_delivered_at_once(server: Limpet, bind: Any)
         assert wire.chunk() == b""
 
 
+@pytest.mark.parametrize("bind", [tcp, unix])
+def test_nothing_of_the_dispatcher_is_left_on_the_socket(server: Limpet, bind: Any) -> None:
+    """Options and flags live on the connection, not on a process's descriptor: they travel with it."""
+    head = get("/socket")
+    with Wire(bind(server)) as wire:
+        wire.send(head[:-1])
+        wait_until(lambda: pending(server) == 1, "the dispatcher waits for the last byte")
+        seen = wire.send(head[-1:]).reply().json()
+
+    assert seen == {"blocking": False, "lowat": 1, "inheritable": False, "nodelay": None if bind is unix else 1}
+
+
 def test_events_of_a_stream_are_flushed_one_by_one(server: Limpet, wire: Wire) -> None:
     """An event that waits for the next one to push it out is late by as long as nothing happens."""
     assert wire.send(get("/feed")).head()[1]["content-type"] == "text/event-stream"
     with Wire(tcp(server)) as other:
         for number in range(20):
             event = f"event {number}".encode()
-            assert other.send(post("/feed", body=event)).reply().status == 204
+            assert other.send(get("/feed", "POST", event)).reply().status == 204
             assert wire.chunk() == b"data: " + event + b"\n\n"
-        other.send(post("/feed", body=b"")).reply()
+        other.send(get("/feed", "POST", b"")).reply()
     assert wire.chunk() == b""
 
 
 def test_answer_in_the_middle_of_a_body_is_read_before_its_end(server: Limpet, wire: Wire) -> None:
     """An upload that is too large is refused at its head, and the connection serves the next request all the same."""
-    data = post("/early", body=LARGE)
+    data = get("/early", "POST", LARGE)
     assert wire.send(data[:100_000]).reply().status == 413
     assert is_home(server, wire.send(data[100_000:] + get()).reply())
 
 
 def test_answer_to_a_body_that_nobody_reads_waits_for_the_client(wire: Wire) -> None:
     """A client that writes all before it reads finds its answer, not a reset."""
-    assert wire.send(post("/early", body=LARGE)).reply().status == 413
+    assert wire.send(get("/early", "POST", LARGE)).reply().status == 413
 
 
 def test_half_closed_client_has_its_answer(server: Limpet, wire: Wire) -> None:
     """Whoever has said all may say so: FIN ends what the client sends, not what it wants to read."""
-    reply = wire.send(post(body=b"all")).half_close().reply()
+    reply = wire.send(get("/", "POST", b"all")).half_close().reply()
     assert is_home(server, reply)
     assert wire.rest() == b""
 
@@ -209,9 +233,9 @@ def test_half_closed_client_has_an_answer_that_takes_its_time(server: Limpet, wi
     wire.send(get("/feed")).half_close().head()
     with Wire(tcp(server)) as other:
         for event in (b"one", b"two"):
-            other.send(post("/feed", body=event)).reply()
+            other.send(get("/feed", "POST", event)).reply()
             assert wire.chunk() == b"data: " + event + b"\n\n"
-        other.send(post("/feed", body=b"")).reply()
+        other.send(get("/feed", "POST", b"")).reply()
     assert wire.chunk() == b""
     assert wire.rest() == b""
 
@@ -221,7 +245,7 @@ def test_application_that_asks_hears_that_its_client_has_left(server: Limpet) ->
     with Wire(tcp(server)) as left:
         left.send(get("/wait"))
     with Wire(tcp(server)) as wire:
-        assert wire.send(post("/wait", body=b"")).reply().body == b"left"
+        assert wire.send(get("/wait", "POST", b"")).reply().body == b"left"
 
 
 def test_http_1_0_is_answered_and_closed(server: Limpet, wire: Wire) -> None:
@@ -238,6 +262,31 @@ def test_head_request_has_no_body_and_the_connection_goes_on(server: Limpet, wir
     assert is_home(server, wire.send(get()).reply())
 
 
+def test_upgrade_that_nobody_knows_leaves_the_next_request_alone(server: Limpet, wire: Wire) -> None:
+    """Java's client asks each server for h2c; what it sends behind that is no HTTP/2 unless the server agrees."""
+    offer = get(connection="Upgrade, HTTP2-Settings", upgrade="h2c", http2_settings="AAEAAEAAAAIAAAAB")
+    wire.send(offer + offer + get("/last"))
+    replies = [wire.reply() for _ in range(3)]
+
+    assert [reply.json()["path"] for reply in replies] == ["/", "/", "/last"]
+    assert all(is_home(server, reply) for reply in replies)
+
+
+@pytest.mark.parametrize("bytewise", [False, True], ids=["together", "bytewise"])
+def test_body_behind_an_upgrade_that_nobody_knows_is_a_body(server: Limpet, wire: Wire, bytewise: bool) -> None:
+    """uvicorn with httptools drops it, or takes it for the next request: what a client posts could be a forged one."""
+    offer = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "AAEAAEAAAAIAAAAB"}
+    forged = get("/forged")
+    coded = get("/coded", "POST", transfer_encoding="chunked", **offer) + chunked([forged])
+    data = get("/length", "POST", forged, **offer) + coded + get("/empty", "POST", b"", **offer) + get("/last")
+    wire.send(*portions(data, *range(1, len(data) if bytewise else 1)))
+    replies = [wire.reply() for _ in range(4)]
+
+    seen = [(reply.json()["path"], reply.json()["size"]) for reply in replies]
+    assert seen == [("/length", len(forged)), ("/coded", len(forged)), ("/empty", 0), ("/last", 0)]
+    assert all(is_home(server, reply) for reply in replies)
+
+
 @pytest.mark.parametrize("reused", [False, True], ids=["new", "reused"])
 def test_frames_right_behind_a_websocket_upgrade_are_delivered(server: Limpet, wire: Wire, reused: bool) -> None:
     """A client that knows what it wants does not wait for 101; uvicorn alone drops what comes in the same segment."""
@@ -249,8 +298,9 @@ def test_frames_right_behind_a_websocket_upgrade_are_delivered(server: Limpet, w
 
     assert wire.head()[0] == 101
     seen = [wire.frame() for _ in range(5)]
-    assert sorted(seen[1:]) == sorted([Frame(*frames[0]), Frame(*frames[1]), Frame(PONG, b"there?"), Frame(*frames[3])])
+    seen.remove(Frame(PONG, b"there?"))  # it may overtake the others
     assert is_home(server, seen[0])
+    assert seen[1:] == [Frame(opcode, payload) for opcode, payload in frames if opcode != PING]
 
 
 def test_websocket_echoes_and_says_goodbye(wire: Wire) -> None:
@@ -264,7 +314,7 @@ def test_websocket_echoes_and_says_goodbye(wire: Wire) -> None:
     assert wire.rest() == b""
 
 
-@pytest.mark.parametrize("offered", ["bokeh, dG9rZW4=", "dG9rZW4=, bokeh"])
+@pytest.mark.parametrize("offered", ["bokeh, eyJzZXNzaW9uX2lkIjoi.Z-8_", "eyJzZXNzaW9uX2lkIjoi.Z-8_, bokeh"])
 def test_websocket_protocols_are_offered_untouched(wire: Wire, offered: str) -> None:
     """Bokeh and Panel send their session's token as the name of a protocol."""
     wire.send(upgrade("/view", sec_websocket_protocol=offered, cookie=f"sid={SID}"))
@@ -273,4 +323,3 @@ def test_websocket_protocols_are_offered_untouched(wire: Wire, offered: str) -> 
 
     assert (status, headers["sec-websocket-protocol"]) == (101, offered.split(", ")[0])
     assert scope["subprotocols"] == repr(offered.split(", "))
-    assert f"(b'sec-websocket-protocol', b'{offered}')" in scope["headers"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limpet import buckets
-from limpet.buckets import BUCKETS, MAX_SLOTS, rank, table
+from limpet.buckets import BUCKETS, MAX_SLOTS, rank, stand_ins, table
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "buckets.json").read_text())
 EVERY_NUMBER = range(1, MAX_SLOTS + 1)
@@ -119,3 +119,15 @@ def test_numbers_of_slots_out_of_range_are_refused(slots: int) -> None:
     """A slot is one byte of the table: a 257th would silently be slot 0."""
     with pytest.raises(ValueError, match="1 to 256"):
         table(slots)
+
+
+@given(st.integers(1, MAX_SLOTS), st.data())
+def test_only_buckets_of_slots_that_are_down_go_to_a_stand_in(slots: int, data: st.DataObject) -> None:
+    """A crash must not disturb the clients of those who live; and who is down gets nobody."""
+    is_up = data.draw(st.lists(st.booleans(), min_size=slots, max_size=slots))
+    owners = stand_ins(slots, is_up)
+    for bucket, (home, owner) in enumerate(zip(table(slots), owners, strict=True)):
+        if is_up[home] or not any(is_up):
+            assert owner == home
+        else:
+            assert owner == next(slot for slot in rank(bucket, slots) if is_up[slot])

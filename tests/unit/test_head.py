@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from limpet.head import BadHead, HeadParser
-from limpet.request import Peer, Request
+from limpet.request import Peer, Request, UnparsedRequest
 
 PEER = Peer("192.0.2.1", 4711, "127.0.0.1:8000")
 HEAD = (
@@ -100,7 +100,7 @@ ODD = [
     *(b"", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"\n\n", b"\r\r\n", b" ", b"\t", b":", b"?"),
     *(b"\x00", b"\x16", b"\x7f", b"\xff"),
     *(b"CONNECT", b"PRI", b"QUERY", b"get", b"BREW", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-    *(b"http://h", b"http://h?q", b"http://h#f/g", b"ws://[::1]/p", b"h:443", b"a/b", b"*x?q", b"/a b"),
+    *(b"http://h", b"http://h?q", b"http://h#f/g", b"ws://[::1]/p", b"h:443", b"a/b", b"*x?q", b"*://h/p", b"/a b"),
     *(b" HTTP/1.0", b" HTTP/0.9", b" HTTP/2.0", b" HTTP/1.2", b" RTSP/1.0", b" ICE/1.0", b" HTTP/1.1 "),
     *(b"Content-Length: 4", b"content-length: 3, 3", b"Content-Length: +3", b"Content-Length:", b"Content-Length: 3 "),
     *(b"Transfer-Encoding: gzip", b"transfer-encoding: chunked, gzip", b"Transfer-Encoding: identity, chunked"),

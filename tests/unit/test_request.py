@@ -189,6 +189,7 @@ def test_query_is_found_however_it_was_encoded(name: str, value: str) -> None:
         ("https://u@h:80/?r=/s", "/"),
         ("http://h", "/"),
         ("*", "*"),
+        ("*://h/p", "*://h/p"),
     ],
 )
 def test_path_is_what_the_application_sees(target: str, path: str) -> None:

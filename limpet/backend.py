@@ -1,0 +1,204 @@
+"""The backends: how connections get to the workers, and which way a server takes.
+
+Owns the choice between `kernel` and `dispatcher`, and what they have in common for the supervisor, which opens one and
+keeps it: sockets for the children to inherit, a moment at which clients may come, and an end. What a group of listeners
+is belongs to kernel.py, what a dispatcher does to dispatcher.py.
+
+1. Both put a client into the same slot: a backend gets the owners of all buckets and never decides.
+2. The choice is made before anything is started, by the settings and a trial with real connections, and is logged
+   with its reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Sequence
+from typing import Protocol
+
+from limpet import kernel, listener
+from limpet.backlog import backlog
+from limpet.bpf import Program, placing
+from limpet.errors import BackendError, reason
+from limpet.listener import Bind, Listener
+from limpet.router import Router
+from limpet.settings import Settings
+
+Inherited = tuple[tuple[int, str], ...]  # for each bind a descriptor, -1 for none, and its text
+Doors = Sequence[tuple[str, socket.socket]]
+log = logging.getLogger("limpet")
+
+
+class Backend(Protocol):
+    """What the supervisor asks of either backend."""
+
+    name: str
+    dispatchers: int
+    """How many dispatcher processes it needs."""
+    urls: list[str]
+
+    def inherited(self, slot: int | None) -> Inherited:
+        """Return what the worker of *slot* inherits, or with None a dispatcher."""
+
+    def listen(self) -> None:
+        """Let clients in; all members are ready. Raises ListenError."""
+
+    def follow(self, owners: Sequence[int]) -> None:
+        """Send new clients of each bucket to its owner in *owners*."""
+
+    def queued(self, slot: int) -> int:
+        """Return how many connections wait in the kernel for the worker of *slot* alone."""
+
+    def doors(self) -> Doors:
+        """Return the TCP sockets that listen, each with what to call it."""
+
+    def close(self) -> None:
+        """Let no new client in, and give up the sockets: children have their own copies. Twice is no harm."""
+
+
+class DispatcherBackend:
+    """One listener for each bind, all of them for the dispatchers."""
+
+    name = "dispatcher"
+
+    def __init__(self, settings: Settings) -> None:
+        self.dispatchers = settings.dispatchers
+        self._listeners: list[Listener] = []
+        with contextlib.ExitStack() as stack:
+            for text in settings.bind:
+                self._listeners.append(listener.open(Bind.parse(text), settings.backlog))
+                stack.callback(self._listeners[-1].close)
+            stack.pop_all()
+        self.urls = [item.url for item in self._listeners]
+
+    def inherited(self, slot: int | None) -> Inherited:
+        return tuple((item.sock.fileno() if slot is None else -1, item.bind.text) for item in self._listeners)
+
+    def listen(self) -> None:
+        for item in self._listeners:
+            item.listen()
+
+    def follow(self, owners: Sequence[int]) -> None:
+        """Do nothing: dispatchers hear which workers are ready, and follow."""
+
+    def queued(self, slot: int) -> int:
+        return 0
+
+    def doors(self) -> Doors:
+        return [(item.url, item.sock) for item in self._listeners if item.sock.family != socket.AF_UNIX]
+
+    def close(self) -> None:
+        for item in self._listeners:
+            if item.bind.kind == "tcp" and _listens(item.sock):  # not of a socket that lives on elsewhere
+                kernel.close_door(item.sock)
+        for item in self._listeners:
+            item.close()
+
+
+class KernelBackend:
+    """One group of listeners for each bind: in each, one for each slot, inherited by its worker."""
+
+    name = "kernel"
+    dispatchers = 0
+
+    def __init__(self, settings: Settings, router: Router) -> None:
+        self._router = router
+        self._groups: list[kernel.Group] = []
+        with contextlib.ExitStack() as stack:
+            for text in settings.bind:
+                self._groups.append(kernel.Group.open(Bind.parse(text), settings.workers, settings.backlog))
+                stack.callback(self._groups[-1].close)
+            stack.pop_all()
+        self.urls = [group.url for group in self._groups]
+
+    def inherited(self, slot: int | None) -> Inherited:
+        assert slot is not None, "there are no dispatchers"
+        members = [group.members[slot] for group in self._groups]
+        return tuple((member.sock.fileno(), member.bind.text) for member in members)
+
+    def listen(self) -> None:
+        for group in self._groups:
+            group.listen(program(self._router, self._router.owners))
+
+    def follow(self, owners: Sequence[int]) -> None:
+        placing = program(self._router, owners)
+        for group in self._groups:
+            try:
+                group.place(placing)
+            except OSError as error:  # as without memory; the old program stays
+                log.error("cannot send clients to another slot: %s", reason(error))
+
+    def queued(self, slot: int) -> int:
+        members = [group.members[slot].sock for group in self._groups]
+        return sum(backlog(sock).waiting for sock in members if _listens(sock))
+
+    def doors(self) -> Doors:
+        return [
+            (f"slot {slot} at {group.url}", member.sock)
+            for group in self._groups
+            for slot, member in enumerate(group.members)
+        ]
+
+    def close(self) -> None:
+        for group in self._groups:
+            group.close()
+
+
+def _listens(sock: socket.socket) -> bool:
+    """Return whether *sock* is open and lets clients in; on one that does not, TCP_INFO means something else."""
+    return sock.fileno() >= 0 and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+
+
+def open(settings: Settings, router: Router) -> Backend:  # noqa: A001 - reads `backend.open(settings, router)`
+    """Return the backend for *settings*, bound to its addresses. Raises BackendError and ListenError."""
+    name, why = choose(settings, router)
+    log.info("backend %s: %s", name, why)
+    return KernelBackend(settings, router) if name == "kernel" else DispatcherBackend(settings)
+
+
+def choose(settings: Settings, router: Router) -> tuple[str, str]:
+    """Return the name of the backend to take, and why. Raises BackendError if the one that was asked for cannot be."""
+    if settings.backend == "dispatcher":
+        return "dispatcher", "asked for by `--backend dispatcher`"
+    try:
+        _refuse_settings(settings, router)
+        kernel.probe(program(router, router.owners))
+    except BackendError as error:
+        if settings.backend == "kernel":
+            raise BackendError(f"there is no kernel backend here: {error.message}", hint=error.hint) from None
+        return "dispatcher", error.message
+    return "kernel", f"the key chain is `{router.chain.spec}`, and a trial showed that the kernel places connections"
+
+
+def program(router: Router, owners: Sequence[int]) -> Program:
+    """Return the program that does what *router* does with addresses. Raises BackendError if it asks for more."""
+    if router.chain.prefixes is None:
+        raise BackendError(
+            f"the key chain `{router.chain.spec}` is not `ip` alone, and the kernel sees nothing but addresses",
+            hint="`--backend dispatcher` serves every key chain; `--by ip` needs no dispatcher",
+        )
+    return placing(router.hasher.address_key, router.chain.prefixes, owners)
+
+
+def listing(settings: Settings) -> str:
+    """Return the program for *settings* as people read it. Raises BackendError."""
+    router = Router.from_settings(settings, b"")  # the key is masked, and nothing else comes from the secret
+    placing = program(router, router.owners)
+    return f"{placing.listing}\n; {len(placing)} instructions"
+
+
+def _refuse_settings(settings: Settings, router: Router) -> None:
+    """Raise BackendError if *settings* ask for what the kernel cannot do."""
+    program(router, router.owners)
+    for text in settings.bind:
+        if Bind.parse(text).kind != "tcp":
+            raise BackendError(
+                f"`--bind {text}` is no address of its own: the kernel needs one listener for each slot",
+                hint="`--backend dispatcher` takes every bind; `--bind 127.0.0.1:8000` is an address",
+            )
+    if settings.dispatchers > 1:
+        raise BackendError(
+            f"`--dispatchers {settings.dispatchers}` asks for dispatchers, and the kernel backend has none",
+            hint="leave out `--dispatchers`, or `--backend dispatcher`",
+        )

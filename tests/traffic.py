@@ -1,0 +1,140 @@
+"""Requests of many users, mixed as a reverse proxy mixes them on one connection, and what must come back.
+
+An `Exchange` is one request as it goes over the wire and the check of its response. A batch is what a client sends
+before it reads; its requests are answered in their order. Which kinds there are is said once, in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tests import moving_app
+from tests.harness import Limpet, Reply
+from tests.wire import Wire, chunked, portions, request
+
+USERS: Final = [f"user-{number}" for number in range(50)]
+LARGE: Final = random.Random(5).randbytes(5_000_000)
+HEADER: Final = "x_user"
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request, and what its response must be."""
+
+    user: str
+    path: str
+    data: bytes
+    method: str = "GET"
+    status: int = 200
+    body: bytes | None = b""  # what the application must have got; None when it does not say
+    answer: bytes | None = None  # what it must answer; None when it tells what it got
+    waits: int = 0  # bytes of `data` after which the client waits to be told to go on
+
+    def check(self, reply: Reply, homes: Mapping[str, int]) -> None:
+        """Fail unless *reply* answers this request and comes from the user's home."""
+        where = f"{self.method} {self.path} of {self.user}"
+        assert reply.status == self.status, f"{where}: {reply}"
+        assert reply.headers["x-path"] == self.path, f"{where}: the answer is to {reply.headers['x-path']}"
+        assert int(reply.headers["x-limpet-slot"]) == homes[self.user], f"{where}: not at home"
+        if self.answer is not None:
+            assert reply.body == self.answer, f"{where}: {len(reply.body)} bytes"
+        elif self.body is not None:
+            got = reply.json()
+            assert got["sha256"] == hashlib.sha256(self.body).hexdigest(), f"{where}: {got['size']} bytes arrived"
+
+
+def get(user: str, path: str) -> Exchange:
+    return Exchange(user, path, request(path, **{HEADER: user}))
+
+
+def head(user: str, path: str) -> Exchange:
+    return Exchange(user, path, request(path, "HEAD", **{HEADER: user}), "HEAD", answer=b"")
+
+
+def nothing(user: str, path: str) -> Exchange:
+    return Exchange(user, f"/nothing{path}", request(f"/nothing{path}", **{HEADER: user}), status=204, answer=b"")
+
+
+def post(user: str, path: str, body: bytes = b"form=1\r\n\r\n&x=2") -> Exchange:
+    return Exchange(user, path, request(path, "POST", body, **{HEADER: user}), "POST", body=body)
+
+
+def coded(user: str, path: str, *parts: bytes) -> Exchange:
+    parts = parts or (b"a", b"\r\n\r\n", b"0\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+    start = request(path, "POST", transfer_encoding="chunked", **{HEADER: user})
+    return Exchange(user, path, start + chunked(parts), "POST", body=b"".join(parts))
+
+
+def post_large(user: str, path: str) -> Exchange:
+    return post(user, path, LARGE)
+
+
+def coded_large(user: str, path: str) -> Exchange:
+    return coded(user, path, *portions(LARGE, *range(70_001, len(LARGE), 70_001)))
+
+
+def expects(user: str, path: str) -> Exchange:
+    start = request(path, "POST", content_length="4", expect="100-continue", **{HEADER: user})
+    return Exchange(user, path, start + b"body", "POST", body=b"body", waits=len(start))
+
+
+def large(user: str, path: str) -> Exchange:
+    return Exchange(user, f"/large{path}", request(f"/large{path}", **{HEADER: user}), answer=moving_app.LARGE)
+
+
+def events(user: str, path: str) -> Exchange:
+    return Exchange(user, f"/events{path}", request(f"/events{path}", **{HEADER: user}), answer=moving_app.EVENTS)
+
+
+Kind = Callable[[str, str], Exchange]
+SMALL: Final[Sequence[Kind]] = (get, get, get, post, coded, head, nothing, events)
+ALONE: Final[Sequence[Kind]] = (post_large, coded_large, expects)  # others cannot be sent with it before it is answered
+KINDS: Final[Sequence[Kind]] = (*SMALL, *ALONE, large)
+
+
+def batches(number: int, seed: int, *, heavy_every: int = 20) -> Iterator[list[Exchange]]:
+    """Yield *number* requests of random users and kinds, in batches; about one in *heavy_every* is megabytes long."""
+    chance = random.Random(seed)
+    done = 0
+
+    def one(kind: Kind) -> Exchange:
+        nonlocal done
+        done += 1
+        return kind(chance.choice(USERS), f"/{done}")
+
+    while done < number:
+        if chance.random() * heavy_every < 1:
+            yield [one(chance.choice((post_large, coded_large)))]
+        elif chance.random() * heavy_every < 1:
+            yield [one(large), *(one(chance.choice(SMALL)) for _ in range(chance.randrange(3)))]
+        elif chance.random() < 0.05:
+            yield [one(expects)]
+        else:
+            size = 1 if chance.random() < 0.7 else chance.randrange(2, 12)
+            yield [one(chance.choice(SMALL)) for _ in range(min(size, number - done))]
+
+
+def perform(wire: Wire, batch: Sequence[Exchange], homes: Mapping[str, int], *, piece: int = 0) -> None:
+    """Send *batch*, in pieces of *piece* bytes if that is not 0, then read and check the answers."""
+    for exchange in batch:
+        if exchange.waits:
+            wire.send(*_pieces(exchange.data[: exchange.waits], piece))
+            assert wire.reply().status == 100
+    data = b"".join(exchange.data[exchange.waits :] for exchange in batch)
+    wire.send(*_pieces(data, piece))
+    for exchange in batch:
+        exchange.check(wire.reply(to=exchange.method), homes)
+
+
+def homes(server: Limpet, users: Sequence[str] = USERS, element: str = "header:x-user") -> dict[str, int]:
+    """Return the slot of each user."""
+    answer = server.where(*(f"{element}={user}" for user in users))
+    return {user: entry["slot"] for user, entry in zip(users, answer, strict=True)}
+
+
+def _pieces(data: bytes, size: int) -> list[bytes]:
+    return portions(data, *range(size, len(data), size)) if size else [data]
