@@ -51,7 +51,8 @@ class Verdict(Enum):
 
     KEEP = "keep"
     FORGET = "forget"  # the connection has ended: close the copy
-    SHUT = "shut"  # nobody is left who could end it: shut the connection down, then close the copy
+    SHUT = "shut"  # its holder died: shut the connection down, then close the copy
+    REFUSE = "refuse"  # its message was not taken in time: answer 503 first, since no response is under way
 
 
 class Baton(NamedTuple):
@@ -106,7 +107,7 @@ class Batons:
         return True
 
     def end(self, baton: Baton) -> None:
-        """Note that the connection has ended; the caller holds the baton, or acts on the verdict SHUT."""
+        """Note that the connection has ended; the caller holds the baton, or acts on the verdict SHUT or REFUSE."""
         if self._read(baton.place)[0] == baton.epoch:
             self._write(baton, ENDED, 0)
             if baton.place in self._segment:
@@ -117,7 +118,9 @@ class Batons:
         epoch, state, who = self._read(baton.place)
         if epoch != baton.epoch or state == ENDED:
             return Verdict.FORGET
-        return Verdict.SHUT if self._is_lost(state, who, now) else Verdict.KEEP
+        if not self._is_lost(state, who, now):
+            return Verdict.KEEP
+        return Verdict.SHUT if state == HELD else Verdict.REFUSE
 
     def _next_free(self, now: float) -> int | None:
         while self._free:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -47,6 +48,8 @@ def main() -> int:
 
 
 def _dispatch(place: boot.Boot, link: Link) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal all processes: see dispatcher._stop
+        signal.signal(number, lambda *_: None)
     settings = place.settings
     board = Scoreboard(place.scoreboard_fd)
     row = board.dispatcher(place.index)

@@ -160,9 +160,14 @@ def status_text(answer: dict[str, Any]) -> str:
 def where_text(keys: Sequence[str], answer: Sequence[dict[str, Any]]) -> str:
     """Return the answer to `where` as people read it: a line for each key."""
     return "\n".join(
-        f"{key}: slot {home['slot']}, {_worker(home)}, bucket {home['bucket']}, digest {home['digest']}"
+        f"{key}: {_slot(home)}, {_worker(home)}, bucket {home['bucket']}, digest {home['digest']}"
         for key, home in zip(keys, answer, strict=True)
     )
+
+
+def _slot(home: dict[str, Any]) -> str:
+    away = home.get("home", home["slot"]) != home["slot"]
+    return f"slot {home['slot']} in place of {home['home']}" if away else f"slot {home['slot']}"
 
 
 def _worker(home: dict[str, Any]) -> str:

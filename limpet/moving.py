@@ -32,7 +32,7 @@ _MESSAGE: Final = struct.Struct("<HHIQ")  # listener, 1 when the bytes are in a 
 _INLINE_BYTES: Final = 60_000  # of leftover in the message itself; more travels in a memory file
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(2 * _DESCRIPTOR_BYTES)
-_FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS})
+_FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.EPIPE})
 TAKES_PER_TURN: Final = 32  # messages, so that connections already here do not wait behind a storm
 
 
@@ -42,8 +42,8 @@ class Copy(Protocol):
     def resume(self, leftover: bytes) -> None:
         """Read again, after *leftover*, whose first request belongs here."""
 
-    def drop(self, *, shut: bool) -> None:
-        """Close this copy; with *shut* end the connection for the client too."""
+    def drop(self, verdict: Verdict) -> None:
+        """Close this copy, and do to the connection what *verdict* says."""
 
 
 class Arrived(NamedTuple):
@@ -93,7 +93,7 @@ class Mover:
         if baton is not None:
             self._copies[baton] = copy
             if len(self._copies) > self._most_copies:
-                self._copies.popitem(last=False)[1].drop(shut=False)
+                self._copies.popitem(last=False)[1].drop(Verdict.FORGET)
         return True, baton
 
     def receive(self, adopt: Callable[[Arrived], None], *, sure: bool = False) -> bool:
@@ -120,7 +120,7 @@ class Mover:
         if baton is not None and not self._batons.take(baton):
             os.close(fds[0])
             if copy is not None:
-                copy.drop(shut=False)
+                copy.drop(Verdict.FORGET)
         elif copy is not None:
             os.close(fds[0])
             self._row.add("batons")
@@ -146,6 +146,18 @@ class Mover:
         self._batons.end(baton)
         shut_down(fd)
 
+    def forget(self, copy: Copy, baton: Baton) -> None:
+        """Take note that *copy* has closed by itself."""
+        if self._copies.get(baton) is copy:  # else dropped already, and there may be a newer one
+            del self._copies[baton]
+
+    def spare_numbers(self) -> bool:
+        """Drop half of the copies, those used longest ago, since descriptors run out; return whether there were any."""
+        number = (len(self._copies) + 1) // 2
+        for _ in range(number):
+            self._copies.popitem(last=False)[1].drop(Verdict.FORGET)
+        return number > 0
+
     def settled(self, baton: Baton) -> None:
         """Note that the connection will never move again: the other workers close their copies in time."""
         self._batons.end(baton)
@@ -162,22 +174,24 @@ class Mover:
             if verdict is Verdict.KEEP:
                 continue
             del self._copies[baton]
-            if verdict is Verdict.SHUT:
+            if verdict is not Verdict.FORGET:
                 self._batons.end(baton)
-            copy.drop(shut=verdict is Verdict.SHUT)
+            copy.drop(verdict)
         self._row.set("copies", len(self._copies))
 
     def close_copies(self) -> None:
         """Drop all copies; the connections live on where they are."""
         while self._copies:
-            self._copies.popitem()[1].drop(shut=False)
+            self._copies.popitem()[1].drop(Verdict.FORGET)
 
     def _send(self, channel: socket.socket, fd: int, baton: Baton | None, listener: int, leftover: bytes) -> bool:
         place, epoch = (0, 0) if baton is None else (baton.place + 1, baton.epoch)
         in_file = len(leftover) > _INLINE_BYTES
         head = _MESSAGE.pack(listener, in_file, place, epoch)
-        fds = [fd, _write_file(leftover)] if in_file else [fd]
+        fds = [fd]
         try:
+            if in_file:
+                fds.append(_write_file(leftover))
             channel.sendmsg(
                 (head, b"" if in_file else leftover),
                 ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),),
@@ -193,9 +207,11 @@ class Mover:
         return True
 
 
-def shut_down(fd: int) -> None:
-    """Send FIN, and let nobody read or write any more, whatever other descriptors of the connection are open."""
+def shut_down(fd: int, last: bytes = b"") -> None:
+    """Send *last* and FIN, and let nobody read or write any more, whatever other descriptors are open."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+        with contextlib.suppress(OSError):  # a client that does not read needs no answer
+            connection.send(last, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         connection.shutdown(socket.SHUT_RDWR)
 
 

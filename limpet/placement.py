@@ -45,9 +45,11 @@ class Placement:
     def _least(self, peer: Peer) -> int:
         return min(range(self._router.slots), key=self._load)
 
-    def _load(self, slot: int) -> tuple[int, int]:
+    def _load(self, slot: int) -> tuple[bool, int, int]:
+        """Return what to compare: a slot without a worker has no connections, but its clients would wait."""
         worker = self._workers[slot]
-        return self._queued(slot) + (worker["connections"] if worker else 0), self._placed[slot]
+        connections = worker["connections"] if worker else 0
+        return worker is None, self._queued(slot) + connections, self._placed[slot]
 
     def _random(self, peer: Peer) -> int:
         return random.randrange(self._router.slots)

@@ -25,7 +25,7 @@ from typing import Any, Final
 from limpet import backend, boot, logs, process, report, secret
 from limpet.backlog import Watch
 from limpet.control import ControlServer, Message
-from limpet.errors import AppError, LimpetError, SettingsError
+from limpet.errors import AppError, LimpetError, SettingsError, reason
 from limpet.handoff import Channel
 from limpet.lifecycle import Action, Event, Life, State
 from limpet.link import Link, LinkClosedError
@@ -76,6 +76,7 @@ class Supervisor:
         self._serving = False
         self._stopping = False
         self._stop_by = float("inf")
+        self._owing: set[int] = set()  # slots with clients in the backlog when the stop began
         self._kill_at = float("inf")
         self._failure: LimpetError | None = None
 
@@ -83,7 +84,8 @@ class Supervisor:
         """Serve until told to stop. Raises LimpetError when the server never came to serve."""
         with _recorded_signals(self._selector) as recorded:
             for member in self._members():
-                self._happened(member, Event.START)
+                if not self._stopping:  # since one before it could not be started
+                    self._happened(member, Event.START)
             while not self._ended():
                 for key, _ in self._selector.select(_TICK_S):
                     key.data(time.monotonic())
@@ -104,17 +106,24 @@ class Supervisor:
             self._stop_by = time.monotonic() + self.settings.graceful_timeout_s
             self._kill_at = self._stop_by + _HARD_STOP_S
         log.info("stopping")
+        self._owing = {slot.number for slot in self.slots if self.backend.queued(slot.number)}
         self.backend.close()  # first: who gets in after a dispatcher has looked for the last time would be reset
-        for member in self.dispatchers if self._serving else self._members():
-            self._happened(member, Event.STOP)
-        self._stop_slots()
+        self._go_on_stopping()
 
-    def _stop_slots(self) -> None:
-        """Begin to stop the workers once no dispatcher is left to send them anything."""
-        if all(item.life.state is State.STOPPED for item in self.dispatchers):
-            self.backend.close()
+    def _go_on_stopping(self) -> None:
+        """Stop the dispatchers, and the workers once no dispatcher is left to send them anything.
+
+        Who is starting while clients may wait for it, in a backlog or a channel, comes up first and takes them.
+        """
+        for member in self.dispatchers:
+            if not (self._serving and member.life.state is State.STARTING):
+                self._happened(member, Event.STOP)
+        if all(member.life.state is State.STOPPED for member in self.dispatchers):
             for slot in self.slots:
-                self._happened(slot, Event.STOP)
+                owing = slot.number in self._owing or self.channels[slot.number].queued()
+                self._hear(slot)  # after that look: whoever has emptied the channel has said READY before
+                if not (slot.life.state is State.STARTING and owing):
+                    self._happened(slot, Event.STOP)
 
     def _members(self) -> list[Member]:
         return [*self.dispatchers, *self.slots]
@@ -149,14 +158,38 @@ class Supervisor:
                 member.child.kill()
 
     def _spawn(self, member: Member) -> None:
-        ours, theirs = Link.pair()
+        """Start a process for *member*. That the system has no room for one counts as its death."""
+        try:
+            ours, theirs = Link.pair()
+        except OSError as error:
+            self._not_spawned(member, error)
+            return
+        row = self._free_rows.pop() if member.role == "worker" else member.number
+        member.started_at = time.monotonic()
+        try:
+            with theirs:
+                member.child = process.Child(member.role, self._place(member, theirs, row), ours)
+        except OSError as error:
+            ours.close()
+            if member.role == "worker":
+                self._free_rows.append(row)
+            self._not_spawned(member, error)
+            return
+        self._selector.register(ours, selectors.EVENT_READ, lambda _: self._hear(member))
+
+    def _not_spawned(self, member: Member, error: OSError) -> None:
+        hint = "`ulimit -n` and `ulimit -u` show how many descriptors and processes are allowed"
+        member.cause = LimpetError(f"cannot start {member}: {reason(error)}", hint=hint)
+        self._happened(member, Event.DIED)
+
+    def _place(self, member: Member, theirs: socket.socket, row: int) -> boot.Boot:
         is_worker = member.role == "worker"
         channels = [self.channels[member.number]] if is_worker else self.channels
         move_fds = (
             [channel.fds[0] for channel in self._moves] + [self._moves[member.number].fds[1]] if is_worker else []
         )
         self._serial += is_worker
-        place = boot.Boot(
+        return boot.Boot(
             settings=self.settings,
             secret=self._secret.value.hex(),
             link_fd=theirs.fileno(),
@@ -165,14 +198,10 @@ class Supervisor:
             listeners=self.backend.inherited(member.number if is_worker else None),
             index=member.number,
             generation=member.life.generation,
-            row=self._free_rows.pop() if is_worker else member.number,
+            row=row,
             serial=self._serial if is_worker else 0,
             move_fds=tuple(move_fds),
         )
-        with theirs:
-            member.child = process.Child(member.role, place, ours)
-        member.started_at = time.monotonic()
-        self._selector.register(ours, selectors.EVENT_READ, lambda _: self._hear(member))
 
     def _hear(self, member: Member) -> None:
         """Take in what the member's process says; at the end of the line its death will be seen by SIGCHLD."""
@@ -214,7 +243,10 @@ class Supervisor:
         self._happened(member, Event.DIED)
         self._tell_workers()
         if self._stopping:
-            self._stop_slots()
+            ended_early = member.role == "worker" and member.life.state is State.STOPPED  # as by a signal of its own
+            if ended_early and self.channels[member.number].queued() and time.monotonic() < self._kill_at:
+                self._happened(member, Event.START)
+            self._go_on_stopping()
 
     def _open(self, member: Member) -> None:
         """Let *member*, which is ready, take part."""
@@ -223,6 +255,8 @@ class Supervisor:
         self._tell_workers()
         if self._serving:
             self._tell(member, {"do": "accept"})
+            if self._stopping:
+                self._go_on_stopping()
         elif all(item.life.state is State.READY for item in self._members()):
             self._begin()
 

@@ -6,8 +6,6 @@ what it would see had uvicorn accepted the connection itself.
 1. A connection is in `_adopting` or in uvicorn's set of connections. It counts as the worker's from the moment at which
    it is taken from the channel until its protocol loses it: placement adds the count to what is still in the channel.
 2. READY is said when the channel is being read and signal handlers are in place, not before.
-3. The event loop gets duplicates of the listeners, which it closes; whoever waits behind them when that has happened is
-   accepted here, one by one.
 """
 
 from __future__ import annotations
@@ -23,11 +21,12 @@ from typing import Any, Final
 
 import uvicorn
 
+from limpet.baton import Baton
 from limpet.errors import AppError
 from limpet.handoff import Handoff
-from limpet.kernel import close_door, open_door
 from limpet.link import LinkClosedError
 from limpet.moving import TAKES_PER_TURN, Arrived
+from limpet.servers.uvicorn_listening import Listening
 from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
 from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, websocket_protocol
 from limpet.worker import Seat
@@ -88,8 +87,10 @@ class SeatedServer(uvicorn.Server):
         self._wake = asyncio.Event()
         self._adopting: set[asyncio.Task[Any]] = set()
         self.servers = []
-        self._opening: asyncio.Task[None] | None = None
         self._is_last = False  # nobody comes after this worker
+        self._listening = Listening(
+            seat.listeners, seat.settings.backlog, self.server_state.connections, self._accepted, self._adopt_accepted
+        )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then read the channel, then say READY; accept when told to."""
@@ -99,14 +100,7 @@ class SeatedServer(uvicorn.Server):
             raise AppError(f"the start-up of `{self._seat.settings.app}` failed") from _Reported("\n".join(errors))
         self.config.ws_protocol_class = websocket_protocol(self._seat, self.config.ws_protocol_class)
         self._loop = asyncio.get_running_loop()
-        for listener in self._seat.listeners:
-            server = await self._loop.create_server(
-                self._accepted,
-                sock=listener.dup(),
-                backlog=self._seat.settings.backlog,  # the loop calls listen() again: its own 100 would cut the queue
-                start_serving=False,
-            )
-            self.servers.append(server)
+        await self._listening.prepare()
         self._loop.add_reader(self._seat.receiver.fileno(), self._take)
         self._loop.add_reader(self._seat.mover.fileno(), self._take_moved)
         self._loop.add_reader(self._seat.link.fileno(), self._obey)
@@ -130,7 +124,7 @@ class SeatedServer(uvicorn.Server):
         The move channel is read to the end: other workers learn a moment later that they must not move any more.
         """
         self.config.http_protocol_class.draining = True  # type: ignore[attr-defined]
-        await self._leave_listeners()
+        await self._listening.leave(take_rest=self._is_last)
         while self._take():
             pass
         self._loop.remove_reader(self._seat.receiver.fileno())
@@ -164,44 +158,15 @@ class SeatedServer(uvicorn.Server):
         super().handle_exit(sig, frame)
         self._loop.call_soon_threadsafe(self._wake.set)
 
-    async def _open(self) -> None:
-        """Begin to accept."""
-        for server in self.servers:
-            await server.start_serving()
-
-    async def _leave_listeners(self) -> None:
-        """Stop to accept, and give up this process's copies of the listeners."""
-        if self._opening is not None:
-            await self._opening
-        for server in self.servers:
-            server.close()
-        for listener in self._seat.listeners:
-            while self._is_last and self._accept(listener):
-                pass
-            listener.close()
-
-    def _accept(self, listener: socket.socket) -> bool:
-        """Adopt the next connection that waits behind *listener*; return whether there may be more."""
-        try:
-            connection, _ = listener.accept()
-        except BlockingIOError:
-            return False
-        except ConnectionError:  # reset while it waited
-            return True
-        except OSError as error:
-            log.error("worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
-            return False
-        connection.setblocking(False)
-        open_door(connection)  # it may have come through one that was closed behind it
-        self._seat.row.add("received")
-        self._adopt(connection, lambda _: None)
-        return True
-
     def _accepted(self) -> asyncio.Protocol:
-        """Return the protocol for a connection that the event loop has accepted."""
+        """Return the protocol of a connection that the event loop has accepted from a listener."""
         self._seat.row.add("received")
         self._seat.row.add("connections")
         return self._new_protocol()
+
+    def _adopt_accepted(self, connection: socket.socket) -> None:
+        self._seat.row.add("received")
+        self._adopt(connection, lambda _: None)
 
     def _take(self) -> bool:
         """Adopt connections from the channel; return whether there may be more."""
@@ -227,18 +192,23 @@ class SeatedServer(uvicorn.Server):
             self._pause_reading_of(self._seat.mover.fileno(), self._take_moved, error)
 
     def _adopt_moved(self, arrived: Arrived) -> None:
-        self._adopt(arrived.connection, functools.partial(_tell_arrived, arrived))
+        self._adopt(arrived.connection, functools.partial(_tell_arrived, arrived), arrived.baton)
 
     def _pause_reading_of(self, fd: int, take: Callable[[], Any], error: OSError) -> None:
-        """Leave what is in a channel there for a while: this process has no free descriptor number."""
+        """Leave what is in a channel there for a while: this process has no free descriptor number.
+
+        Unless copies have some to spare: those are closed first, and the channel is read again in the next turn.
+        """
+        if self._seat.mover.spare_numbers():
+            return
         log.warning("worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
         self._loop.remove_reader(fd)
         self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, lambda: self.should_exit or self._loop.add_reader(fd, take))
 
-    def _adopt(self, connection: socket.socket, prepare: Callable[[Any], None]) -> None:
+    def _adopt(self, connection: socket.socket, prepare: Callable[[Any], None], baton: Baton | None = None) -> None:
         """Give *connection* to a new protocol, which is told by *prepare* how it came and will close it."""
         self._seat.row.add("connections")
-        task = self._loop.create_task(self._connect(connection, prepare))
+        task = self._loop.create_task(self._connect(connection, prepare, baton))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
 
@@ -251,7 +221,9 @@ class SeatedServer(uvicorn.Server):
         )
         return protocol
 
-    async def _connect(self, connection: socket.socket, prepare: Callable[[Any], None]) -> None:
+    async def _connect(
+        self, connection: socket.socket, prepare: Callable[[Any], None], baton: Baton | None
+    ) -> None:
         def new_protocol() -> asyncio.Protocol:
             protocol = self._new_protocol()
             prepare(protocol)
@@ -260,6 +232,8 @@ class SeatedServer(uvicorn.Server):
         try:
             await self._loop.connect_accepted_socket(new_protocol, connection)
         except OSError:  # the client is gone already, and no protocol was told of it
+            if baton is not None:
+                self._seat.mover.ended(connection.fileno(), baton)
             connection.close()
             self._seat.row.add("connections", -1)
 
@@ -270,8 +244,7 @@ class SeatedServer(uvicorn.Server):
         except LinkClosedError:  # the supervisor is gone: finish what is here, then end
             self._loop.remove_reader(self._seat.link.fileno())
             commands = [{"do": "drain", "timeout": settings.graceful_timeout_s, "last": True}]
-            for listener in self._seat.listeners:
-                close_door(listener)
+            self._listening.close_door()
         for command in commands:
             if command["do"] == "drain":
                 self.config.timeout_graceful_shutdown = command["timeout"]
@@ -279,7 +252,7 @@ class SeatedServer(uvicorn.Server):
                 self.should_exit = True
                 self._wake.set()
             elif command["do"] == "accept":
-                self._opening = self._loop.create_task(self._open())
+                self._listening.open()
             elif command["do"] == "workers":
                 self._seat.home.follow(command["rows"])
                 self._seat.mover.alive(command["alive"], command["newest"], self._loop.time())

@@ -19,8 +19,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
-from limpet.baton import Baton
+from limpet.baton import Baton, Verdict
 from limpet.handoff import Handoff
+from limpet.head import BadHead, HeadParser
 from limpet.moving import Arrived, shut_down
 from limpet.refusal import answer
 from limpet.request import Peer, UnparsedRequest
@@ -82,6 +83,8 @@ class _Moving(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._away:
             self.seat.row.add("connections")  # uncounted when it went; what follows counts an end
+            if self._baton is not None:  # closed by a request that failed after its response, as a background task may
+                self.seat.mover.forget(self, self._baton)
         elif self._baton is not None:
             self.seat.mover.ended(self._fd, self._baton)
         super().connection_lost(exc)
@@ -94,11 +97,32 @@ class _Moving(asyncio.Protocol):
         self.flow.resume_reading()
         self.data_received(leftover)
 
-    def drop(self, *, shut: bool) -> None:
-        """Close this paused copy; with *shut* end the connection for the client too."""
-        if shut:
+    def drop(self, verdict: Verdict) -> None:
+        """Close this paused copy, and do to the connection what *verdict* says."""
+        if verdict is Verdict.REFUSE:
+            shut_down(self._fd, answer(503))
+        elif verdict is Verdict.SHUT:
             shut_down(self._fd)
         self.transport.abort()  # closes the descriptor, and no more than that
+
+    def eof_received(self) -> Any:
+        """Return whether the connection stays open: requests that came before the FIN are still to be served.
+
+        The FIN stays in the socket: whoever reads next, here or in another worker, finds it again.
+        """
+        due = self._unread and self.cycle is not None and not self.cycle.response_complete
+        if self._wanted is None and not due:
+            return super().eof_received()
+        self.flow.pause_reading()
+        return True
+
+    def refuse_late_head(self, before: float) -> None:
+        if self._wanted is None:  # else the head is here, and waits for a slot or for the client: see `_move`
+            super().refuse_late_head(before)  # type: ignore[misc]
+
+    def shutdown(self) -> None:
+        if self._wanted is None:  # else `_move` answers
+            super().shutdown()  # type: ignore[misc]
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -111,6 +135,8 @@ class _Moving(asyncio.Protocol):
 
     def feed(self, data: bytes) -> None:
         """Give the parser of *data* what it may have now."""
+        if data:
+            self._unset_keepalive_if_required()  # type: ignore[attr-defined]  # the parser would, but may get nothing yet
         self._unread = self._unread + data if self._unread else data
         if self._wanted is None:
             self._pump()
@@ -222,10 +248,10 @@ class _Moving(asyncio.Protocol):
 
     def _refuse(self) -> None:
         """Answer 503: the request's own slot cannot take it, and no other may."""
-        self._wanted = None
+        self._wanted, self._unread = None, b""
         self.seat.row.add("returns_refused")
-        self.transport.write(answer(503))
-        self.transport.close()
+        self.flow.resume_reading()  # the rest of the request is thrown away: unread it would reset the connection
+        self.refuse(503)  # type: ignore[attr-defined]
 
     def _upgraded(self) -> None:
         """Leave the connection to the websocket protocol that took over: it never moves again."""
@@ -250,7 +276,20 @@ class MovingHttpTools(_Moving, SeatedHttpTools):
 
 
 class MovingH11(_Moving, SeatedH11):
-    """The h11 protocol of a worker whose keys are per request."""
+    """The h11 protocol of a worker whose keys are per request.
+
+    h11 accepts heads that the dispatcher refuses, and might read another key in them, or another end of the message.
+    """
+
+    def _next_head(self) -> bytes:
+        head = super()._next_head()
+        try:
+            if head:
+                HeadParser(len(head) + 1).feed(head)
+        except BadHead:
+            self.send_400_response("Invalid HTTP request received.")
+            return b""
+        return head
 
     def handle_websocket_upgrade(self, event: Any) -> None:
         super().handle_websocket_upgrade(event)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import random
+import resource
 import select
 import signal
 import socket
@@ -400,11 +401,30 @@ def test_what_waits_in_the_backlog_of_a_killed_worker_is_served_by_the_next(serv
         assert places == {(2, server.wait_ready(2, other_than=entry["pid"])["pid"])}
 
 
-def test_full_backlog_is_counted_and_warned_of_once() -> None:
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_worker_without_free_descriptors_leaves_clients_in_the_queue(loop: str) -> None:
+    """libuv would close them, which nobody would see but the clients."""
+    with serve("--loop", loop) as server, ExitStack() as stack:
+        source, [_, hard] = address_in(server, 1), resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (600, hard))  # the loop accepts some 60, then we do
+        server.kill_worker(1)
+        clients = [stack.enter_context(Wire(("127.0.0.1", server.port), source)) for _ in range(700)]
+        wait_until(lambda: "cannot take connections: too many open files (hint: `ulimit" in server.log, "it is full")
+        assert server.worker(1)["queued"] > 100
+        assert select.select([client.sock for client in clients], [], [], 0)[0] == []
+        for client in clients[:300]:
+            client.close()
+        assert {client.send(GET).reply().status for client in clients[300:]} == {200}
+
+
+@pytest.mark.parametrize("way", ["kernel", "dispatcher"])
+def test_full_backlog_is_counted_and_warned_of_once(way: str) -> None:
     """The kernel drops without a word; clients only seem slow, and repeat themselves."""
-    with serve("--backlog", "4") as server, ExitStack() as stack:
-        source, entry = address_in(server, 0), server.worker(0)
-        os.kill(entry["pid"], signal.SIGSTOP)
+    arguments = ["--workers", str(WORKERS), "--by", "ip", "--backend", way, "--backlog", "4"]
+    with Limpet("tests.apps:echo", *arguments) as server, ExitStack() as stack:
+        source = address_in(server, 0)
+        pid = server.worker(0)["pid"] if way == "kernel" else server.dispatcher()
+        os.kill(pid, signal.SIGSTOP)
         waiting(server, source, 5, stack)  # the kernel takes one more than it was told
         for _ in range(3):
             late = stack.enter_context(socket.socket())
@@ -412,9 +432,10 @@ def test_full_backlog_is_counted_and_warned_of_once() -> None:
             late.bind((source, 0))
             late.connect_ex(("127.0.0.1", server.port))
         wait_until(lambda: server.totals()["backlog_drops"] >= 6, "repeated attempts are counted, too")
-        os.kill(entry["pid"], signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
         assert server.log.count("since its backlog of 4 was full (hint: `--backlog 8`") == 1
-        assert f"slot 0 at {server.url}: " in server.log
+        where = f"slot 0 at {server.url}" if way == "kernel" else server.url
+        assert f"WARNING {where}: " in server.log
 
 
 def test_nobody_is_accepted_before_the_application_has_started(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -97,19 +98,19 @@ def kill(server: Limpet, seen: Seen, kills: int) -> None:
         since = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         killed.add(pid)
-        wait_until(lambda pid=pid: not alive(pid), "the worker is dead")
+        wait_until(partial(is_dead, pid), "the worker is dead")
         seen.kills[slot].append((since, time.monotonic()))
     for number in range(WORKERS):
         server.wait_ready(number)
 
 
-def alive(pid: int) -> bool:
-    """Return whether the process still has its connections: a zombie has none."""
+def is_dead(pid: int) -> bool:
+    """Return whether the process has no connections any more: a zombie has none."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+            return file.read().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
-        return False
+        return True
 
 
 def nobody() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def test_slot_whose_next_worker_cannot_start_keeps_its_clients_until_one_can(tmp
         assert re.search(r"worker 1 .*did not start, next try in 0\.\d s: the start-up of .* failed", server.log)
 
 
+def test_supervisor_without_free_descriptors_tries_again() -> None:
+    """It must survive what every process of a busy machine meets one day, or all workers end with it."""
+    with Limpet("tests.apps:echo", *CHAIN) as server, Crowd(server) as crowd:
+        key = keys_of(server, 1, KEYS)[0]
+        pid = server.worker(1)["pid"]
+        enough = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (8, enough[1]))
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: "cannot start worker 1: too many open files" in server.log, "it has tried")
+        waiting = crowd.call(key)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, enough)
+
+        assert Home.of(waiting.reply()) == Home(1, server.wait_ready(1, other_than=pid)["pid"])
+
+
 def test_kill_of_the_dispatcher_under_load_moves_nobody() -> None:
     """It is not in the way of the data: who has a connection goes on, who makes one waits in the backlog."""
     with Limpet("tests.apps:echo", *CHAIN) as server, load(server, KEYS, per_slot=2) as callers:
@@ -165,7 +181,7 @@ def test_key_function_that_ends_its_dispatcher_costs_nobody_else_anything(fault:
         assert Home.of(fetch(lasting, x_user=KEYS[0])) == before[KEYS[0]]
         for _ in range(2):
             pid = server.dispatcher()
-            victim = crowd.connect().send(request(**{fault: "yes"}))  # type: ignore[arg-type]  # a header, not the body
+            victim = crowd.connect().send(request(**{fault: "yes"}))
             server.wait_dispatcher(other_than=pid)
 
             with contextlib.suppress(ConnectionResetError):

@@ -221,6 +221,48 @@ def test_stop_under_load_drops_no_request(dispatchers: str) -> None:
         assert server.wait_ended() == 0
 
 
+def test_stop_right_after_a_kill_serves_who_waits_for_the_next_worker() -> None:
+    """A crash and a deployment at one moment: the replacement has to come up, although only to serve and go."""
+    with Limpet("tests.apps:echo", *CHAIN) as server, Crowd(server) as crowd:
+        keys = keys_of(server, 1, KEYS)
+        worker, dispatcher = server.worker(1)["pid"], server.dispatcher()
+        freeze(worker)
+        waiting = [crowd.call(key) for key in keys]
+        wait_until(lambda: server.worker(1)["queued"] == len(waiting), "all of them wait in the channel")
+        freeze(dispatcher)
+        waiting += [crowd.call(key) for key in KEYS]  # in the backlog
+        os.kill(worker, signal.SIGKILL)
+        os.kill(dispatcher, signal.SIGKILL)
+        wait_until(lambda: server.worker(1)["pid"] != worker, "the death is noticed")
+        server.signal(signal.SIGTERM)
+
+        assert {Home.of(wire.reply()).slot for wire in waiting} == set(range(WORKERS))
+        assert server.wait_ended() == 0
+
+
+def test_signal_to_all_processes_at_once_drops_no_request(gate: Path, note: Path) -> None:
+    """systemd signals the whole control group: workers then drain before the dispatcher has sent them the last."""
+    with gated(gate, note) as server, Crowd(server) as crowd:
+        wire, home = crowd.in_flight(KEYS[0])
+        dispatcher = server.dispatcher()
+        half = crowd.connect().send(b"GET / HTTP/1.1\r\nhost: h\r\nx-user: user-1")
+        wait_until(lambda: server.status()["dispatchers"][0]["pending"] == 1, "half of the head has come")
+        freeze(dispatcher)
+        accepted = [crowd.call(key) for key in KEYS]  # by the kernel: they are in the backlog
+        for pid in server.processes():
+            os.kill(pid, signal.SIGTERM)
+        idle = [entry["pid"] for entry in server.status()["slots"] if entry["slot"] != home.slot]
+        wait_until(lambda: not server.processes() & set(idle), "the workers without a request have drained")
+        os.kill(dispatcher, signal.SIGCONT)
+        half.send(b"\r\n\r\n")
+        gate.touch()
+
+        assert wire.chunk() == b""
+        assert {Home.of(each.reply()).slot for each in accepted} == set(range(WORKERS))
+        assert half.reply().status == 200
+        assert server.wait_ended() == 0
+
+
 def test_new_connections_are_refused_while_a_slow_head_is_awaited() -> None:
     """A client in the middle of its head gets its time; others must not be let in behind it, to be reset later."""
     with Limpet("tests.apps:echo", *CHAIN) as server, Crowd(server) as crowd:

@@ -62,8 +62,8 @@ class Held:
         self.reads = True
         self.connection.served.append(leftover)
 
-    def drop(self, *, shut: bool) -> None:
-        if shut:
+    def drop(self, verdict: Verdict) -> None:
+        if verdict is not Verdict.FORGET:
             shut_down(self.sock.fileno())
         self.close()
 
@@ -323,7 +323,7 @@ def test_message_that_arrives_after_the_connection_was_given_up_is_refused() -> 
     baton = origin.claim(0.0)
     assert baton is not None
     origin.send(baton, 0.0)
-    assert origin.verdict(baton, PATIENCE_S + 1) is Verdict.SHUT
+    assert origin.verdict(baton, PATIENCE_S + 1) is Verdict.REFUSE
     origin.end(baton)
     assert not batons(cells, serial=2, claims=False).take(baton)
 

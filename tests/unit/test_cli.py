@@ -155,6 +155,13 @@ def test_where_is_a_line_for_each_key(server: Server, capsys: pytest.CaptureFixt
     assert server.asked == [(None, {"command": "where", "keys": ("alice", "ip=10.1.2.3")}, {})]
 
 
+def test_where_shows_who_stands_in(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a failover an operator must see that the client is not at home."""
+    server.answer = {"keys": [{**WHERE["keys"][0], "home": 3}]}
+    assert cli.main(["where", "alice"]) == 0
+    assert capsys.readouterr().out.startswith("alice: slot 0 in place of 3, pid 4711 (ready), ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "answer", "printed"),
     [

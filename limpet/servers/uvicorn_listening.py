@@ -1,0 +1,138 @@
+"""A worker that accepts: its slot's listeners on the event loop, for as long as they are its own to read.
+
+Owns when and how connections are accepted on the kernel backend. Knows nothing of what becomes of them: uvicorn.py
+makes the protocols. The listeners are the server's; this process closes its copies and never shuts one down.
+
+1. The event loop calls listen() again, and so gets the backlog told: asyncio's own 100 would cut the queue.
+2. The event loop gets duplicates, which it closes. Who waits behind them then is accepted here, if nobody else will.
+3. uvloop (libuv) closes the connections for which it finds no descriptor number, instead of leaving them in the queue.
+   So it accepts only while there are many free ones; from then on this file does, which costs more for each
+   connection, and waits when there are none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+from collections.abc import Callable, Sequence, Sized
+from typing import Final
+
+from limpet.errors import reason
+from limpet.kernel import close_door, open_door
+from limpet.logs import Hourly
+
+_SPARE: Final = 512  # descriptor numbers: what a burst may take that the loop accepts in one go, and an application
+_TAKES_PER_TURN: Final = 32  # connections, so that those already here do not wait behind a storm
+_NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before accepting is tried again after EMFILE
+_HINT: Final = "`ulimit -n 65536` before the start, or `LimitNOFILE=65536` in a unit of systemd"
+log = logging.getLogger("limpet.worker")
+
+
+class Listening:
+    """The listeners of one worker. Owns this process's copies of them."""
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        backlog: int,
+        connections: Sized,
+        new_protocol: Callable[[], asyncio.Protocol],
+        adopt: Callable[[socket.socket], None],
+    ) -> None:
+        """*connections* are all that the worker has; *new_protocol* makes the protocol of one that the loop accepts,
+        *adopt* takes over one that is accepted here."""
+        self._listeners = listeners
+        self._backlog = backlog
+        self._connections = connections
+        self._new_protocol = new_protocol
+        self._adopt = adopt
+        self._servers: list[asyncio.Server] = []
+        self._opening: asyncio.Task[None] | None = None
+        self._is_open = False
+        self._hourly = Hourly()
+
+    async def prepare(self) -> None:
+        """Get all ready but accept nobody."""
+        self._loop = asyncio.get_running_loop()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._many = soft - len(os.listdir("/proc/self/fd")) - _SPARE  # connections with which the loop may accept
+        for listener in self._listeners:
+            server = await self._loop.create_server(
+                self._accepted, sock=listener.dup(), backlog=self._backlog, start_serving=False
+            )
+            self._servers.append(server)
+
+    def open(self) -> None:
+        """Begin to accept: the supervisor listens."""
+        self._is_open = True
+        self._opening = self._loop.create_task(self._open())
+
+    def close_door(self) -> None:
+        """Let no new client in."""
+        for listener in self._listeners:
+            close_door(listener)
+
+    async def leave(self, *, take_rest: bool) -> None:
+        """Give up the listeners; with *take_rest* adopt who waits first, since nobody comes after this worker."""
+        self._is_open = False
+        if self._opening is not None:
+            await self._opening
+        self._close_servers()
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.fileno())
+            while take_rest and self._accept(listener):
+                pass
+            listener.close()
+
+    async def _open(self) -> None:
+        if self._many <= 0:
+            self._accept_here()
+        for server in list(self._servers):
+            await server.start_serving()
+
+    def _close_servers(self) -> None:
+        while self._servers:
+            self._servers.pop().close()
+
+    def _accepted(self) -> asyncio.Protocol:
+        """Return the protocol for a connection that the loop has accepted."""
+        if len(self._connections) >= self._many and self._servers:
+            self._loop.call_soon(self._accept_here)
+        return self._new_protocol()
+
+    def _accept_here(self) -> None:
+        """Accept in place of the loop from now on: rule 3."""
+        self._close_servers()
+        for listener in self._listeners:
+            self._again(listener)
+
+    def _take(self, listener: socket.socket) -> None:
+        for _ in range(_TAKES_PER_TURN):
+            if not self._accept(listener):
+                return
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """Adopt the next connection that waits behind *listener*; return whether there may be more."""
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return False
+        except ConnectionError:  # reset while it waited
+            return True
+        except OSError as error:
+            if self._hourly.allows("accept", self._loop.time()):
+                log.warning("worker (pid %d) cannot take connections: %s (hint: %s)", os.getpid(), reason(error), _HINT)
+            self._loop.remove_reader(listener.fileno())
+            self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, self._again, listener)
+            return False
+        connection.setblocking(False)
+        open_door(connection)  # it may have come through one that was closed behind it
+        self._adopt(connection)
+        return True
+
+    def _again(self, listener: socket.socket) -> None:
+        if self._is_open:
+            self._loop.add_reader(listener.fileno(), self._take, listener)
