@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+from limpet import elements
 from limpet.errors import AppError
+from limpet.logs import Hourly
+from limpet.scoreboard import Row
 from limpet.settings import Settings
 
 Application = Callable[..., Any]
+log = logging.getLogger("limpet")
 
 
 def load(settings: Settings) -> Application:
@@ -45,6 +52,28 @@ def load_function(text: str) -> Callable[..., object]:
         raise AppError(f"the key function `{text}` is {_kind(function)}, not a function")
     found: Callable[..., object] = function
     return found  # what it answers is checked at each call
+
+
+class Complaints:
+    """Counts what key functions do wrong, and says so once an hour for each: a `KeyChain`'s `on_error`."""
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        self._hourly = Hourly()
+
+    def __call__(self, element: str, error: BaseException | str) -> None:
+        self._row.add("key_errors")
+        if self._hourly.allows(element, time.monotonic()):
+            log.warning("`%s` %s; clients go by the rest of the key chain", element, self._what(error))
+
+    def _what(self, error: BaseException | str) -> str:
+        """Return what was wrong. Never the text of an exception of the user's: that may hold the key."""
+        if isinstance(error, str):
+            return error
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        if where.filename == elements.__file__:
+            return f"answered no key: {error}"
+        return f"raised {_name(error)} in {where.filename}:{where.lineno}"
 
 
 def import_object(text: str, what: str) -> Any:
@@ -112,7 +141,18 @@ def wsgi(app: Application) -> Application:
         environ["wsgi.errors"] = sys.stderr
         return app(environ, start_response)
 
-    return WSGIMiddleware(called)
+    served = WSGIMiddleware(called)
+
+    async def asgi3(scope: Any, receive: Any, send: Any) -> None:
+        async def receive_whole() -> Any:
+            message = await receive()
+            if message["type"] == "http.disconnect":  # else half a body would be taken for a whole one
+                raise ConnectionError("the client left before the end of its request")
+            return message
+
+        await served(scope, receive_whole, send)
+
+    return asgi3
 
 
 def check(settings: Settings) -> list[str]:

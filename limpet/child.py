@@ -54,11 +54,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
     board = Scoreboard(place.scoreboard_fd)
     row = board.dispatcher(place.index)
 
-    def key_error(element: str, error: BaseException | str) -> None:
-        row.add("key_errors")
-        log.debug("key element `%s` failed: %r", element, error)
-
-    router = Router.from_settings(settings, bytes.fromhex(place.secret), apps.load_function, key_error)
+    router = Router.from_settings(settings, bytes.fromhex(place.secret), apps.load_function, apps.Complaints(row))
     outboxes = [
         Outbox(Channel.inherit(fds), board.waiting(place.index, slot)) for slot, fds in enumerate(place.channel_fds)
     ]

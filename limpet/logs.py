@@ -22,7 +22,8 @@ def configure(level: str) -> None:
         logger.handlers[:] = [handler]
         logger.propagate = False
     logging.getLogger("limpet").setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel("DEBUG" if level.upper() == "DEBUG" else "WARNING")
+    for name in ("uvicorn", "uvicorn.error"):  # the latter's own level: with none it would trace every connection
+        logging.getLogger(name).setLevel("DEBUG" if level.upper() == "DEBUG" else "WARNING")
 
 
 class Hourly:

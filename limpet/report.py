@@ -108,6 +108,9 @@ def _slot(server: Supervisor, number: int) -> dict[str, Any]:
         "state": member.life.state.value,
         "connections": row.get("connections", 0),
         "requests": row.get("requests", 0) + past["requests"],
+        "returns": row.get("returns", 0) + past["returns"],
+        "batons": row.get("batons", 0) + past["batons"],
+        "copies": row.get("copies", 0),
         "queued": server.channels[number].queued() + waiting + server.backend.queued(number),
     }
 

@@ -29,6 +29,7 @@ WORKER_CELLS: Final[Mapping[str, str]] = {
     "returns": "requests passed on, since they belong to another slot",
     "batons": "requests that came on a connection of which this worker had a copy",
     "returns_refused": "requests refused: they belong to another slot, which could not take them in time",
+    "key_errors": "key functions that raised or answered something that is not a key",
     "copies": "paused copies of connections that other workers read",
     "heads_too_large": "connections refused by a worker: the request head was too large",
     "asking_since_ns": "monotonic time since which the worker waits for a key function; 0 while it does not",

@@ -58,7 +58,7 @@ def work(place: Boot, link: Link) -> None:
     current.become(info)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)
-    router = Router.from_settings(settings, bytes.fromhex(place.secret), _watched(row))
+    router = Router.from_settings(settings, bytes.fromhex(place.secret), _watched(row), apps.Complaints(row))
     placement = Placement(settings.place, router, board, queued=lambda slot: 0)
     segment = range(place.row * CELLS_PER_WORKER, (place.row + 1) * CELLS_PER_WORKER)
     batons = Batons(board.batons(), segment, place.serial, settings.wait_timeout_s)

@@ -23,11 +23,14 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
             message["headers"] = [*message.get("headers", []), (b"x-path", scope["raw_path"])]
         await send(message)
 
-    if scope["type"] != "http":
+    if scope["type"] == "websocket" and scope["path"] == "/refused":
+        await send({"type": "websocket.close"})
+    elif scope["type"] != "http":
         await wire_app.app(scope, receive, send)
     else:
-        routes = {"large": large, "events": events, "nothing": nothing, "held": held, "fails": fails}
-        await routes.get(scope["path"].split("/")[1], wire_app.app)(scope, receive, signed)
+        other = wire_app.app if scope["path"].startswith("/") else apps.echo
+        routes = {"large": large, "events": events, "nothing": nothing, "held": held, "fails": fails, "breaks": breaks}
+        await routes.get(scope["path"].partition("/")[2].partition("/")[0], other)(scope, receive, signed)
 
 
 async def large(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -66,6 +69,13 @@ async def fails(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await apps.echo(scope, receive, send)
     await _gate(scope)
     raise RuntimeError("in the background")
+
+
+async def breaks(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Fail in the middle of a response."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
+    await send({"type": "http.response.body", "body": b"half", "more_body": True})
+    raise RuntimeError("in the middle")
 
 
 async def _gate(scope: dict[str, Any]) -> None:

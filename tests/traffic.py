@@ -6,10 +6,14 @@ before it reads; its requests are answered in their order. Which kinds there are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from tests import moving_app
@@ -130,10 +134,42 @@ def perform(wire: Wire, batch: Sequence[Exchange], homes: Mapping[str, int], *, 
         exchange.check(wire.reply(to=exchange.method), homes)
 
 
+def serve(*flags: str, gates: Path | None = None, workers: int = 4) -> Limpet:
+    """Return a server, not started, whose connections move between *workers*; *gates* is a directory."""
+    arguments = ["--workers", str(workers), "--by", "header:x-user", "--debug-header", *flags]
+    return Limpet("tests.moving_app:app", *arguments, env={"TEST_GATES": str(gates)})
+
+
 def homes(server: Limpet, users: Sequence[str] = USERS, element: str = "header:x-user") -> dict[str, int]:
     """Return the slot of each user."""
     answer = server.where(*(f"{element}={user}" for user in users))
     return {user: entry["slot"] for user, entry in zip(users, answer, strict=True)}
+
+
+def inhabitants(homes: Mapping[str, int]) -> dict[int, str]:
+    """Return one user of each slot."""
+    return {slot: user for user, slot in homes.items()}
+
+
+def visit_all(wire: Wire, homes: Mapping[str, int], *, last: int) -> None:
+    """Have a request served by each worker, the one in slot *last* coming last: all others keep a copy."""
+    users = inhabitants(homes)
+    for slot in [*(users.keys() - {last}), last]:
+        perform(wire, [get(users[slot], f"/visit/{slot}")], homes)
+
+
+@contextlib.contextmanager
+def stopped(server: Limpet, slots: Iterable[int]) -> Iterator[None]:
+    """Stop the workers in *slots* for a while: they run no instruction, and keep what they have open."""
+    pids = [entry["pid"] for entry in server.status()["slots"] if entry["slot"] in set(slots)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _pieces(data: bytes, size: int) -> list[bytes]:

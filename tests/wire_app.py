@@ -77,14 +77,14 @@ async def early(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def wait(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """GET answers when the client has left, as a long poll does that nobody wants any more; POST tells when one has."""
+    """GET is a long poll that ends without an answer when its client has left; POST tells when one has."""
     if scope["method"] == "GET":
         while (await receive())["type"] != "http.disconnect":
             pass
         _left.set()
-    else:
-        await _left.wait()
-        _left.clear()
+        return
+    await _left.wait()
+    _left.clear()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
     await send({"type": "http.response.body", "body": b"left"})
 

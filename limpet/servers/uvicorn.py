@@ -23,9 +23,11 @@ import uvicorn
 
 from limpet.baton import Baton
 from limpet.errors import AppError
+from limpet.forwarded import Trust
 from limpet.handoff import Handoff
 from limpet.link import LinkClosedError
 from limpet.moving import TAKES_PER_TURN, Arrived
+from limpet.servers.proxied import Proxied
 from limpet.servers.uvicorn_listening import Listening
 from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
 from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, websocket_protocol
@@ -43,7 +45,8 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
     settings = seat.settings
     debug_headers = [("X-Limpet-Slot", str(seat.info.slot)), ("X-Limpet-Pid", str(seat.info.pid))]
-    trusted = [entry for entry in settings.trust if entry != "unix"]
+    if settings.trust:
+        app = Proxied(app, Trust.parse(",".join(settings.trust)))
     config = uvicorn.Config(
         app,
         interface="asgi3",
@@ -54,7 +57,7 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
         log_config=None,
         log_level=None,
         access_log=settings.access_log,
-        forwarded_allow_ips=trusted,  # none given: nobody is believed, where uvicorn's own default is this machine
+        proxy_headers=False,  # see proxied.py; none given: nobody is believed, where uvicorn believes this machine
         root_path=settings.root_path,
         timeout_graceful_shutdown=settings.graceful_timeout_s,  # type: ignore[arg-type]  # passed on to wait_for
         timeout_keep_alive=settings.keep_alive_timeout_s,  # type: ignore[arg-type]  # passed on to call_later
@@ -221,9 +224,7 @@ class SeatedServer(uvicorn.Server):
         )
         return protocol
 
-    async def _connect(
-        self, connection: socket.socket, prepare: Callable[[Any], None], baton: Baton | None
-    ) -> None:
+    async def _connect(self, connection: socket.socket, prepare: Callable[[Any], None], baton: Baton | None) -> None:
         def new_protocol() -> asyncio.Protocol:
             protocol = self._new_protocol()
             prepare(protocol)

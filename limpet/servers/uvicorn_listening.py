@@ -5,9 +5,10 @@ makes the protocols. The listeners are the server's; this process closes its cop
 
 1. The event loop calls listen() again, and so gets the backlog told: asyncio's own 100 would cut the queue.
 2. The event loop gets duplicates, which it closes. Who waits behind them then is accepted here, if nobody else will.
-3. uvloop (libuv) closes the connections for which it finds no descriptor number, instead of leaving them in the queue.
-   So it accepts only while there are many free ones; from then on this file does, which costs more for each
-   connection, and waits when there are none.
+3. uvloop (libuv) closes the connections for which it finds no descriptor number, instead of leaving them in the queue
+   as asyncio does. So it accepts only while there are many free ones; from then on this file does, which costs more for
+   each connection, and waits when there are none.
+4. A server of asyncio that is closed drops what it has accepted in the same turn of the loop: it stops a turn before.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import logging
 import os
 import resource
 import socket
+import sys
 from collections.abc import Callable, Sequence, Sized
 from typing import Final
 
@@ -49,7 +51,8 @@ class Listening:
         self._connections = connections
         self._new_protocol = new_protocol
         self._adopt = adopt
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[tuple[asyncio.Server, int]] = []
+        self._many = sys.maxsize  # connections with which the loop may not accept any more
         self._opening: asyncio.Task[None] | None = None
         self._is_open = False
         self._hourly = Hourly()
@@ -57,13 +60,15 @@ class Listening:
     async def prepare(self) -> None:
         """Get all ready but accept nobody."""
         self._loop = asyncio.get_running_loop()
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._many = soft - len(os.listdir("/proc/self/fd")) - _SPARE  # connections with which the loop may accept
+        if not isinstance(self._loop, asyncio.SelectorEventLoop):
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            self._many = soft - len(os.listdir("/proc/self/fd")) - _SPARE
         for listener in self._listeners:
+            duplicate = listener.dup()
             server = await self._loop.create_server(
-                self._accepted, sock=listener.dup(), backlog=self._backlog, start_serving=False
+                self._accepted, sock=duplicate, backlog=self._backlog, start_serving=False
             )
-            self._servers.append(server)
+            self._servers.append((server, duplicate.fileno()))
 
     def open(self) -> None:
         """Begin to accept: the supervisor listens."""
@@ -80,6 +85,9 @@ class Listening:
         self._is_open = False
         if self._opening is not None:
             await self._opening
+        for _, fd in self._servers:
+            self._loop.remove_reader(fd)
+        await asyncio.sleep(0)  # rule 4
         self._close_servers()
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
@@ -90,12 +98,12 @@ class Listening:
     async def _open(self) -> None:
         if self._many <= 0:
             self._accept_here()
-        for server in list(self._servers):
+        for server, _ in list(self._servers):
             await server.start_serving()
 
     def _close_servers(self) -> None:
         while self._servers:
-            self._servers.pop().close()
+            self._servers.pop()[0].close()
 
     def _accepted(self) -> asyncio.Protocol:
         """Return the protocol for a connection that the loop has accepted."""

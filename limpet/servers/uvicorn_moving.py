@@ -121,8 +121,11 @@ class _Moving(asyncio.Protocol):
             super().refuse_late_head(before)  # type: ignore[misc]
 
     def shutdown(self) -> None:
-        if self._wanted is None:  # else `_move` answers
+        if self._wanted is None and not self.is_followed():  # else `_move` answers, or what follows is served first
             super().shutdown()  # type: ignore[misc]
+
+    def is_followed(self) -> bool:
+        return bool(self._unread)
 
     def resume_writing(self) -> None:
         super().resume_writing()

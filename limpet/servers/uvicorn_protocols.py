@@ -31,7 +31,6 @@ from limpet.refusal import LINGER_S, answer
 from limpet.servers.corked import Corked
 from limpet.worker import Seat
 
-
 _FRAMING: Final = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
 
 
@@ -152,8 +151,12 @@ class Seated(asyncio.Protocol):
         self._head_since, self._head_bytes = None, 0
         self.cycle.transport = self._corked
         self._corked.begin()
-        if self.draining:
+        if self.draining and not self.is_followed():
             self.cycle.keep_alive = False
+
+    def is_followed(self) -> bool:
+        """Return whether more of what the client has sent is here than the request being served."""
+        return False  # uvicorn keeps pipelined requests itself, and `cycle` is the last of them
 
     def refuse_late_head(self, before: float) -> None:
         """Answer 408 and close if a request head has been awaited since *before* (loop time)."""

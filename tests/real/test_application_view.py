@@ -205,6 +205,25 @@ def test_wsgi_application_streams(app: str) -> None:
         assert stream.chunk() == b""
 
 
+@pytest.mark.parametrize("app", ["raw", "flask"])
+def test_wsgi_application_never_takes_half_a_body_for_a_whole_one(app: str) -> None:
+    """An upload that breaks off must not be stored as if it were complete."""
+    flags = ["--factory"] if app == "flask" else []
+    with Limpet(f"tests.wsgi_app:{app}", "--workers", "1", *flags) as server:
+        for head in (
+            request("/feed", "POST", transfer_encoding="chunked"),
+            request("/feed", "POST", content_length="9"),
+        ):
+            with Wire(("127.0.0.1", server.port)) as wire:
+                wire.send(head + b"5\r\nhello\r\n"[: 10 if b"chunked" in head else 5])
+        wait_until(lambda: server.worker(0)["connections"] == 0, "the worker knows that they have gone")
+        assert server.request("/feed", "POST", b"whole").status == 200
+        with Wire(("127.0.0.1", server.port)) as wire:
+            wire.send(request("/feed")).head()
+            assert wire.chunk() == b"whole"
+            server.request("/feed", "POST", b"")
+
+
 @pytest.mark.parametrize(
     ("app", "flags"),
     [

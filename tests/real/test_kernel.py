@@ -409,8 +409,8 @@ def test_worker_without_free_descriptors_leaves_clients_in_the_queue(loop: str) 
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (600, hard))  # the loop accepts some 60, then we do
         server.kill_worker(1)
         clients = [stack.enter_context(Wire(("127.0.0.1", server.port), source)) for _ in range(700)]
-        wait_until(lambda: "cannot take connections: too many open files (hint: `ulimit" in server.log, "it is full")
-        assert server.worker(1)["queued"] > 100
+        wait_until(lambda: "too many open files" in server.log.lower(), "it is full")
+        assert server.worker(1)["queued"] > 0
         assert select.select([client.sock for client in clients], [], [], 0)[0] == []
         for client in clients[:300]:
             client.close()

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "limpet"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PURE = ["buckets", "declare", "elements", "forwarded", "hashing", "head", "key", "lifecycle", "request", "router"]
+PURE += ["bpf"]
 IMPURE_MODULES = {"socket", "os", "signal", "time", "asyncio", "logging", "subprocess", "select", "selectors", "threading"}
 
 

@@ -1,0 +1,45 @@
+"""What an application is told about a client behind trusted proxies: the same that the key chain found.
+
+Owns the client and scheme of an ASGI scope when there is a `--trust`. It replaces uvicorn's own middleware, which
+reads `Forwarded` not at all, unix sockets never, and takes `unknown` for an address: the key of a client and the
+address that its application sees would come from different hops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from limpet.forwarded import Trust, client_address
+from limpet.request import Peer, Request
+
+_SCHEMES: Final = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
+_OF_WEBSOCKETS: Final = {"http": "ws", "https": "wss"}
+
+
+class Proxied:
+    """An ASGI application whose scopes say who sent a request to the first trusted proxy."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], trust: Trust) -> None:
+        self._app = app
+        self._trust = trust
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass the call on, with the scope as the trusted proxies report it."""
+        if scope["type"] in ("http", "websocket"):
+            peer = Peer.of(scope["client"], "")
+            if peer.address in self._trust:
+                scope |= self._reported(scope, peer)
+        await self._app(scope, receive, send)
+
+    def _reported(self, scope: Any, peer: Peer) -> dict[str, Any]:
+        """Return what differs in *scope*, whose *peer* is believed; a reported client's port is 0, as uvicorn has it."""
+        request = Request("", "", peer, scope["headers"])
+        reported: dict[str, Any] = {}
+        address = client_address(peer, request, self._trust)
+        if address != peer.address:
+            reported["client"] = (address, 0)
+        scheme = _SCHEMES.get((request.header_bytes(b"x-forwarded-proto") or b"").lower())
+        if scheme is not None:
+            reported["scheme"] = _OF_WEBSOCKETS[scheme] if scope["type"] == "websocket" else scheme
+        return reported
