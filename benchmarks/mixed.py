@@ -4,10 +4,10 @@
 
 Both systems run the same application on as many uvicorn processes (uvloop, httptools), by the same header, and are
 loaded in turn, in one run, by wrk with 32 keep-alive connections: `mixed` picks one of 200 users at random for each
-request, `single` gives the 4 connections of each of its 8 threads one user for life. What counts is the CPU time of all processes of the system
-under test (user + system, from /proc), divided by the requests that wrk saw answered; never wrk's own, never a wall
-clock. The ratio is formed within each round, the median over rounds is reported. Every response is checked to come
-from the one worker of its user in a run of its own, before the measurement.
+request, `single` gives the 4 connections of each of its 8 threads one user for life. What counts is the CPU time of
+all processes of the system under test (user + system, from /proc), divided by the requests that wrk saw answered;
+never wrk's own, never a wall clock. The ratio is formed within each round, the median over rounds is reported. Before
+the measurement each system is checked to bring each user to one worker.
 
 Needs wrk and nginx on the path. Sends to 127.0.0.1 only.
 """
@@ -58,7 +58,7 @@ http {{
     proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host; }} }}
 }}
 """
-APP = '''
+APP = """
 import json, os
 body = json.dumps({"pid": os.getpid()}).encode()
 headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -71,7 +71,7 @@ async def app(scope, receive, send):
                 return
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-'''
+"""
 
 
 def free_port() -> int:
@@ -152,7 +152,15 @@ def check_sticky(system: System) -> int:
 def load(system: System, script: Path, seed: int, kind: str, seconds: float) -> dict[str, float]:
     """Load *system* once; return requests, CPU microseconds per request and errors."""
     before = system.cpu_s()
-    command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-s", str(script), f"http://127.0.0.1:{system.port}/"]
+    command = [
+        "wrk",
+        f"-t{THREADS}",
+        f"-c{CONNECTIONS}",
+        f"-d{seconds:g}s",
+        "-s",
+        str(script),
+        f"http://127.0.0.1:{system.port}/",
+    ]
     run = subprocess.run([*command, "--", str(seed), kind], capture_output=True, text=True, check=True)
     used = system.cpu_s() - before
     found = re.search(r"(\d+) requests in", run.stdout)
@@ -171,8 +179,17 @@ def start_systems(workers: int, where: Path) -> list[System]:
     (where / "nginx.conf").write_text(NGINX.format(dir=where, servers=servers, port=nginx_port, workers=workers))
     uvicorn = [sys.executable, "-m", "uvicorn", "bench_app:app", "--log-level", "warning", "--no-access-log"]
     uvicorns = [[*uvicorn, "--port", str(port), "--loop", "uvloop", "--http", "httptools"] for port in ports]
-    limpet = [sys.executable, "-m", "limpet", "run", "bench_app:app", "--workers", str(workers), "--by", "header:x-user"]
-    limpet += ["--bind", f"127.0.0.1:{limpet_port}", "--control", str(where / "control"), "--state-dir", str(where)]
+    limpet = [sys.executable, "-m", "limpet", "run", "bench_app:app", "--workers", str(workers)]
+    limpet += [
+        "--by",
+        "header:x-user",
+        "--bind",
+        f"127.0.0.1:{limpet_port}",
+        "--control",
+        str(where / "control"),
+        "--state-dir",
+        str(where),
+    ]
     return [
         System("limpet", limpet_port, [limpet], where),
         System("nginx", nginx_port, [*uvicorns, ["nginx", "-c", str(where / "nginx.conf"), "-p", str(where)]], where),

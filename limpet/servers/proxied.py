@@ -33,7 +33,7 @@ class Proxied:
         await self._app(scope, receive, send)
 
     def _reported(self, scope: Any, peer: Peer) -> dict[str, Any]:
-        """Return what differs in *scope*, whose *peer* is believed; a reported client's port is 0, as uvicorn has it."""
+        """Return what differs in *scope*, whose *peer* is believed; the port of a reported client is 0, as in uvicorn."""
         request = Request("", "", peer, scope["headers"])
         reported: dict[str, Any] = {}
         address = client_address(peer, request, self._trust)

@@ -35,7 +35,7 @@ from tests.traffic import (
     stopped,
     visit_all,
 )
-from tests.wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Wire, frame, portions, request, upgrade
+from tests.wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Wire, frame, request, upgrade
 
 PLANS = [
     ("httptools", "uvloop", "websockets-sansio"),
@@ -101,7 +101,9 @@ def test_answer_that_has_not_left_is_not_overtaken(home: dict[str, int], wire: W
     """A request that moves is answered by another process, into the same socket: first what comes first."""
     a, b, c, _ = inhabitants(home).values()
     for kind in (head, nothing, events, get, post, large):
-        perform(wire, [kind(a, "/1"), get(b, "/2"), kind(b, "/3"), head(c, "/4"), kind(a, "/5"), nothing(b, "/6")], home)
+        perform(
+            wire, [kind(a, "/1"), get(b, "/2"), kind(b, "/3"), head(c, "/4"), kind(a, "/5"), nothing(b, "/6")], home
+        )
 
 
 def test_slow_reader_of_megabytes_delays_nobody_behind_it_into_disorder(home: dict[str, int], wire: Wire) -> None:
@@ -129,9 +131,7 @@ def test_client_that_expects_100_hears_it_from_its_home(home: dict[str, int], wi
 
 
 @pytest.mark.parametrize("what", ["behind", "head"])
-def test_more_than_a_message_holds_moves_along(
-    server: Limpet, home: dict[str, int], wire: Wire, what: str
-) -> None:
+def test_more_than_a_message_holds_moves_along(server: Limpet, home: dict[str, int], wire: Wire, what: str) -> None:
     """What was read of a connection goes with it, through a file in memory when it is more than 60 kB."""
     users = inhabitants(home)
     if what == "head":
