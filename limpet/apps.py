@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from limpet import elements
+from limpet import elements, servers
 from limpet.errors import AppError
 from limpet.logs import Hourly
 from limpet.scoreboard import Row
@@ -26,9 +26,9 @@ log = logging.getLogger("limpet")
 
 
 def load(settings: Settings) -> Application:
-    """Return the settings' application as an ASGI 3 callable; WSGI ones are served in a pool of threads.
+    """Return the settings' application as the server calls it: as an ASGI 3 callable, or as a WSGI one.
 
-    Raises AppError. Runs in a worker.
+    A server that calls ASGI gets WSGI ones in a pool of threads. Raises AppError. Runs in a worker.
     """
     app = import_object(settings.app, "application")
     if settings.factory:
@@ -42,7 +42,19 @@ def load(settings: Settings) -> Application:
             f"`{settings.app}` is {_kind(app)}, not an ASGI or WSGI application",
             hint="`--factory` if it is a function that returns the application, or `--interface asgi|wsgi`",
         )
+    if servers.KINDS[settings.server].interface == "wsgi":
+        return _only_wsgi(app, interface, settings)
     return wsgi(app) if interface == "wsgi" else asgi(app)
+
+
+def _only_wsgi(app: Application, interface: str, settings: Settings) -> Application:
+    """Return *app* if it is a WSGI application. Raises AppError."""
+    if interface != "wsgi":
+        raise AppError(
+            f"`{settings.app}` is an ASGI application, and `{settings.server}` serves WSGI alone",
+            hint="`--server uvicorn` serves ASGI, websockets included",
+        )
+    return app
 
 
 def load_function(text: str) -> Callable[..., object]:
@@ -162,6 +174,7 @@ def check(settings: Settings) -> list[str]:
 
     app = import_object(settings.app, "application")
     interface = settings.interface if settings.interface != "auto" else interface_of(app() if settings.factory else app)
+    servers.adapter(settings.server)
     load(settings)
     router = Router.from_settings(settings, b"", load_function)  # where keys live is not asked
     chain = router.chain

@@ -23,6 +23,7 @@ from limpet.bpf import Program, placing
 from limpet.errors import BackendError, reason
 from limpet.listener import Bind, Listener
 from limpet.router import Router
+from limpet.servers import KINDS
 from limpet.settings import Settings
 
 Inherited = tuple[tuple[int, str], ...]  # for each bind a descriptor, -1 for none, and its text
@@ -154,12 +155,18 @@ def open(settings: Settings, router: Router) -> Backend:  # noqa: A001 - reads `
     """Return the backend for *settings*, bound to its addresses. Raises BackendError and ListenError."""
     name, why = choose(settings, router)
     log.info("backend %s: %s", name, why)
+    if router.chain.needs_head and not KINDS[settings.server].moves:
+        log.info(
+            "a client's key is in each request: each response closes its connection, since %s cannot move them",
+            settings.server,
+        )
     return KernelBackend(settings, router) if name == "kernel" else DispatcherBackend(settings)
 
 
 def choose(settings: Settings, router: Router) -> tuple[str, str]:
     """Return the name of the backend to take, and why. Raises BackendError if the one that was asked for cannot be."""
     if settings.backend == "dispatcher":
+        _refuse_dispatcher(settings)
         return "dispatcher", "asked for by `--backend dispatcher`"
     try:
         _refuse_settings(settings, router)
@@ -167,6 +174,7 @@ def choose(settings: Settings, router: Router) -> tuple[str, str]:
     except BackendError as error:
         if settings.backend == "kernel":
             raise BackendError(f"there is no kernel backend here: {error.message}", hint=error.hint) from None
+        _refuse_dispatcher(settings, error)
         return "dispatcher", error.message
     return "kernel", f"the key chain is `{router.chain.spec}`, and a trial showed that the kernel places connections"
 
@@ -186,6 +194,16 @@ def listing(settings: Settings) -> str:
     router = Router.from_settings(settings, b"")  # the key is masked, and nothing else comes from the secret
     placing = program(router, router.owners)
     return f"{placing.listing}\n; {len(placing)} instructions"
+
+
+def _refuse_dispatcher(settings: Settings, why: BackendError | None = None) -> None:
+    """Raise BackendError if the server cannot be handed connections; *why* there is no kernel backend here."""
+    if KINDS[settings.server].takes == "accepted":
+        reason = f", and {why.message}" if why else ""
+        raise BackendError(
+            f"{settings.server} serves only connections that it accepts itself, on the kernel backend{reason}",
+            hint="`--by ip --backend kernel`; `--server uvicorn` serves every key chain",
+        )
 
 
 def _refuse_settings(settings: Settings, router: Router) -> None:

@@ -68,7 +68,7 @@ class Router:
     def route(self, peer: Peer, request: Request | None) -> Route | None:
         """Return where the client's key lives, None when the chain finds no key."""
         key = self.chain.find(peer, request)
-        return None if key is None else self.where(key)
+        return None if key is None else self._routes(key)
 
     def where(self, key: Key) -> Route:
         """Return where *key* is served."""

@@ -126,7 +126,9 @@ class Settings:
     )
     place: Literal["least", "hash", "random"] = setting("where a client without a key goes", "least")
 
-    server: Literal["uvicorn"] = setting("what serves the application in a worker", "uvicorn")
+    server: Literal["uvicorn", "hypercorn", "granian", "gunicorn"] = setting(
+        "what serves the application in a worker", "uvicorn"
+    )
     interface: Literal["auto", "asgi", "wsgi"] = setting("what the application speaks", "auto")
     factory: bool = setting("APP is a function that returns the application", False)
     loop: Literal["auto", "uvloop", "asyncio"] = setting("event loop of the workers", "auto")
@@ -134,6 +136,7 @@ class Settings:
     ws: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = setting(
         "websocket library of the workers", "auto"
     )
+    threads: int = setting("how many requests a worker of gunicorn serves at once", 32, low=1, high=1024)
     root_path: str = setting("path under which a proxy offers the application", "", metavar="PATH")
 
     backend: Literal["auto", "kernel", "dispatcher"] = setting(

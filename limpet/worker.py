@@ -14,6 +14,7 @@ loop and the connections. Runs nothing of other slots and never decides where a 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import socket
 import time
@@ -82,6 +83,8 @@ def _watched(row: Row) -> Callable[[str], Callable[..., object]]:
 
     def load(name: str) -> Callable[..., object]:
         function = apps.load_function(name)
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+            return function  # for the chain to refuse: wrapped it would not look async
 
         @functools.wraps(function)
         def ask(subject: object) -> object:

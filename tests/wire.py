@@ -39,9 +39,13 @@ class Wire:
         self.sock.settimeout(PATIENCE_S)
         if family != socket.AF_UNIX:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if source:
-            self.sock.bind((source, 0))
-        self.sock.connect(address)
+        try:
+            if source:
+                self.sock.bind((source, 0))
+            self.sock.connect(address)
+        except OSError:
+            self.sock.close()
+            raise
         self._file = self.sock.makefile("rb")
 
     def __enter__(self) -> Wire:

@@ -43,3 +43,19 @@ class Proxied:
         if scheme is not None:
             reported["scheme"] = _OF_WEBSOCKETS[scheme] if scope["type"] == "websocket" else scheme
         return reported
+
+
+def reported(environ: dict[str, Any], trust: Trust) -> dict[str, Any]:
+    """Return what differs in a WSGI *environ* when its client and scheme are as trusted proxies report them."""
+    address, port = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_PORT")
+    peer = Peer.of((address, int(port), 0, 0) if port else None, "")  # in the form that may map IPv4 into IPv6
+    if peer.address not in trust:
+        return {}
+    names = ("x-forwarded-for", "forwarded", "x-forwarded-proto")
+    given = [(name.encode(), environ.get(f"HTTP_{name.upper().replace('-', '_')}")) for name in names]
+    request = Request("", "", peer, [(name, value.encode("latin-1")) for name, value in given if value is not None])
+    found = {}
+    if (client := client_address(peer, request, trust)) != peer.address:
+        found |= {"REMOTE_ADDR": client, "REMOTE_PORT": "0"}
+    scheme = _SCHEMES.get((request.header_bytes(b"x-forwarded-proto") or b"").lower())
+    return found | ({"wsgi.url_scheme": scheme} if scheme is not None else {})

@@ -68,7 +68,11 @@ class _HttpToolsCycle(_Cycle, httptools_impl.RequestResponseCycle):
 
 
 class _H11Cycle(_Cycle, h11_impl.RequestResponseCycle):
-    pass
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start" and not self.keep_alive:  # uvicorn closes without a word
+            headers = [header for header in message.get("headers", ()) if header[0].lower() != b"connection"]
+            message = {**message, "headers": [*headers, (b"connection", b"close")]}
+        await super().send(message)
 
 
 # uvicorn's protocols look the class up by this name and offer no other way to put in one's own.

@@ -1,0 +1,201 @@
+"""The adapter for gunicorn: one of its threaded workers serves a WSGI application in this process.
+
+Owns that worker: what it accepts from, how it hears commands, and its end. There is no master of gunicorn; the
+supervisor does its part. Connections are accepted in the main thread and wait there between requests; a thread has one
+from the first byte of a request to the end of the response.
+
+1. READY is said when the worker's loop begins. It accepts after the command to accept; from the channel at once.
+2. Where keys are per request it keeps no connection alive: it cannot move them.
+3. `requests` counts what threads have begun, so it may be one ahead.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, Final
+
+from gunicorn.config import Config
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from limpet.errors import reason
+from limpet.fd_listener import FdListener, SlotListener
+from limpet.forwarded import Trust
+from limpet.kernel import close_door
+from limpet.link import LinkClosedError
+from limpet.logs import Hourly
+from limpet.servers.counted import debug_headers
+from limpet.servers.proxied import reported
+from limpet.worker import Seat
+
+_NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before accepting is tried again after EMFILE
+_FOREVER_S: Final = 1e9  # for an end without a deadline
+log = logging.getLogger("limpet.worker")
+
+
+def serve(app: Callable[..., Any], seat: Seat) -> None:
+    """Serve *app* until the command to drain has been carried out."""
+    config = _config(seat)
+    logger = config.logger_class(config)
+    for each in (logger.error_log, logger.access_log):  # in limpet's form, to stderr
+        each.handlers, each.parent, each.propagate = [], log, True
+    _Worker(seat, _Loaded(_framed(app, seat)), config, logger).init_process()
+
+
+def _config(seat: Seat) -> Config:
+    settings = seat.settings
+    is_per_request = seat.home.router.chain.needs_head
+    values = {
+        "threads": settings.threads,
+        "keepalive": 0 if is_per_request else max(1, round(settings.keep_alive_timeout_s)),
+        "loglevel": "warning",
+        "accesslog": "-" if settings.access_log else None,
+        "forwarded_allow_ips": "",  # see _framed; gunicorn would believe this machine
+    }
+    config = Config()
+    for name, value in values.items():
+        config.set(name, value)
+    return config
+
+
+class _Loaded:
+    """What gunicorn asks for the application."""
+
+    def __init__(self, app: Callable[..., Any]) -> None:
+        self._app = app
+
+    def wsgi(self) -> Callable[..., Any]:
+        """Return the application."""
+        return self._app
+
+
+class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
+    """gunicorn's threaded worker in a slot."""
+
+    def __init__(self, seat: Seat, app: _Loaded, config: Config, logger: Any) -> None:
+        self._channel = FdListener(seat.receiver)
+        listeners: list[socket.socket] = [SlotListener(listener) for listener in seat.listeners]
+        super().__init__(0, os.getppid(), [self._channel, *listeners], app, 0, config, logger)
+        self._seat = seat
+        self._may_accept = False
+        self._accept_after = 0.0  # monotonic
+        self._is_last = False
+        self._hourly = Hourly()
+
+    def init_signals(self) -> None:
+        """Drain on a signal that somebody sent to this very process."""
+        super().init_signals()
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self.handle_exit)
+
+    def run(self) -> None:
+        """Serve until told to drain, then drain."""
+        self.poller.register(self._seat.link.fileno(), selectors.EVENT_READ, self._obey)
+        self._seat.ready()
+        super().run()
+        if self.nr_conns:
+            log.warning("worker %d ends with %d connections open", self._seat.info.slot, self.nr_conns)
+
+    def notify(self) -> None:
+        """Count, where gunicorn tells its master that it lives. Runs in each turn of the loop."""
+        self._seat.row.set("connections", self.nr_conns)
+        self._seat.row.set("requests", self.nr)
+
+    def is_parent_alive(self) -> bool:
+        """Leave that to the end of the line, which is the command to drain."""
+        return True
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Accept or no longer do so: gunicorn's word, when this worker may at all. At its end take who waits first."""
+        if enabled and time.monotonic() < self._accept_after:
+            return
+        for listener in self._open_listeners() if enabled != self._accepting else ():
+            if enabled:
+                self.poller.register(listener, selectors.EVENT_READ, self.accept)
+            else:
+                self.poller.unregister(listener)
+        self._accepting = enabled
+        if not self.alive:
+            self._take_rest()
+
+    def _open_listeners(self) -> list[socket.socket]:
+        return list(self.sockets) if self._may_accept else [self._channel]
+
+    def _take_rest(self) -> None:
+        for listener in self._open_listeners() if self._is_last else [self._channel]:
+            before = -1
+            while self.nr_conns != before:
+                before = self.nr_conns
+                self.accept(listener)
+
+    def accept(self, listener: socket.socket) -> None:
+        """Accept a connection. Without a free descriptor number leave those that wait for a while, instead of ending."""
+        before = self.nr_conns
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if self._hourly.allows("accept", time.monotonic()):
+                log.warning("worker %d cannot take connections: %s", self._seat.info.slot, reason(error))
+            if self._accepting:
+                self.set_accept_enabled(False)
+            self._accept_after = time.monotonic() + _NO_DESCRIPTOR_PAUSE_S
+        self._seat.row.add("received", self.nr_conns - before)
+        self.notify()
+
+    def finish_request(self, conn: TConn, fs: Future[Any]) -> None:
+        """Put a connection that a thread is done with back, and count."""
+        super().finish_request(conn, fs)
+        self.notify()
+
+    def _obey(self, _: object) -> None:
+        try:
+            commands = self._seat.link.receive()
+        except LinkClosedError:  # the supervisor is gone: finish what is here, then end
+            self.poller.unregister(self._seat.link.fileno())
+            commands = [{"do": "drain", "timeout": self._seat.settings.graceful_timeout_s, "last": True}]
+            for listener in self._seat.listeners:
+                close_door(listener)
+        for command in commands:
+            if command["do"] == "drain":
+                self._is_last = command["last"]
+                timeout_s = command["timeout"]
+                self.cfg.settings["graceful_timeout"].value = _FOREVER_S if timeout_s is None else timeout_s
+                self.alive = False
+            elif command["do"] == "accept" and not self._may_accept:
+                self._begin_to_accept()
+
+    def _begin_to_accept(self) -> None:
+        was_accepting = self._accepting
+        if was_accepting:
+            self.set_accept_enabled(False)
+        self._may_accept = True
+        if was_accepting:
+            self.set_accept_enabled(True)
+
+
+def _framed(app: Callable[..., Any], seat: Seat) -> Callable[..., Any]:
+    """Return *app* with what limpet's settings say of each request and response."""
+    headers, root_path = debug_headers(seat), seat.settings.root_path.rstrip("/")
+    trust = Trust.parse(",".join(seat.settings.trust))
+
+    def framed(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if seat.settings.trust:
+            environ |= reported(environ, trust)
+        if root_path:
+            environ["SCRIPT_NAME"] = root_path
+            if environ["PATH_INFO"].startswith(f"{root_path}/"):
+                environ["PATH_INFO"] = environ["PATH_INFO"].removeprefix(root_path)
+
+        def start_labelled(status: str, given: list[tuple[str, str]], *rest: Any) -> Any:
+            return start_response(status, [*given, *headers], *rest)
+
+        answer: Iterable[bytes] = app(environ, start_labelled if headers else start_response)
+        return answer
+
+    return framed

@@ -1,0 +1,205 @@
+"""Every server with every backend that it can have: the same promises, whatever serves the application."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import itertools
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from websockets.sync.client import connect
+
+from limpet.servers import KINDS
+from tests.harness import PATIENCE_S, Limpet, fetch, wait_until
+
+WORKERS = 3
+SOURCES = [f"127.0.0.{number}" for number in range(2, 14)]
+
+
+class Case(NamedTuple):
+    """One cell of the matrix."""
+
+    server: str
+    backend: str
+    loop: str = "auto"
+
+    def arguments(self, *more: str) -> tuple[str, ...]:
+        """Return what starts it."""
+        app = f"tests.server_apps:{KINDS[self.server].interface}"
+        return (app, "--server", self.server, "--loop", self.loop, "--workers", str(WORKERS), *more)
+
+    def __str__(self) -> str:
+        return "-".join(self)
+
+
+CASES = [
+    Case(server, backend)
+    for server, kind in KINDS.items()
+    for backend in ("kernel", "dispatcher")
+    if backend == "kernel" or kind.takes == "any"
+]
+CASES += [Case("hypercorn", "kernel", "asyncio"), Case("hypercorn", "dispatcher", "asyncio")]
+UNMOVING = [case for case in CASES if case.backend == "dispatcher" and not KINDS[case.server].moves]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    """Return one cell; all tests of one come before those of the next."""
+    found: Case = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def running(case: Case) -> Iterator[Limpet]:
+    """Return a server of this cell that all of its tests share."""
+    with Limpet(*case.arguments("--backend", case.backend)) as limpet:
+        yield limpet
+
+
+def test_connection_stays_open_for_the_next_request(running: Limpet) -> None:
+    """A connection per request would cost more than all the rest."""
+    with running.connection() as connection:
+        pids = set()
+        for _ in range(3):
+            pids.add(fetch(connection).json()["pid"])
+            sock = connection.sock
+            assert sock is not None
+        assert len(pids) == 1
+
+
+def test_application_sees_the_address_of_its_client(running: Limpet) -> None:
+    """Whoever accepted the connection, no proxy is in between."""
+    with running.connection("127.0.0.9") as connection:
+        reply = fetch(connection)
+        assert reply.json()["client"] == list(connection.sock.getsockname())
+        assert reply.json()["scheme"] == "http"
+
+
+def test_large_body_arrives_whole(running: Limpet) -> None:
+    """300 kB do not fit into one read, nor into what a dispatcher has looked at."""
+    body = bytes(range(256)) * 1200
+    reply = running.request("/", "POST", body).json()
+    assert (reply["size"], reply["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
+
+
+def test_every_address_has_its_slot_in_parallel_and_again(running: Limpet) -> None:
+    """32 clients at once reach the worker that `limpet where` names, and do so again."""
+    sources = list(itertools.islice(itertools.cycle(SOURCES), 32))
+    slots = {source: entry["slot"] for source, entry in zip(SOURCES, running.where(*SOURCES), strict=True)}
+    for _ in range(2):
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            replies = list(pool.map(lambda source: running.request(source=source).json(), sources))
+        assert [reply["slot"] for reply in replies] == [slots[source] for source in sources]
+    assert len({reply["pid"] for reply in replies}) == WORKERS
+
+
+def test_websocket_is_served(case: Case, running: Limpet) -> None:
+    """Sessions that live in a worker are mostly these."""
+    if not KINDS[case.server].websocket:
+        pytest.skip("WSGI has none")
+    with connect(running.url.replace("http", "ws"), open_timeout=PATIENCE_S) as websocket:
+        assert json.loads(websocket.recv())["slot"] in range(WORKERS)
+        websocket.send("x" * 100_000)
+        assert len(websocket.recv()) == 100_000
+
+
+def test_failing_request_does_not_end_the_worker(running: Limpet) -> None:
+    """An exception of the application is a response of 500."""
+    pid = running.request().json()["pid"]
+    assert running.request("/raise").status == 500
+    assert running.request().json()["pid"] == pid
+
+
+def test_requests_and_connections_are_counted(case: Case, running: Limpet) -> None:
+    """Placement goes by connections; docs/servers.md says which server shows none."""
+    before = running.totals()["requests"]
+    with running.connection() as connection:
+        slot = fetch(connection).json()["slot"]
+        wait_until(lambda: running.totals()["requests"] > before, "the request counts")
+        if KINDS[case.server].takes == "any":
+            assert running.worker(slot)["connections"] == 1
+    wait_until(lambda: running.worker(slot)["connections"] == 0, "the connection does not count any more")
+
+
+def test_killed_worker_is_replaced_in_its_slot(running: Limpet) -> None:
+    """Its clients find the next one, on their next connection, wherever they wait meanwhile."""
+    before = running.request(source=SOURCES[0]).json()
+    running.kill_worker(before["slot"], wait_for_next=False)
+    after = running.request(source=SOURCES[0]).json()
+    assert after["slot"] == before["slot"]
+    assert after["pid"] != before["pid"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_stop_finishes_what_is_in_flight(case: Case, tmp_path: Path) -> None:
+    """The response that has begun ends as it should, then the worker does, and nobody new is let in."""
+    gate = tmp_path / "gate"
+    with Limpet(*case.arguments("--backend", case.backend), env={"TEST_GATE": str(gate)}) as limpet:
+        with limpet.connection() as connection, limpet.connection() as idle:
+            connection.request("GET", "/gated")
+            response = connection.getresponse()
+            assert response.read(1) == b"{"
+            fetch(idle)
+            limpet.signal(signal.SIGTERM)
+            said = lambda: fetch(idle).headers.get("connection", "").lower()  # noqa: E731
+            wait_until(lambda: said() == "close", "the idle client is told that its connection ends")
+            gate.touch()
+            assert json.loads(b"{" + response.read())["slot"] in range(WORKERS)
+        assert limpet.wait_ended() == 0
+        assert "Traceback" not in limpet.log
+
+
+@pytest.mark.parametrize("case", UNMOVING, ids=str)
+def test_pooled_connection_with_mixed_users_is_never_misrouted(case: Case) -> None:
+    """A server that cannot move connections ends each with its response, so each request is placed anew."""
+    users = [f"user{number}" for number in range(20)]
+    with Limpet(*case.arguments("--by", "header:x-user")) as limpet:
+        assert f"each response closes its connection, since {case.server} cannot move them" in limpet.log
+        slots = [entry["slot"] for entry in limpet.where(*users)]
+        with limpet.connection() as pooled:
+            for user, slot in [*zip(users, slots, strict=True)] * 3:
+                reply = fetch(pooled, x_user=user)
+                assert reply.json()["slot"] == slot
+                assert reply.headers["connection"].lower() == "close"
+                assert fetch(pooled, "/raise", x_user=user).headers["connection"].lower() == "close"
+        assert len(set(slots)) == WORKERS
+
+
+@pytest.mark.parametrize("server", [name for name, kind in KINDS.items() if kind.takes == "accepted"])
+@pytest.mark.parametrize("arguments", [("--backend", "dispatcher"), ("--by", "header:x-user")])
+def test_native_accept_is_refused_where_a_dispatcher_would_be(server: str, arguments: tuple[str, ...]) -> None:
+    """It would start, and never serve anybody."""
+    with Limpet(*Case(server, "").arguments(*arguments)).launched() as limpet:
+        assert limpet.wait_ended() == 6
+    assert f"{server} serves only connections that it accepts itself" in limpet.log
+    assert "hint: `--by ip --backend kernel`" in limpet.log
+
+
+@pytest.mark.parametrize("server", [name for name, kind in KINDS.items() if kind.interface == "asgi"])
+def test_failed_startup_ends_the_start_with_what_the_application_said(server: str) -> None:
+    """A server that came up without its application would answer 500 to everybody."""
+    with Limpet("tests.apps:fails_to_start", "--server", server, "--workers", "1").launched() as limpet:
+        assert limpet.wait_ended() == 4
+    assert "error: the start-up of `tests.apps:fails_to_start` failed" in limpet.log
+    assert "RuntimeError: the database is not there" in limpet.log
+
+
+def test_gunicorn_refuses_an_asgi_application() -> None:
+    """Its threads call WSGI."""
+    with Limpet("tests.apps:echo", "--server", "gunicorn", "--workers", "1").launched() as limpet:
+        assert limpet.wait_ended() == 4
+    assert "`gunicorn` serves WSGI alone" in limpet.log
+
+
+@pytest.mark.parametrize("server", [name for name, kind in KINDS.items() if kind.extra])
+def test_server_that_is_not_installed_is_named_with_its_remedy(server: str, tmp_path: Path) -> None:
+    """The base install has uvicorn alone."""
+    (tmp_path / f"{server}.py").write_text(f"raise ModuleNotFoundError('No module named {server}', name='{server}')\n")
+    with Limpet(*Case(server, "").arguments(), env={"PYTHONPATH": str(tmp_path)}).launched() as limpet:
+        assert limpet.wait_ended() == 4
+    assert f"hint: `pip install 'limpet[{KINDS[server].extra}]'`" in limpet.log
