@@ -145,7 +145,7 @@ def stop(control: str | None, wait_for_connections: bool, no_wait: bool) -> None
 def status_text(answer: dict[str, Any]) -> str:
     """Return the answer to `status` as people read it."""
     columns = ("slot", "state", "pid", "generation", "connections", "requests", "queued")
-    totals = ", ".join(f"{name} {value}" for name, value in answer["totals"].items())
+    totals = ", ".join(f"{name} {value}" for name, value in answer["totals"].items() if value) or "all 0"
     return "\n".join(
         [
             f"pid {answer['pid']}, {', '.join(answer['binds'])}, by {answer['by']}, backend {answer['backend']}",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv4Address
 from typing import ClassVar, Final, NamedTuple
 
@@ -43,6 +43,9 @@ class Key(NamedTuple):
         return f"<Key of {self.element}>"  # never the value: keys are secrets of the users
 
 
+_new_key: Final = partial(tuple.__new__, Key)  # skips the Python function that `Key()` is: it runs for each request
+
+
 class Element:
     """One place to look for a key."""
 
@@ -52,7 +55,7 @@ class Element:
     def find(self, peer: Peer, request: Request | None) -> Key | None:
         """Return the client's key, None when it has none here or the request is not known."""
         value = None if request is None else self._value(request)
-        return Key(value, self.spec, False) if value else None
+        return _new_key((value, self.spec, False)) if value else None
 
     def read(self, text: str) -> Key:
         """Return the key that a client would have by sending *text*. Raises SettingsError."""
@@ -159,8 +162,9 @@ class Header(_Named):
         end = len(self.spec)
         return super().labelled(text[:end].lower() + text[end:])
 
-    def _value(self, request: Request) -> bytes | None:
-        return request.header_bytes(self._name)
+    def find(self, peer: Peer, request: Request | None) -> Key | None:
+        value = None if request is None else request.header_bytes(self._name)  # as above, but one call less
+        return _new_key((value, self.spec, False)) if value else None
 
 
 class Cookie(_Named):

@@ -36,7 +36,7 @@ class Home:
         A request without a key stays where it is, unless the connection has carried other clients' keys: then it
         is placed like a new client.
         """
-        route = self.router.route(request.peer, request)
-        if route is not None:
-            return route.slot, True
+        key = self.router.chain.find(request.peer, request)
+        if key is not None:
+            return self.router.where(key).slot, True
         return (self.placement.place(request.peer) if keyed else self.slot), keyed

@@ -60,12 +60,16 @@ _LABEL: Final = re.compile(r"((?:ip|forwarded)(?:/[0-9]+)*|(?:header|cookie|quer
 class KeyChain:
     """Elements in the order in which they are asked for a client's key."""
 
-    __slots__ = ("_elements", "needs_head", "spec")
+    __slots__ = ("_elements", "find", "needs_head", "spec")
+
+    find: Callable[[Peer, Request | None], Key | None]
+    """Return the key of the first element that has one for this client; None when none has."""
 
     def __init__(self, elements: Sequence[Element]) -> None:
         if not elements:
             raise SettingsError(f"the key chain is empty: {_ALLOWED}", hint=_HINT)
         self._elements = tuple(elements)
+        self.find = self._find if len(elements) > 1 else elements[0].find  # no loop for one: it runs for each request
         self.needs_head = any(element.needs_head for element in elements)
         self.spec = ",".join(element.spec for element in elements)
         if [element.spec for element in elements] != list(_parts(self.spec)):
@@ -91,8 +95,7 @@ class KeyChain:
         """
         return cls([_element(part, trust, load, on_error) for part in _parts(text)])
 
-    def find(self, peer: Peer, request: Request | None) -> Key | None:
-        """Return the key of the first element that has one for this client; None when none has."""
+    def _find(self, peer: Peer, request: Request | None) -> Key | None:
         for element in self._elements:
             key = element.find(peer, request)
             if key is not None:

@@ -26,6 +26,14 @@ def configure(level: str) -> None:
         logging.getLogger(name).setLevel("DEBUG" if level.upper() == "DEBUG" else "WARNING")
 
 
+def take_over(*names: str) -> None:
+    """Let the loggers *names* write as limpet's do. Runs after the server whose they are has set them up."""
+    for name in names:
+        logger = logging.getLogger(name)
+        logger.handlers[:] = logging.getLogger("limpet").handlers
+        logger.propagate = False
+
+
 class Hourly:
     """Lets a warning through once an hour for each cause: what goes on for long must not fill the log."""
 

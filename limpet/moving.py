@@ -23,6 +23,7 @@ import socket
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from limpet.baton import Baton, Batons, Verdict
@@ -34,6 +35,9 @@ _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(2 * _DESCRIPTOR_BYTES)
 _FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.EPIPE})
 TAKES_PER_TURN: Final = 32  # messages, so that connections already here do not wait behind a storm
+
+
+_new_baton: Final = partial(tuple.__new__, Baton)  # skips the Python function that `Baton()` is: once for each move
 
 
 class Copy(Protocol):
@@ -114,7 +118,7 @@ class Mover:
         fds = array.array("i", ancillary[0][2])
         listener, in_file, place, epoch = _MESSAGE.unpack_from(data)
         leftover = _read_file(fds[1]) if in_file else bytes(data[_MESSAGE.size : size])
-        baton = Baton(place - 1, epoch) if place else None
+        baton = _new_baton((place - 1, epoch)) if place else None
         copy = self._copies.pop(baton, None) if baton is not None else None
         self._sure = True
         if baton is not None and not self._batons.take(baton):

@@ -183,6 +183,11 @@ class UnparsedRequest(Request):
             raise AttributeError(name)
         return getattr(self, name)
 
+    def header_bytes(self, name: bytes) -> bytes | None:
+        """Return the value of the header *name* (in lower case), None when it is absent."""
+        values = _line_pattern(name).findall(self._head)
+        return values[0].strip(_BLANKS) if len(values) == 1 else _joined([value.strip(_BLANKS) for value in values])
+
     def _lines(self, name: bytes) -> list[bytes]:
         return [value.strip(_BLANKS) for value in _line_pattern(name).findall(self._head)]
 

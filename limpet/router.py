@@ -44,7 +44,7 @@ class Router:
         self.hasher = hasher
         self.slots = slots
         self.failover = failover
-        self._routes = lru_cache(maxsize=_ROUTES)(self._route_of)
+        self.where = lru_cache(maxsize=_ROUTES)(self._where)
         self._homes = self.owners = buckets.table(slots)  # of each bucket: its home, and the slot that serves it now
 
     @classmethod
@@ -62,19 +62,16 @@ class Router:
             self.owners = buckets.stand_ins(self.slots, is_up)
         if self.owners == before:
             return False
-        self._routes.cache_clear()
+        self.where.cache_clear()
         return True
 
     def route(self, peer: Peer, request: Request | None) -> Route | None:
         """Return where the client's key lives, None when the chain finds no key."""
         key = self.chain.find(peer, request)
-        return None if key is None else self._routes(key)
+        return None if key is None else self.where(key)
 
-    def where(self, key: Key) -> Route:
-        """Return where *key* is served."""
-        return self._routes(key)
-
-    def _route_of(self, key: Key) -> Route:
+    def _where(self, key: Key) -> Route:
+        """Return where *key* is served; `where` remembers."""
         digest = self.hasher.digest(key.value, key.is_address)
         bucket = self.hasher.bucket(digest)
         return Route(self.owners[bucket], bucket, digest, self._homes[bucket])

@@ -28,7 +28,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
     facts = {
         "slot": int(os.environ["LIMPET_SLOT"]),
         "pid": os.getpid(),
-        "client": [environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"])],
+        "client": [environ["REMOTE_ADDR"], int(environ.get("REMOTE_PORT", 0))],
         "scheme": environ["wsgi.url_scheme"],
         "size": len(body),
         "sha256": hashlib.sha256(body).hexdigest(),

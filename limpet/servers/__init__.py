@@ -8,7 +8,7 @@ server.
 
 1. `received` and `connections` are what placement goes by, so every adapter that takes from `seat.receiver` keeps them.
    All others may stay 0 where the server does not show what they count; docs/servers.md says which.
-2. What a server cannot do is written down in `KINDS` alone. backend.py refuses by it, docs and tests are held against it.
+2. What a server can do is written down in `KINDS` alone: backend.py refuses by it, docs and tests are held against it.
 """
 
 from __future__ import annotations

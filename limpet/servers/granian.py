@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -31,6 +30,7 @@ from granian.server.embed import Server
 from limpet.backlog import backlog
 from limpet.kernel import close_door, open_door
 from limpet.link import LinkClosedError
+from limpet.logs import take_over
 from limpet.servers.counted import framed
 from limpet.servers.lifespan import Lifespan
 from limpet.worker import Seat
@@ -41,17 +41,14 @@ _LOG: Final = {
     "version": 1,
     "disable_existing_loggers": False,
     "loggers": {
-        "_granian": {"level": "ERROR", "handlers": [], "propagate": True},
-        "granian.access": {"level": "INFO", "handlers": [], "propagate": True},
+        "_granian": {"level": "ERROR"},  # it warns that embedding is experimental
+        "granian.access": {"level": "INFO"},
     },
 }
-log = logging.getLogger("limpet.worker")
 
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
-    for name in ("_granian", "granian.access"):
-        logging.getLogger(name).parent = log  # in limpet's form, to stderr
     name = seat.settings.loop
     with asyncio.Runner(loop_factory=lambda: loops.get(name)) as runner:
         runner.run(_Worker(app, seat).run())
@@ -76,7 +73,8 @@ class _Embedded(Server):
         self._listener = listener
 
     def _init_shared_socket(self) -> None:
-        self._shd = SocketHolder(os.dup(self._listener.fileno()), False, self.backlog)
+        fd = os.dup(self._listener.fileno())
+        self._shd = SocketHolder(fd, False, self.backlog)  # type: ignore[call-arg, assignment]  # its stub has neither
         self._ssp = None
 
 
@@ -104,6 +102,7 @@ class _Worker:
         self._is_draining = False
         framed_app = framed(app, seat, self._lifespan.state, lambda: self._is_draining)
         self._servers = [_Embedded(_as_specified(framed_app), seat, listener) for listener in seat.listeners]
+        take_over("_granian", "granian.access")
         self._running: list[asyncio.Task[None]] = []
         self._timeout_s: float | None = seat.settings.graceful_timeout_s
         self._is_last = False
@@ -130,7 +129,7 @@ class _Worker:
             _open_doors(self._seat.listeners)
         await asyncio.sleep(max(0.0, min(_IDLE_S, until - self._loop.time())))  # who is idle may speak once more
         for server in self._servers:
-            server.stop()
+            server.stop()  # type: ignore[no-untyped-call]
         if self._running:
             wait_s = None if self._timeout_s is None else max(0.0, until - self._loop.time())
             await asyncio.wait(self._running, timeout=wait_s)

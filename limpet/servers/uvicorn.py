@@ -127,6 +127,7 @@ class SeatedServer(uvicorn.Server):
         The move channel is read to the end: other workers learn a moment later that they must not move any more.
         """
         self.config.http_protocol_class.draining = True  # type: ignore[attr-defined]
+        self.config.http_protocol_class.alone = self._is_last  # type: ignore[attr-defined]
         await self._listening.leave(take_rest=self._is_last)
         while self._take():
             pass

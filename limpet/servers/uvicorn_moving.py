@@ -16,8 +16,7 @@ moving.py's. The parsers see nothing of it: a request that moves was never given
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from limpet.baton import Baton, Verdict
 from limpet.handoff import Handoff
@@ -25,24 +24,15 @@ from limpet.head import BadHead, HeadParser
 from limpet.moving import Arrived, shut_down
 from limpet.refusal import answer
 from limpet.request import Peer, UnparsedRequest
-from limpet.servers.uvicorn_protocols import SeatedH11, SeatedHttpTools, pass_on
-from limpet.worker import Seat
+from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, pass_on
 
 _RETRY_S: Final = 0.01  # between tries to send into a full channel
 _BLANK_LINE: Final = b"\r\n\r\n"
 
 
-class _Moving(asyncio.Protocol):
+class _Moving(Seated):
     """What both parsers' protocols have in common; a mixin before SeatedHttpTools or SeatedH11."""
 
-    seat: ClassVar[Seat]
-    draining: ClassVar[bool]
-    loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
-    connections: set[Any]
-    flow: Any
-    cycle: Any
-    in_body: Callable[[], bool]
     listener: int = 0
     _baton: Baton | None = None
     _fd: int = -1
@@ -118,11 +108,11 @@ class _Moving(asyncio.Protocol):
 
     def refuse_late_head(self, before: float) -> None:
         if self._wanted is None:  # else the head is here, and waits for a slot or for the client: see `_move`
-            super().refuse_late_head(before)  # type: ignore[misc]
+            super().refuse_late_head(before)
 
     def shutdown(self) -> None:
         if self._wanted is None and not self.is_followed():  # else `_move` answers, or what follows is served first
-            super().shutdown()  # type: ignore[misc]
+            super().shutdown()
 
     def is_followed(self) -> bool:
         return bool(self._unread)
@@ -133,18 +123,26 @@ class _Moving(asyncio.Protocol):
             self.loop.call_soon(self._move)  # asyncio cannot abort a transport from here
 
     def in_head(self) -> bool:
-        within: bool = self._wanted is None and not self._away and super().in_head()  # type: ignore[misc]
+        within: bool = self._wanted is None and not self._away and super().in_head()
         return within
 
-    def feed(self, data: bytes) -> None:
-        """Give the parser of *data* what it may have now."""
+    def data_received(self, data: bytes) -> None:
+        """Give the parser of *data* what it may have now; what `Seated` does, for a parser that gets it in pieces."""
+        if self._refused:
+            return
         if data:
-            self._unset_keepalive_if_required()  # type: ignore[attr-defined]  # the parser would, but may get nothing yet
+            self._unset_keepalive_if_required()  # the parser would, but may get nothing yet
         self._unread = self._unread + data if self._unread else data
-        if self._wanted is None:
-            self._pump()
-        elif not self.transport.is_closing():
-            self.transport.pause_reading()  # uvloop reads on when it was told to pause inside `connection_made`
+        if self._wanted is not None:
+            if not self.transport.is_closing():
+                self.transport.pause_reading()  # uvloop reads on when told to pause inside `connection_made`
+            return
+        before, within = self.cycle, self._in_message
+        self._pump()
+        if self.cycle is not before:
+            self._request_began()
+        elif self._wanted is None and (before is None or before.response_complete):
+            self._await_head(0 if within else len(data))
 
     def _pump(self) -> None:
         """Give the parser all that belongs to the message it is in, and the next one when its time has come."""
@@ -153,7 +151,7 @@ class _Moving(asyncio.Protocol):
             piece = self._next_piece() if within else self._next_head()
             if not piece:
                 break
-            super().feed(piece)  # type: ignore[misc]
+            super().feed(piece)
             if self._took_over:
                 self._upgraded()
                 return
@@ -212,7 +210,7 @@ class _Moving(asyncio.Protocol):
 
     def _start_to_move(self) -> None:
         """Stop reading, and go as soon as the earlier response has left."""
-        self._unset_keepalive_if_required()  # type: ignore[attr-defined]
+        self._unset_keepalive_if_required()
         self.flow.pause_reading()
         self._give_up_at = self.loop.time() + self.seat.settings.wait_timeout_s
         self._move()
@@ -225,7 +223,7 @@ class _Moving(asyncio.Protocol):
             self._limited = True
             return
         now = self.loop.time()
-        if self.draining:
+        if self.alone:
             self._refuse()
             return
         done, self._baton = self.seat.mover.pass_on(
@@ -254,7 +252,7 @@ class _Moving(asyncio.Protocol):
         self._wanted, self._unread = None, b""
         self.seat.row.add("returns_refused")
         self.flow.resume_reading()  # the rest of the request is thrown away: unread it would reset the connection
-        self.refuse(503)  # type: ignore[attr-defined]
+        self.refuse(503)
 
     def _upgraded(self) -> None:
         """Leave the connection to the websocket protocol that took over: it never moves again."""
@@ -265,7 +263,7 @@ class _Moving(asyncio.Protocol):
         pass_on(self.transport, self._unread[self._at :])
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()  # type: ignore[misc]
+        super().on_response_complete()
         if self._unread and not self.transport.is_closing():
             self.data_received(b"")
 

@@ -17,6 +17,7 @@ import array
 import asyncio
 import fcntl
 import termios
+from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 import h11
@@ -85,10 +86,13 @@ class Seated(asyncio.Protocol):
 
     seat: ClassVar[Seat]
     draining: ClassVar[bool] = False
+    alone: ClassVar[bool] = False  # all workers drain: none will take what belongs elsewhere
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     connections: set[Any]
+    flow: Any
     cycle: Any  # the request being served, or the last one
+    _unset_keepalive_if_required: Callable[[], None]
     _head_since: float | None = None  # loop time since which the next request head is awaited, None while there is none
     _head_bytes: int = 0  # of that head, as far as it has come
     _refused: bool = False

@@ -78,7 +78,7 @@ def test_everybody_is_at_home_behind_a_proxy_with_pooled_connections(kind: str, 
     with documented(by) as server, Front(kind, server.port) as front:
         seen = play(front, server, by, 4000)
         assert seen["misrouted"] == 0
-        assert seen["accepted"] <= 10 * CLIENTS  # far fewer than requests: the proxy uses its connections again
+        assert seen["accepted"] <= 4 * CLIENTS  # one for each client but for chance: the proxy uses them again
         assert seen["returns"] > 2000  # for anybody: most requests come behind one of another slot
         assert seen["batons"] > seen["returns"] / 2
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
+import http.client
 import itertools
 import json
+import os
+import re
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +50,16 @@ CASES = [
 ]
 CASES += [Case("hypercorn", "kernel", "asyncio"), Case("hypercorn", "dispatcher", "asyncio")]
 UNMOVING = [case for case in CASES if case.backend == "dispatcher" and not KINDS[case.server].moves]
+
+
+def ends_with(connection: http.client.HTTPConnection) -> bool:
+    """Return whether the response to one more request ends *connection*."""
+    return fetch(connection).headers.get("connection", "").lower() == "close"
+
+
+def states(pid: int) -> set[str]:
+    """Return the states of all threads of a process."""
+    return {path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")}
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
@@ -146,12 +161,74 @@ def test_stop_finishes_what_is_in_flight(case: Case, tmp_path: Path) -> None:
             assert response.read(1) == b"{"
             fetch(idle)
             limpet.signal(signal.SIGTERM)
-            said = lambda: fetch(idle).headers.get("connection", "").lower()  # noqa: E731
-            wait_until(lambda: said() == "close", "the idle client is told that its connection ends")
+            wait_until(lambda: ends_with(idle), "the idle client is told that its connection ends")
             gate.touch()
             assert json.loads(b"{" + response.read())["slot"] in range(WORKERS)
         assert limpet.wait_ended() == 0
         assert "Traceback" not in limpet.log
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_stop_serves_who_waits_for_a_worker(case: Case) -> None:
+    """Their connections were answered by the kernel, so to them the server has let them in."""
+    with (
+        Limpet(*case.arguments("--backend", case.backend, "--workers", "1")) as limpet,
+        contextlib.ExitStack() as stack,
+    ):
+        worker = limpet.worker(0)["pid"]
+        limpet.request()
+        os.kill(worker, signal.SIGSTOP)
+        wait_until(lambda: states(worker) == {"T"}, "all threads of the worker stand still")
+        clients = [stack.enter_context(limpet.connection()) for _ in range(40)]
+        for client in clients:
+            client.request("GET", "/")
+        wait_until(lambda: limpet.worker(0)["queued"] == len(clients), "all of them wait")
+        limpet.signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in limpet.log, "the stop begins")
+        os.kill(worker, signal.SIGCONT)
+        assert [client.getresponse().status for client in clients] == [200] * len(clients)
+        for client in clients:
+            client.close()
+        assert limpet.wait_ended() == 0
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_workers_end_after_their_supervisor(case: Case) -> None:
+    """An orphan would keep the port, and nobody would know of it."""
+    with Limpet(*case.arguments("--backend", case.backend)).launched() as limpet:
+        limpet.wait_serving()
+        limpet.request()
+        limpet.signal(signal.SIGKILL)
+        limpet.wait_gone()
+
+
+@pytest.mark.parametrize("server", KINDS)
+def test_application_sees_whom_a_trusted_proxy_reports(server: str) -> None:
+    """Addresses, links and redirects of an application would be the proxy's own; and the log is limpet's."""
+    with Limpet(*Case(server, "").arguments("--trust", "127.0.0.1", "--debug-header", "--access-log")) as limpet:
+        reply = limpet.request(x_forwarded_for="203.0.113.7", x_forwarded_proto="https")
+        assert (reply.json()["client"], reply.json()["scheme"]) == (["203.0.113.7", 0], "https")
+        assert int(reply.headers["x-limpet-pid"]) == reply.json()["pid"]
+        wait_until(lambda: re.search(r"^[\d:]{8} INFO .*203\.0\.113\.7.*GET", limpet.log, re.MULTILINE), "the log line")
+
+
+def test_gunicorn_takes_no_more_connections_than_it_has_descriptors_for() -> None:
+    """Each thread needs one to wait for its client; without it gunicorn drops the connection."""
+    arguments = Case("gunicorn", "").arguments("--workers", "1", "--threads", "4")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (120, hard))  # inherited
+    limpet = Limpet(*arguments)
+    try:
+        limpet.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with contextlib.ExitStack() as stack:
+        stack.callback(limpet.kill)
+        limpet.wait_serving()
+        clients = [stack.enter_context(limpet.connection()) for _ in range(100)]
+        for client in clients:
+            client.request("GET", "/", headers={"connection": "close"})
+        assert [client.getresponse().status for client in clients] == [200] * len(clients)
 
 
 @pytest.mark.parametrize("case", UNMOVING, ids=str)
