@@ -34,10 +34,11 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def large(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer with more than the kernel takes at once."""
-    headers = [(b"content-length", str(len(LARGE)).encode())]
+    """Answer with 3 MB, or with as many times that as the query says, in one piece."""
+    body = LARGE * int(scope["query_string"] or 1)
+    headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": LARGE})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def events(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -73,6 +73,19 @@ def coded(user: str, path: str, *parts: bytes) -> Exchange:
     return Exchange(user, path, start + chunked(parts), "POST", body=b"".join(parts))
 
 
+def trailed(user: str, path: str) -> Exchange:
+    """A body in chunks with an extension, a blank line that ends nothing, and trailers."""
+    start = request(path, "POST", transfer_encoding="chunked", **{HEADER: user})
+    chunks = b"7;x=y\r\n\r\n\r\nabc\r\n00\r\nX-Trailer: 1\r\nX-Sum: 2\r\n\r\n"
+    return Exchange(user, path, start + chunks, "POST", body=b"\r\n\r\nabc")
+
+
+def ignored_upgrade(user: str, path: str) -> Exchange:
+    """What curl sends when it would rather speak HTTP/2."""
+    fields = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "AAMAAABkAAQAAP__"}
+    return Exchange(user, path, request(path, "POST", b"body", **fields, **{HEADER: user}), "POST", body=b"body")
+
+
 def post_large(user: str, path: str) -> Exchange:
     return post(user, path, LARGE)
 
@@ -90,12 +103,18 @@ def large(user: str, path: str) -> Exchange:
     return Exchange(user, f"/large{path}", request(f"/large{path}", **{HEADER: user}), answer=moving_app.LARGE)
 
 
+def huge(user: str, path: str) -> Exchange:
+    """More than all buffers of the kernel hold: the worker has the rest until the client reads."""
+    path = f"/large{path}"
+    return Exchange(user, path, request(f"{path}?6", **{HEADER: user}), answer=6 * moving_app.LARGE)
+
+
 def events(user: str, path: str) -> Exchange:
     return Exchange(user, f"/events{path}", request(f"/events{path}", **{HEADER: user}), answer=moving_app.EVENTS)
 
 
 Kind = Callable[[str, str], Exchange]
-SMALL: Final[Sequence[Kind]] = (get, get, get, post, coded, head, nothing, events)
+SMALL: Final[Sequence[Kind]] = (get, get, get, get, post, coded, trailed, ignored_upgrade, head, nothing, events)
 ALONE: Final[Sequence[Kind]] = (post_large, coded_large, expects)  # others cannot be sent with it before it is answered
 KINDS: Final[Sequence[Kind]] = (*SMALL, *ALONE, large)
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from granian._granian import SocketHolder
 from granian._loops import loops
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
@@ -63,6 +63,7 @@ class _Embedded(Server):
             app,
             interface=Interfaces.ASGINL,  # there is one application for all listeners: see lifespan.py
             backlog=settings.backlog,
+            http=HTTPModes.http1,  # while it does not know which version is spoken, it waits without a deadline
             websockets=settings.ws != "none",
             http1_settings=HTTP1Settings(header_read_timeout=int(settings.head_timeout_s * 1000)),
             log_level=LogLevels.error,

@@ -1,7 +1,7 @@
 """nginx and HAProxy in front of a server, configured by the very text of docs/behind-a-proxy.md.
 
-Each listens on a free port of 127.0.0.1, keeps its files in a directory of its own, stays in the foreground and is ended
-by its process. Where Debian's package is not installed the test is skipped; where `CI` is set it fails.
+Each listens on a free port of 127.0.0.1, keeps its files in a directory of its own, stays in the foreground and ends
+with the test. Where Debian's package is not installed the test is skipped; where `CI` is set it fails.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Front:
             folder=folder, documented=self._documented(), user="user root;" if os.getuid() == 0 else ""
         )
         Path(folder, f"{self._kind}.conf").write_text(text)
-        self._log = open(Path(folder, "log"), "w+")  # noqa: SIM115  closed in __exit__
+        self._log = open(Path(folder, "log"), "w+")  # closed in __exit__
         command = [part.format(folder=folder) for part in COMMANDS[self._kind]]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL)
         try:
@@ -94,7 +94,10 @@ class Front:
     def _documented(self) -> str:
         """Return the configuration in the document, for the ports of this test."""
         [text] = re.findall(rf"^```{self._kind}\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
-        for documented, actual in ((":80\n", f" 127.0.0.1:{self.port}\n"), ("listen 80;", f"listen 127.0.0.1:{self.port};")):
+        for documented, actual in (
+            (":80\n", f" 127.0.0.1:{self.port}\n"),
+            ("listen 80;", f"listen 127.0.0.1:{self.port};"),
+        ):
             text = text.replace(documented, actual)
         assert str(self.port) in text
         assert "127.0.0.1:8000" in text

@@ -21,8 +21,8 @@ from tests.traffic import (
     events,
     get,
     homes,
+    huge,
     inhabitants,
-    large,
     perform,
     post_large,
     serve,
@@ -338,7 +338,7 @@ def test_moving_connection_waits_for_its_slow_reader_and_not_only_for_a_head() -
         a, b, *_ = inhabitants(home).values()
         address = "127.0.0.1", server.port
         with Wire(address) as wire:
-            batch = [*(large(a, f"/{number}") for number in range(6)), get(b, "/behind")]
+            batch = [huge(a, "/slow"), get(b, "/behind")]
             visit_all(wire, home, last=home[a])
             wire.send(b"".join(exchange.data for exchange in batch))
             for _ in range(2):  # two times as long as a head may take

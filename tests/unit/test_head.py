@@ -125,6 +125,25 @@ def heads(draw: st.DrawFn) -> bytes:
     return data[:at] + draw(st.sampled_from(ODD)) + data[at + draw(st.integers(0, 2)) :]
 
 
+@settings(max_examples=1000, deadline=None)
+@given(heads())
+def test_unparsed_request_says_what_the_parsed_one_says(data: bytes) -> None:
+    """The dispatcher looks for a key in the one, a worker in the other, for the later requests of a connection."""
+    parser = HeadParser()
+    with suppress(BadHead):
+        parser.feed(data)
+    if not parser.head_length:
+        return
+    parsed, unparsed = parser.request(PEER), UnparsedRequest(data[: parser.head_length], PEER)
+    for name in (b"x-user", b"cookie", b"x", b"host", b"absent"):
+        assert unparsed.header_bytes(name) == parsed.header_bytes(name)
+    for name in (b"a", b"sid", b"q"):
+        assert unparsed.cookie_bytes(name) == parsed.cookie_bytes(name)
+        assert unparsed.query_bytes(name) == parsed.query_bytes(name)
+    assert (unparsed.method, unparsed.target, unparsed.path) == (parsed.method, parsed.target, parsed.path)
+    assert unparsed.raw_headers == parsed.raw_headers
+
+
 @settings(max_examples=500, deadline=None)
 @given(heads())
 def test_what_is_accepted_the_worker_reads_alike(data: bytes) -> None:

@@ -1,0 +1,199 @@
+"""Messages of moving connections, and the copies that stay behind: nothing is lost, doubled or left open."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from limpet.baton import Batons, Verdict
+from limpet.handoff import Channel
+from limpet.moving import Arrived, Mover, shut_down
+from limpet.scoreboard import WORKER_CELLS, Row
+
+PATIENCE_S = 30.0
+
+
+class Paused:
+    """A copy that notes what becomes of it."""
+
+    def __init__(self) -> None:
+        self.resumed: list[bytes] = []
+        self.dropped: list[Verdict] = []
+
+    def resume(self, leftover: bytes) -> None:
+        self.resumed.append(leftover)
+
+    def drop(self, verdict: Verdict) -> None:
+        self.dropped.append(verdict)
+
+
+class Two:
+    """The movers of two workers, and a connection."""
+
+    def __init__(self, most_copies: int = 3) -> None:
+        self.channels = [Channel.create(), Channel.create()]
+        cells = [0] * 16
+        self.movers = []
+        for slot in (0, 1):
+            batons = Batons(cells, range(slot * 8, slot * 8 + 8), slot + 1, PATIENCE_S)
+            batons.alive([1, 2], 2)
+            row = Row(memoryview(bytearray(8 * len(WORKER_CELLS))).cast("Q"), WORKER_CELLS)
+            sending = [channel.sending for channel in self.channels]
+            self.movers.append(Mover(batons, sending, self.channels[slot].receiving, row, most_copies))
+        self.client, self.server = socket.socketpair()
+        self.arrived: list[Arrived] = []
+
+    def take(self, slot: int) -> bool:
+        return self.movers[slot].receive(self.arrived.append)
+
+    def close(self) -> None:
+        for arrived in self.arrived:
+            arrived.connection.close()
+        for channel in self.channels:
+            channel.sending.close()
+            channel.receiving.close()
+        self.client.close()
+        self.server.close()
+
+
+@pytest.fixture
+def two() -> Iterator[Two]:
+    """Two workers."""
+    before = len(os.listdir("/proc/self/fd"))
+    two = Two()
+    yield two
+    two.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@contextlib.contextmanager
+def free_numbers(number: int) -> Iterator[None]:
+    """Let this process open no more than *number* descriptors."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    filling = [os.dup(0)]
+    while filling[-1] < highest:
+        filling.append(os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (filling[-1] + 1 + number, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in filling:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("size", [0, 1, 59_999, 60_000, 60_001, 5_000_000])
+def test_leftover_of_any_size_arrives_whole(two: Two, size: int) -> None:
+    """What was read is nowhere else: a byte that does not arrive is a request that is never served."""
+    leftover, fd = os.urandom(size), two.server.fileno()
+    away, back = Paused(), Paused()
+    done, baton = two.movers[0].pass_on(away, fd, None, 1, 7, leftover, 0.0)
+    assert done
+    assert two.take(1)
+    [arrived] = two.arrived
+    assert (arrived.leftover, arrived.listener, arrived.baton) == (leftover, 7, baton)
+    assert os.path.sameopenfile(arrived.connection.fileno(), fd)
+
+    assert two.movers[1].pass_on(back, arrived.connection.fileno(), baton, 0, 7, leftover, 0.0)[0]
+    assert two.take(0)
+    assert (away.resumed, back.resumed) == ([leftover], [])
+    assert not two.take(0)
+
+
+def test_message_that_does_not_fit_leaves_everything_with_its_sender(two: Two) -> None:
+    """The sender goes on reading, so it must hold the baton still, and keep no copy of what it has."""
+    copy, fd = Paused(), two.server.fileno()
+    sent = 0
+    while two.movers[0].pass_on(Paused(), fd, None, 1, 0, b"x" * 60_000, 0.0)[0]:
+        sent += 1
+    done, baton = two.movers[0].pass_on(copy, fd, None, 1, 0, b"x" * 60_000, 0.0)
+    assert not done
+    for _ in range(sent):
+        assert two.take(1)
+    assert two.movers[0].pass_on(copy, fd, baton, 1, 0, b"again", 1.0) == (True, baton)
+    assert two.take(1)
+    assert two.arrived[-1].leftover == b"again"
+
+
+def test_connection_stays_when_no_memory_file_can_be_made(two: Two) -> None:
+    """Without a free descriptor number a large leftover cannot travel yet; that must not end the connection."""
+    fd, leftover = two.server.fileno(), b"x" * 100_000
+    with free_numbers(0):
+        done, baton = two.movers[0].pass_on(Paused(), fd, None, 1, 0, leftover, 0.0)
+    assert not done
+    assert two.movers[0].pass_on(Paused(), fd, baton, 1, 0, leftover, 0.0) == (True, baton)
+    assert two.take(1)
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_message_waits_while_there_are_no_free_descriptor_numbers(two: Two, free: int) -> None:
+    """The kernel would hand out the bytes and drop the descriptors without a word."""
+    two.movers[0].pass_on(Paused(), two.server.fileno(), None, 1, 0, b"x" * 100_000, 0.0)
+    with free_numbers(free), pytest.raises(OSError) as caught:
+        two.take(1)
+    assert caught.value.errno == errno.EMFILE
+    assert two.take(1)
+    assert two.arrived[0].leftover == b"x" * 100_000
+
+
+def test_copy_that_was_used_longest_ago_goes_first(two: Two) -> None:
+    """The bound on descriptors; the connection lives on where it is."""
+    copies = [Paused() for _ in range(5)]
+    for copy in copies:
+        two.movers[0].pass_on(copy, two.server.fileno(), None, 1, 0, b"", 0.0)
+    assert [copy.dropped for copy in copies] == [[Verdict.FORGET], [Verdict.FORGET], [], [], []]
+    assert two.movers[0].spare_numbers()
+    assert [len(copy.dropped) for copy in copies] == [1, 1, 1, 1, 0]
+    assert two.movers[0].spare_numbers()
+    assert not two.movers[0].spare_numbers()
+
+
+def test_copy_that_closed_by_itself_is_not_resumed(two: Two) -> None:
+    """Its descriptor number may be another connection's by now."""
+    copy, newer, fd = Paused(), Paused(), two.server.fileno()
+    _, baton = two.movers[0].pass_on(copy, fd, None, 1, 0, b"", 0.0)
+    assert baton is not None
+    two.movers[0].forget(newer, baton)  # some other copy: nothing happens
+    two.take(1)
+    two.movers[1].pass_on(newer, fd, baton, 0, 0, b"first", 0.0)
+    two.movers[0].forget(copy, baton)
+    two.take(0)
+    assert copy.resumed == []
+    assert two.arrived[-1].leftover == b"first"
+
+
+def test_message_that_nobody_takes_in_time_is_refused_once(two: Two) -> None:
+    """Whoever asked gets an answer, and is not served later when it has left."""
+    copy = Paused()
+    two.movers[0].pass_on(copy, two.server.fileno(), None, 1, 0, b"late", 0.0)
+    two.movers[0].sweep(PATIENCE_S)
+    assert copy.dropped == []
+    two.movers[0].sweep(PATIENCE_S + 0.1)
+    assert copy.dropped == [Verdict.REFUSE]
+    assert two.take(1)
+    assert two.arrived == []
+
+
+def test_holder_that_dies_is_noticed_with_the_news(two: Two) -> None:
+    """The kernel does not end a connection of which there are copies."""
+    copy = Paused()
+    two.movers[0].pass_on(copy, two.server.fileno(), None, 1, 0, b"", 0.0)
+    two.take(1)
+    two.movers[0].alive([1, 2, 3], 3, 0.0)
+    assert copy.dropped == []
+    two.movers[0].alive([1, 3], 3, 0.0)
+    assert copy.dropped == [Verdict.SHUT]
+
+
+def test_last_words_reach_the_client_before_the_end(two: Two) -> None:
+    """Whatever other descriptors of the connection are open."""
+    shut_down(two.server.fileno(), b"503")
+    assert two.client.recv(100) == b"503"
+    assert two.client.recv(100) == b""
