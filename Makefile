@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill docs clean
+.PHONY: help run test check quick kill soak docs clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile
@@ -21,6 +21,9 @@ quick: $(VENV)/.dev ## the tests that start no process, in seconds
 
 kill: $(VENV)/.dev ## kill a hundred workers under load, on each backend
 	$(BIN)/pytest -m slow tests/real/test_kill.py
+
+soak: $(VENV)/.dev ## the long forms of what moves: 10,000 requests on a connection, 200 kills, real proxies
+	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py
 
 check: $(VENV)/.dev ## style and types only
 	$(BIN)/ruff check .

@@ -144,4 +144,8 @@ def freeze(pid: int) -> None:
 
 def descriptors(pid: int) -> list[str]:
     """Return what a process has open."""
-    return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            found.append(os.readlink(path))
+    return found

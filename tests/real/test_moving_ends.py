@@ -317,6 +317,7 @@ def test_full_channel_is_waited_for_and_then_the_answer_is_503(gates: Path) -> N
         with wires(("127.0.0.1", server.port), 250) as clients:
             for client in clients:
                 perform(client, [get(users[0], "/")], home)
+            wait_until(lambda: server.totals()["requests"] == len(clients), "the last one is counted, too")
             before = server.totals()
             with stopped(server, {1}):
                 for client in clients:
