@@ -100,7 +100,6 @@ class _Server:
         self._context = WorkerContext(None)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timeout_s: float | None = seat.settings.graceful_timeout_s
-        self._is_last = False
         self._listening = Listening(
             seat.listeners, seat.settings.backlog, self._tasks, self._new_accepted, self._adopt_accepted
         )
@@ -124,7 +123,7 @@ class _Server:
         """Take what waits, let idle clients speak once more, finish what is in flight."""
         self._is_draining = True
         began = self._loop.time()
-        await self._listening.leave(take_rest=self._is_last)
+        await self._listening.leave()
         while self._take():
             pass
         self._loop.remove_reader(self._seat.receiver.fileno())
@@ -207,7 +206,7 @@ class _Server:
             self._listening.close_door()
         for command in commands:
             if command["do"] == "drain":
-                self._timeout_s, self._is_last = command["timeout"], command["last"]
+                self._timeout_s = command["timeout"]
                 self._stop.set()
             elif command["do"] == "accept":
                 self._listening.open()

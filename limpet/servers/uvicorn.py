@@ -128,7 +128,7 @@ class SeatedServer(uvicorn.Server):
         """
         self.config.http_protocol_class.draining = True  # type: ignore[attr-defined]
         self.config.http_protocol_class.alone = self._is_last  # type: ignore[attr-defined]
-        await self._listening.leave(take_rest=self._is_last)
+        await self._listening.leave()
         while self._take():
             pass
         self._loop.remove_reader(self._seat.receiver.fileno())

@@ -80,8 +80,11 @@ class Listening:
         for listener in self._listeners:
             close_door(listener)
 
-    async def leave(self, *, take_rest: bool) -> None:
-        """Give up the listeners; with *take_rest* adopt who waits first, since nobody comes after this worker."""
+    async def leave(self) -> None:
+        """Adopt who waits, then give up the listeners.
+
+        A successor would take them too; but there may be none, as when a service manager signals all processes.
+        """
         self._is_open = False
         if self._opening is not None:
             await self._opening
@@ -91,8 +94,9 @@ class Listening:
         self._close_servers()
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
-            while take_rest and self._accept(listener):
-                pass
+            for _ in range(self._backlog):  # a bound: while the server lives, others may come as fast as these go
+                if not self._accept(listener):
+                    break
             listener.close()
 
     async def _open(self) -> None:

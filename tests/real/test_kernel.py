@@ -32,6 +32,7 @@ from limpet.listener import Bind
 from limpet.request import Peer
 from limpet.router import Router
 from limpet.settings import Settings
+from tests.crowd import freeze
 from tests.harness import Limpet, limpet_command, wait_until
 from tests.namespace import IPV6_FREEBIND, in_own_network
 from tests.wire import Wire
@@ -399,6 +400,21 @@ def test_what_waits_in_the_backlog_of_a_killed_worker_is_served_by_the_next(serv
         os.kill(entry["pid"], signal.SIGKILL)
         places = {(reply["slot"], reply["pid"]) for reply in (client.reply().json() for client in clients)}
         assert places == {(2, server.wait_ready(2, other_than=entry["pid"])["pid"])}
+
+
+def test_signal_to_all_processes_at_once_serves_who_waits_in_the_listeners() -> None:
+    """systemd signals the whole control group: a worker drains before it is told that it is last."""
+    with serve() as server, ExitStack() as stack:
+        pids = [entry["pid"] for entry in server.status()["slots"]]
+        for pid in pids:
+            freeze(pid)
+        clients = waiting(server, "127.0.0.1", 10, stack) + waiting(server, address_in(server, 1), 10, stack)
+        for pid in [*pids, server.pid]:
+            os.kill(pid, signal.SIGTERM)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert [client.reply().status for client in clients] == [200] * 20
+        assert server.wait_ended() == 0
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
