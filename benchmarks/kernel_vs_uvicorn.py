@@ -40,6 +40,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from measure import APP, cpu_s, free_port
+
 KINDS = ("connection", "keep-alive")
 SYSTEMS = ("limpet", "uvicorn")
 ADDRESSES = [f"127.{1 + number // 128}.7.{1 + number % 128}" for number in range(512)]
@@ -49,29 +51,13 @@ REQUESTS = {"connection": REQUEST + b"Connection: close\r\n\r\n", "keep-alive": 
 IP_BIND_ADDRESS_NO_PORT = 24
 PATIENCE_S = 30.0
 BOOTSTRAPS = 4000
-APP = """
-import json, os
-body = json.dumps({"pid": os.getpid()}).encode()
-headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-"""
 
 
 class System:
     """One system under test: its processes and its port."""
 
     def __init__(self, name: str, workers: int, where: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         common = ["--workers", str(workers), "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
         limpet = ["run", "bench_app:app", "--backend", "kernel", "--by", "ip", "--bind", f"127.0.0.1:{self.port}"]
         limpet += ["--control", str(where / "control"), "--state-dir", str(where)]
@@ -96,22 +82,12 @@ class System:
 
     def cpu_s(self) -> float:
         """Return the CPU seconds of all its processes."""
-        ticks = 0
-        for pid in tree(self.process.pid):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return cpu_s(self.process.pid)
 
     def stop(self) -> None:
         """End it."""
         self.process.terminate()
         self.process.wait(PATIENCE_S)
-
-
-def tree(pid: int) -> list[int]:
-    """Return *pid* and all its descendants."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(found for child in children for found in tree(int(child)))]
 
 
 def connect(port: int, address: str) -> socket.socket:

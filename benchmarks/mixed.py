@@ -20,13 +20,14 @@ import json
 import os
 import platform
 import re
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from measure import APP, cpu_s, free_port
 
 USERS = 200
 CONNECTIONS = 32
@@ -58,42 +59,6 @@ http {{
     proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host; }} }}
 }}
 """
-APP = """
-import json, os
-body = json.dumps({"pid": os.getpid()}).encode()
-headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-"""
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def cpu_s(pids: list[int]) -> float:
-    """Return the CPU seconds that *pids* have used."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def tree(pid: int) -> list[int]:
-    """Return *pid* and all its descendants."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(found for child in children for found in tree(int(child)))]
 
 
 class System:
@@ -118,7 +83,7 @@ class System:
 
     def cpu_s(self) -> float:
         """Return the CPU seconds of all its processes."""
-        return cpu_s([pid for process in self.processes for pid in tree(process.pid)])
+        return sum(cpu_s(process.pid) for process in self.processes)
 
     def stop(self) -> None:
         """End it."""
