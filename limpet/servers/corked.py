@@ -14,14 +14,35 @@ from typing import Final
 _JOINED_BYTES: Final = 16_384  # of body that is copied to join it; more is cheaper in a write of its own
 
 
+class Turn:
+    """The heads that are held in this turn of the event loop; one for all connections of a worker."""
+
+    __slots__ = ("_held", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._held: list[Corked] = []
+
+    def add(self, corked: Corked) -> None:
+        """Let *corked* send at the end of the turn what it holds then."""
+        if not self._held:
+            self._loop.call_soon(self._end)
+        self._held.append(corked)
+
+    def _end(self) -> None:
+        held, self._held = self._held, []
+        for corked in held:
+            corked.flush()
+
+
 class Corked:
     """A response's view of the transport. `write`, `close` and `is_closing` are all that uvicorn's cycles use."""
 
-    __slots__ = ("_began", "_held", "_loop", "_transport")
+    __slots__ = ("_began", "_held", "_transport", "_turn")
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport, turn: Turn) -> None:
         self._transport = transport
-        self._loop = loop
+        self._turn = turn
         self._held = b""
         self._began = True
 
@@ -33,7 +54,7 @@ class Corked:
         """Send *data*; what comes first waits for what comes next, until the end of the loop's turn."""
         if not self._began:
             self._began, self._held = True, data
-            self._loop.call_soon(self.flush)
+            self._turn.add(self)
         elif not self._held:
             self._transport.write(data)
         elif len(data) <= _JOINED_BYTES:

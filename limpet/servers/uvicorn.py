@@ -27,6 +27,7 @@ from limpet.forwarded import Trust
 from limpet.handoff import Handoff
 from limpet.link import LinkClosedError
 from limpet.moving import TAKES_PER_TURN, Arrived
+from limpet.servers.corked import Turn
 from limpet.servers.proxied import Proxied
 from limpet.servers.uvicorn_listening import Listening
 from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
@@ -103,6 +104,7 @@ class SeatedServer(uvicorn.Server):
             raise AppError(f"the start-up of `{self._seat.settings.app}` failed") from _Reported("\n".join(errors))
         self.config.ws_protocol_class = websocket_protocol(self._seat, self.config.ws_protocol_class)
         self._loop = asyncio.get_running_loop()
+        self.config.http_protocol_class.turn = Turn(self._loop)  # type: ignore[attr-defined]
         await self._listening.prepare()
         self._loop.add_reader(self._seat.receiver.fileno(), self._take)
         self._loop.add_reader(self._seat.mover.fileno(), self._take_moved)

@@ -43,8 +43,7 @@ class _Moving(Seated):
     _wanted: int | None = None  # the slot that the connection is to move to
     _away: bool = False  # this is a paused copy
     _give_up_at: float = 0.0
-    _unread: bytes = b""  # came; from `_at` on it was not given to the parser
-    _at: int = 0
+    _at: int = 0  # in `_unread`: up to here the parser has it
     _in_message: bool = False  # the parser has a head whose message has not ended
     _left: int = 0  # bytes of a message with a length that are still to come
     _tail: bytes = b""  # the last bytes given to the parser, in which a blank line may have begun
@@ -212,7 +211,7 @@ class _Moving(Seated):
         """Stop reading, and go as soon as the earlier response has left."""
         self._unset_keepalive_if_required()
         self.flow.pause_reading()
-        self._give_up_at = self.loop.time() + self.seat.settings.wait_timeout_s
+        self._give_up_at = 0.0
         self._move()
 
     def _move(self) -> None:
@@ -229,6 +228,7 @@ class _Moving(Seated):
         done, self._baton = self.seat.mover.pass_on(
             self, self._fd, self._baton, self._wanted, self.listener, self._unread, now
         )
+        self._give_up_at = self._give_up_at or now + self.seat.settings.wait_timeout_s
         if done:
             self._go_away()
         elif now < self._give_up_at:
@@ -261,11 +261,6 @@ class _Moving(Seated):
             self.seat.mover.settled(self._baton)
             self._baton, protocol.moved = None, True
         pass_on(self.transport, self._unread[self._at :])
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._unread and not self.transport.is_closing():
-            self.data_received(b"")
 
 
 class MovingHttpTools(_Moving, SeatedHttpTools):

@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from limpet.handoff import Handoff
 from limpet.moving import shut_down
 from limpet.refusal import LINGER_S, answer
-from limpet.servers.corked import Corked
+from limpet.servers.corked import Corked, Turn
 from limpet.worker import Seat
 
 _FRAMING: Final = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
@@ -85,6 +85,7 @@ class Seated(asyncio.Protocol):
     """What either of uvicorn's HTTP protocols, the next class in the order of resolution, gains in a worker."""
 
     seat: ClassVar[Seat]
+    turn: ClassVar[Turn]
     draining: ClassVar[bool] = False
     alone: ClassVar[bool] = False  # all workers drain: none will take what belongs elsewhere
     loop: asyncio.AbstractEventLoop
@@ -96,13 +97,14 @@ class Seated(asyncio.Protocol):
     _head_since: float | None = None  # loop time since which the next request head is awaited, None while there is none
     _head_bytes: int = 0  # of that head, as far as it has come
     _refused: bool = False
+    _unread: bytes = b""  # came, but waits for the response that is under way
 
     def accepted(self, handoff: Handoff) -> None:
         """Take over what came with a connection from the dispatcher. Called before `connection_made`."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._corked = Corked(transport, self.loop)
+        self._corked = Corked(transport, self.turn)
         self._head_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -154,6 +156,8 @@ class Seated(asyncio.Protocol):
         super().on_response_complete()  # type: ignore[misc]
         if self.cycle is not before:  # h11 goes on to the next of pipelined requests
             self._request_began()
+        elif self._unread and not self.transport.is_closing():
+            self.data_received(b"")
 
     def _request_began(self) -> None:
         self._head_since, self._head_bytes = None, 0

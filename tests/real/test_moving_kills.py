@@ -32,7 +32,7 @@ class Loss:
     """A request that was not answered."""
 
     where: set[int]  # the slots that may have had it
-    begin: float  # when its batch was sent, monotonic
+    begin: float  # when the batch before it was sent, monotonic: later the worker may have died unnoticed
     end: float
     how: str
 
@@ -68,14 +68,18 @@ class Client(threading.Thread):
                 self.connections += 1
                 wire.sock.settimeout(PATIENCE_S)
                 before: set[int] = set()
-                while not self.done.is_set() and (batch := next(traffic)) is not None:
-                    if not self._perform(wire, batch, before):
+                begin = time.monotonic()
+                for batch in traffic:
+                    now = time.monotonic()
+                    if self.done.is_set() or not self._perform(wire, batch, before, begin):
                         break
-                    before = {self.home[batch[-1].user]}
+                    before, begin = {self.home[batch[-1].user]}, now
 
-    def _perform(self, wire: Wire, batch: list[Exchange], before: set[int]) -> bool:
-        """Send *batch* and check what is answered; return whether the connection goes on."""
-        begin = time.monotonic()
+    def _perform(self, wire: Wire, batch: list[Exchange], before: set[int], begin: float) -> bool:
+        """Send *batch* and check what is answered; return whether the connection goes on.
+
+        *before* is the slot that has the connection, *begin* is when that was sent its last batch.
+        """
         answered = 0
         try:
             for exchange in batch:
