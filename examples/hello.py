@@ -1,6 +1,6 @@
 """The smallest application that keeps state in its process: it counts the visits of each user.
 
-    limpet run examples.hello:app --workers 4 --by cookie:user
+limpet run examples.hello:app --workers 4 --by cookie:user
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "limpet"
 FILES = sorted(PACKAGE.rglob("*.py"))
-PURE = ["buckets", "declare", "elements", "forwarded", "hashing", "head", "key", "lifecycle", "request", "router"]
-PURE += ["bpf"]
-IMPURE_MODULES = {"socket", "os", "signal", "time", "asyncio", "logging", "subprocess", "select", "selectors", "threading"}
+PURE = "baton bpf buckets declare elements forwarded hashing head key lifecycle request router".split()
+IMPURE_MODULES = set("socket os signal time asyncio logging subprocess select selectors threading".split())
 
 
 def imports(path: Path) -> set[str]:

@@ -160,9 +160,7 @@ class Crew(RuleBasedStateMachine):
         held = data.draw(st.sampled_from(self.readers()))
         leftover = b"%d/%d" % (held.connection.number, held.connection.sent)
         held.connection.sent += 1
-        done, held.baton = held.process.mover.pass_on(
-            held, held.sock.fileno(), held.baton, slot, 0, leftover, self.now
-        )
+        done, held.baton = held.process.mover.pass_on(held, held.sock.fileno(), held.baton, slot, 0, leftover, self.now)
         assert done
         held.reads = False
         if held.baton is None:
