@@ -9,8 +9,23 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "limpet"
 FILES = sorted(PACKAGE.rglob("*.py"))
-PURE = "baton bpf buckets declare elements forwarded hashing head key lifecycle request router".split()
-IMPURE_MODULES = set("socket os signal time asyncio logging subprocess select selectors threading".split())
+PURE = [
+    "baton",
+    "bpf",
+    "buckets",
+    "declare",
+    "elements",
+    "forwarded",
+    "hashing",
+    "head",
+    "key",
+    "lifecycle",
+    "request",
+    "router",
+]
+IMPURE_MODULES = set(
+    ["socket", "os", "signal", "time", "asyncio", "logging", "subprocess", "select", "selectors", "threading"]
+)
 
 
 def imports(path: Path) -> set[str]:
