@@ -74,7 +74,8 @@ class Corked:
         return self._transport.is_closing()
 
     def flush(self) -> None:
-        """Send what is held."""
+        """Send what is held, unless the connection has been lost meanwhile: uvloop would raise."""
         if self._held:
             held, self._held = self._held, b""
-            self._transport.write(held)
+            if not self._transport.is_closing():
+                self._transport.write(held)

@@ -23,9 +23,8 @@ PURE = [
     "request",
     "router",
 ]
-IMPURE_MODULES = set(
-    ["socket", "os", "signal", "time", "asyncio", "logging", "subprocess", "select", "selectors", "threading"]
-)
+IMPURE_MODULES = {"socket", "os", "signal", "time", "asyncio", "logging", "subprocess", "select", "selectors"}
+IMPURE_MODULES |= {"threading"}
 
 
 def imports(path: Path) -> set[str]:
