@@ -32,6 +32,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 CELLS_PER_WORKER: Final = 4096  # connections that a worker may be the first to move; more move without a copy
+_LOOK_AGAIN_S: Final = 1.0  # to look at all cells takes 4 ms, which a full segment would cost each move
 _WHO_BITS: Final = 38  # serial number of a worker, or milliseconds: 8 years
 _STATE_BITS: Final = 2
 _EPOCH_BITS: Final = 64 - _WHO_BITS - _STATE_BITS
@@ -71,21 +72,23 @@ class Batons:
         self._serial = serial
         self._patience_ms = int(patience_s * 1000)
         self._free: list[int] = []
+        self._look_again_at = 0.0  # for cells that others have ended
         self._alive: Collection[int] = frozenset()
         self._newest = 0
 
     def alive(self, serials: Collection[int], newest: int) -> None:
         """Take note that of the workers up to the serial number *newest* those in *serials* live."""
-        self._alive, self._newest = frozenset(serials), newest
+        self._alive, self._newest, self._look_again_at = frozenset(serials), newest, 0.0
 
     def claim(self, now: float) -> Baton | None:
         """Return a baton, held, for a connection that moves for the first time; None when all cells are in use."""
         place = self._next_free(now)
-        if place is None:
+        if place is None and now >= self._look_again_at:
+            self._look_again_at = now + _LOOK_AGAIN_S
             self._free = [place for place in reversed(self._segment) if self._is_free(place, now)]
             place = self._next_free(now)
-            if place is None:
-                return None
+        if place is None:
+            return None
         baton = Baton(place, (self._read(place)[0] + 1) & _EPOCH_MASK)
         self._write(baton, HELD, self._serial)
         return baton

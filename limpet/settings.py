@@ -188,7 +188,11 @@ class Settings:
     key_timeout_s: float = setting("time after which a key function counts as hung", 5, low=0.1, high=DAY_S)
     keep_alive_timeout_s: float = setting("time an idle connection is kept open", 5, low=0, high=DAY_S)
     wait_timeout_s: float = setting(
-        "time a connection may wait in a dispatcher when its slot's channel is full", 30, low=0.1, high=DAY_S
+        "time a connection may wait in a dispatcher when its slot's channel is full, and a request that moves until "
+        "its slot's worker takes it",
+        30,
+        low=0.1,
+        high=DAY_S,
     )
     start_timeout_s: float = setting("time a worker has to become ready", 60, low=0.1, high=DAY_S)
     graceful_timeout_s: float = setting("time a worker has to finish when it stops", 30, low=0, high=DAY_S)

@@ -265,6 +265,20 @@ def test_all_cells_in_use_means_no_baton() -> None:
     assert view.claim(0.0) is None
 
 
+def test_cell_that_another_worker_has_ended_is_found_after_a_while() -> None:
+    """All cells are looked at now and then only: with a full segment every move would have to pay for it."""
+    cells = [0]
+    view, other = batons(cells), batons(cells, serial=2, claims=False)
+    baton = view.claim(0.0)
+    assert baton is not None
+    view.send(baton, 0.0)
+    assert other.take(baton)
+    assert view.claim(0.5) is None
+    other.end(baton)
+    assert view.claim(0.9) is None
+    assert view.claim(1.5) == Baton(0, 2)
+
+
 def test_ended_cell_is_used_again_with_a_new_epoch() -> None:
     """A copy of the earlier connection must notice that its baton is stale."""
     view = batons([0])
