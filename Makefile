@@ -32,6 +32,7 @@ check: $(VENV)/.dev ## style and types only
 
 docs: $(VENV)/.dev ## write again what in docs/ is made from the code
 	$(BIN)/python -m limpet.settings > docs/settings.md
+	$(BIN)/python -m limpet.presets benchmarks/results/products.json > docs/presets.md
 
 clean: ## remove what make has made
 	rm -rf $(VENV) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The command line: `limpet run`, `check`, `status`, `where`, `stop`.
+"""The command line: `limpet run`, `check`, `presets`, `status`, `where`, `stop`.
 
 Turns arguments into settings or a request to a running server, calls who does the work, prints the answer, and
 turns errors into exit codes. Decides nothing else.
@@ -108,6 +108,14 @@ def check(show_bpf: bool, **flags: Any) -> None:
         click.echo(line)
     if show_bpf:
         click.echo(backend.listing(wanted))
+
+
+@cli.command()
+def presets() -> None:
+    """List the products that `--for` knows, with what it sets for each."""
+    from limpet.presets import listing
+
+    click.echo(listing())
 
 
 @cli.command()

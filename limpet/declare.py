@@ -53,9 +53,9 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """Return the name without its unit, as it stands in a TOML file."""
+        """Return the name without its unit, as it stands in a TOML file; nor with the `_` of `for_`."""
         unit = _unit(self.name) or ""
-        return self.name.removesuffix(unit).replace("_", "-")
+        return self.name.removesuffix(unit).rstrip("_").replace("_", "-")
 
     @property
     def flag(self) -> str:

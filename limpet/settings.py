@@ -5,8 +5,8 @@ its line in `limpet run --help` and its row in docs/settings.md are made from it
 in what was given; the supervisor gets a `Settings`, its children get it as JSON. What an address or a key
 chain looks like is not known here: listener.py and key.py are asked.
 
-1. Command line, then environment, then the file of `--config`, then the default: the first that has a value
-   wins. But each is checked: a mistake that would have been overridden is still a mistake.
+1. Command line, then environment, then the file of `--config`, then the preset of `--for`, then the default: the first
+   that has a value wins. But each is checked: a mistake that would have been overridden is still a mistake.
 2. The children trust the JSON; they check nothing again.
 
 If you change this, also run: python -m limpet.settings > docs/settings.md
@@ -68,7 +68,7 @@ def check_name(text: str) -> None:
         )
 
 
-# These three import what they ask only when they ask: `limpet status` has no settings.
+# These import what they ask only when they ask: `limpet status` has no settings.
 
 
 def check_bind(text: str) -> None:
@@ -89,6 +89,12 @@ def check_trust(text: str) -> None:
     Trust.parse(text)
 
 
+def check_preset(text: str) -> None:
+    from limpet.presets import check_preset
+
+    check_preset(text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What one server was told to do."""
@@ -96,6 +102,13 @@ class Settings:
     app: str = setting("the application, as module:attribute", metavar="APP", check=check_app)
     config: str | None = setting("TOML file with settings", None, metavar="FILE", in_file=False)
 
+    for_: str | None = setting(
+        "product that the application is made with: sets what its sessions need, where nothing else sets it; "
+        "`limpet presets` lists them",
+        None,
+        metavar="PRESET",
+        check=check_preset,
+    )
     bind: tuple[str, ...] = setting(
         "where to listen: HOST:PORT, :PORT for every address, unix:PATH, or fd:N for an inherited socket",
         ("127.0.0.1:8000",),
@@ -245,7 +258,20 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
     values: dict[str, Any] = by_platform | by_file | by_variable | by_flag
     if "app" not in values:
         raise SettingsError("no application was given", hint="`limpet run module:attribute`")
-    return Settings(**values)
+    return Settings(**by_preset(values.get("for_")) | values)
+
+
+def by_preset(name: str | None) -> dict[str, Any]:
+    """Return what the preset *name* sets, by the name of the field; nothing without a name."""
+    if name is None:
+        return {}
+    from limpet.presets import PRESETS
+
+    by_key = {each.key: each for each in SETTINGS}
+    return {
+        by_key[key].name: by_key[key].read(text, f"`{key}` in the preset `{name}`")
+        for key, text in PRESETS[name].sets.items()
+    }
 
 
 def read_file(path: str) -> dict[str, object]:
@@ -289,7 +315,8 @@ def _unknown(key: str, known: Iterable[str], path: str, is_table: bool) -> Setti
 PREFACE = """\
 # Settings
 
-The command line is asked first, then the variable, then the file that `--config` names, and last the default.
+The command line is asked first, then the variable, then the file that `--config` names, then the preset that `--for`
+names ([presets](presets.md)), and last the default.
 
 A list is written with commas; a flag may also be repeated, and a TOML file may have an array. A switch is
 `--access-log` or `--no-access-log` on the command line, `true` or `false` elsewhere. In the file all keys

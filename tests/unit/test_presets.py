@@ -1,0 +1,57 @@
+"""Presets: what `--for` sets, that anything else wins over it, and that what the docs say is the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from limpet import settings
+from limpet.errors import SettingsError
+from limpet.presets import PRESETS, listing, reference
+from limpet.settings import SETTINGS, Settings
+
+REPOSITORY = Path(__file__).parents[2]
+APP = {"app": "chat:app"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_sets_what_its_row_says_and_nothing_else(name: str) -> None:
+    """A row with a key or a value that settings do not know would fail at the first user's start."""
+    loaded = settings.load({**APP, "for_": name}, {})
+    plain = Settings(app="chat:app", for_=name)
+    rows = {each.key: (getattr(loaded, each.name), getattr(plain, each.name)) for each in SETTINGS}
+    assert {key for key, (given, default) in rows.items() if given != default} == set(PRESETS[name].sets)
+    assert not PRESETS[name].sets.keys() & {"workers", "bind", "app", "for"}
+
+
+def test_preset_is_weaker_than_all_other_sources(tmp_path: Path) -> None:
+    """Whoever sets something means it; a preset only knows what most people need."""
+    preset = settings.load({**APP, "for_": "reflex"}, {})
+    file = tmp_path / "limpet.toml"
+    file.write_text("by = 'cookie:file'\nfor = 'reflex'\n")
+    assert preset.by == PRESETS["reflex"].sets["by"]
+    assert settings.load({**APP, "for_": "reflex", "by": "ip"}, {}).by == "ip"
+    assert settings.load(APP, {"LIMPET_FOR": "reflex", "LIMPET_BY": "ip"}).by == "ip"
+    assert settings.load({**APP, "config": str(file)}, {}).by == "cookie:file"
+    assert settings.load(APP, {"LIMPET_FOR": "reflex", "WEB_CONCURRENCY": "3"}).workers == 3
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    """A typing mistake must not cost a search in the documentation."""
+    with pytest.raises(SettingsError) as caught:
+        settings.load({**APP, "for_": "reflecks"}, {})
+    assert caught.value.message == "`--for`: there is no preset `reflecks`"
+    assert str(caught.value.hint).startswith("`--for reflex`")
+
+
+def test_listing_has_a_line_for_each_preset() -> None:
+    """`limpet presets` is what people look at before they read anything."""
+    assert [line.split()[0] for line in listing().splitlines()] == sorted(PRESETS)
+
+
+def test_documentation_is_what_the_table_says() -> None:
+    """`make docs` was run after the last change of the table, or of what was measured."""
+    measured = json.loads((REPOSITORY / "benchmarks" / "results" / "products.json").read_text())
+    assert (REPOSITORY / "docs" / "presets.md").read_text() == reference(measured)
