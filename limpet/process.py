@@ -5,18 +5,26 @@ how its end reads in words. What to do about it is the supervisor's business.
 
 1. A fresh interpreter, never a fork: a replacement loads the application anew, and nothing of the supervisor leaks.
 2. An own process group: Ctrl-C in the terminal and systemd's group signals reach the supervisor only.
-3. `WEB_CONCURRENCY` has had its say in the settings: an application that reads it too must not multiply workers.
+3. `WEB_CONCURRENCY` has had its say in the settings: an application that reads it too must not multiply workers. What
+   the service manager says to the supervisor (notify.py) is not for children either.
+4. As the first process of a container the supervisor inherits whoever lost his parent: it reaps them, and no other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
+from typing import Final
 
 from limpet import boot
 from limpet.link import Link, Message
+from limpet.notify import VARIABLES
+
+_NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *VARIABLES})
 
 
 class Child:
@@ -28,7 +36,7 @@ class Child:
         self.serial = place.serial
         self.link = link
         self.failure: Message | None = None  # what it said of its failure, or what it is killed for
-        environment = {name: value for name, value in os.environ.items() if name != "WEB_CONCURRENCY"}
+        environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
         if role == "worker":
             environment |= {"LIMPET_SLOT": str(place.index), "LIMPET_GENERATION": str(place.generation)}
         boot_fd = boot.write(place)
@@ -57,3 +65,13 @@ class Child:
     def kill(self) -> None:
         """End the process at once."""
         self._process.kill()
+
+
+def reap_orphans(own: Collection[int]) -> None:
+    """Reap what has ended and is none of the processes *own*, which somebody here waits for. Blocks never."""
+    # One of our own that has just ended may hide others: its signal is still to come, and then we look again.
+    with contextlib.suppress(ChildProcessError):  # there are no children
+        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if found.si_pid in own:
+                return
+            os.waitpid(found.si_pid, os.WNOHANG)

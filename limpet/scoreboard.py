@@ -8,7 +8,11 @@ are for. The supervisor, dispatchers and workers write; `status` reads.
 2. A row is given again only after the process that had it was reaped; its totals were added to the slot's before.
 3. A cell is declared once, below, with its meaning; everything that shows it derives from there.
 
-If you add a cell: put it at the end of its table and into `status` or the metrics.
+4. A supervisor that replaces itself (upgrade.py) keeps the memory, and with it processes of another version. So a row
+   has room for more cells than it has: `misfit` says whether two versions agree on those that both know.
+
+If you add a cell: put it at the end of its table and into `status` or the metrics. A new part of the memory goes to the
+end of _SIZES.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from limpet.baton import CELLS_PER_WORKER
 from limpet.buckets import MAX_SLOTS
@@ -58,13 +62,34 @@ SUPERVISOR_CELLS: Final[Mapping[str, str]] = {
 MAX_DISPATCHERS: Final = 16
 MAX_WORKERS: Final = 4 * MAX_SLOTS  # rows: one in charge, one starting, and predecessors that still drain
 _CELL_BYTES: Final = 8
+_ROOM: Final = 64  # cells of a row, most of them for later versions
+_WAITING_ROOM: Final = 4
 _SIZES: Final = (
-    MAX_WORKERS * len(WORKER_CELLS),
-    MAX_DISPATCHERS * len(DISPATCHER_CELLS),
-    MAX_DISPATCHERS * MAX_SLOTS * len(WAITING_CELLS),
+    MAX_WORKERS * _ROOM,
+    MAX_DISPATCHERS * _ROOM,
+    MAX_DISPATCHERS * MAX_SLOTS * _WAITING_ROOM,
     MAX_WORKERS * CELLS_PER_WORKER,
-    len(SUPERVISOR_CELLS),
+    _ROOM,
 )
+Layout = dict[str, list[Any]]
+
+
+def layout() -> Layout:
+    """Return what the memory looks like in this version: the cells of each table by name, and the size of each part."""
+    tables = {"worker": WORKER_CELLS, "dispatcher": DISPATCHER_CELLS, "waiting": WAITING_CELLS}
+    return {
+        **{name: list(cells) for name, cells in {**tables, "supervisor": SUPERVISOR_CELLS}.items()},
+        "sizes": list(_SIZES),
+    }
+
+
+def misfit(other: Layout) -> str | None:
+    """Return where a version with the layout *other* sees something else than this one in the same place, or None."""
+    for name, own in layout().items():
+        both = min(len(own), len(other[name]))
+        if own[:both] != other[name][:both]:
+            return f"the table `{name}` of the scoreboard"
+    return None
 
 
 class Row:
@@ -107,21 +132,26 @@ class Scoreboard:
     @classmethod
     def create(cls) -> Scoreboard:
         """Return a new scoreboard, all cells 0. Runs in the supervisor."""
-        fd = os.memfd_create("limpet-scoreboard", os.MFD_CLOEXEC)
-        os.ftruncate(fd, sum(_SIZES) * _CELL_BYTES)
+        return cls.adopt(os.memfd_create("limpet-scoreboard", os.MFD_CLOEXEC))
+
+    @classmethod
+    def adopt(cls, fd: int) -> Scoreboard:
+        """Return the scoreboard in the memory file *fd*, which a version that needs less may have made."""
+        os.ftruncate(fd, max(os.fstat(fd).st_size, sum(_SIZES) * _CELL_BYTES))
         return cls(fd)
 
     def worker(self, row: int) -> Row:
         """Return the row of one worker process."""
-        return self._row(0, row, WORKER_CELLS)
+        return self._row(0, row, WORKER_CELLS, _ROOM)
 
     def dispatcher(self, index: int) -> Row:
         """Return the row of one dispatcher."""
-        return self._row(_SIZES[0], index, DISPATCHER_CELLS)
+        return self._row(_SIZES[0], index, DISPATCHER_CELLS, _ROOM)
 
     def waiting(self, dispatcher: int, slot: int) -> Row:
         """Return what *dispatcher* counts of *slot*."""
-        return self._row(_SIZES[0] + _SIZES[1], dispatcher * MAX_SLOTS + slot, WAITING_CELLS)
+        number = dispatcher * MAX_SLOTS + slot
+        return self._row(sum(_SIZES[:2]), number, WAITING_CELLS, _WAITING_ROOM)
 
     def batons(self) -> memoryview:
         """Return the cells of all batons; a worker claims from its own segment. Not rows: see baton.py."""
@@ -129,8 +159,8 @@ class Scoreboard:
 
     def supervisor(self) -> Row:
         """Return the row of the supervisor."""
-        return self._row(sum(_SIZES[:4]), 0, SUPERVISOR_CELLS)
+        return self._row(sum(_SIZES[:4]), 0, SUPERVISOR_CELLS, _ROOM)
 
-    def _row(self, start: int, number: int, names: Mapping[str, str]) -> Row:
-        begin = start + number * len(names)
+    def _row(self, start: int, number: int, names: Mapping[str, str], room: int) -> Row:
+        begin = start + number * room
         return Row(self._cells[begin : begin + len(names)], names)

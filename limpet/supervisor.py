@@ -19,10 +19,9 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
-from limpet import backend, boot, logs, process, report, secret
+from limpet import backend, boot, logs, notify, process, report, secret, signals
 from limpet.backlog import Watch
 from limpet.control import ControlServer, Message
 from limpet.errors import AppError, LimpetError, SettingsError, reason
@@ -73,8 +72,9 @@ class Supervisor:
         self._control = ControlServer(settings.control, cluster_name(settings), self._answer, self._selector)
         self._free_rows = list(range(MAX_WORKERS - 1, -1, -1))
         self._watch: Watch | None = None
-        self._serving = False
-        self._stopping = False
+        self._manager = notify.Manager()
+        self.serving = False
+        self.stopping = False
         self._stop_by = float("inf")
         self._owing: set[int] = set()  # slots with clients in the backlog when the stop began
         self._kill_at = float("inf")
@@ -82,9 +82,9 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until told to stop. Raises LimpetError when the server never came to serve."""
-        with _recorded_signals(self._selector) as recorded:
+        with signals.recorded(self._selector, _OBEYED) as recorded:
             for member in self._members():
-                if not self._stopping:  # since one before it could not be started
+                if not self.stopping:  # since one before it could not be started
                     self._happened(member, Event.START)
             while not self._ended():
                 for key, _ in self._selector.select(_TICK_S):
@@ -99,9 +99,9 @@ class Supervisor:
 
     def stop(self, *, wait_for_connections: bool = False) -> None:
         """Begin to stop; with *wait_for_connections* the open ones may take as long as they like."""
-        if self._stopping:
+        if self.stopping:
             return
-        self._stopping = True
+        self.stopping = True
         if not wait_for_connections:
             self._stop_by = time.monotonic() + self.settings.graceful_timeout_s
             self._kill_at = self._stop_by + _HARD_STOP_S
@@ -116,7 +116,7 @@ class Supervisor:
         Who is starting while clients may wait for it, in a backlog or a channel, comes up first and takes them.
         """
         for member in self.dispatchers:
-            if not (self._serving and member.life.state is State.STARTING):
+            if not (self.serving and member.life.state is State.STARTING):
                 self._happened(member, Event.STOP)
         if all(member.life.state is State.STOPPED for member in self.dispatchers):
             for slot in self.slots:
@@ -129,13 +129,14 @@ class Supervisor:
         return [*self.dispatchers, *self.slots]
 
     def _ended(self) -> bool:
-        return self._stopping and all(member.life.state is State.STOPPED for member in self._members())
+        return self.stopping and all(member.life.state is State.STOPPED for member in self._members())
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGCHLD:
             for member in self._members():
                 self._reap(member)
-        elif self._stopping:
+            process.reap_orphans({member.child.pid for member in self._members() if member.child is not None})
+        elif self.stopping:
             self._kill_at = 0.0
         else:
             self.stop()
@@ -153,7 +154,7 @@ class Supervisor:
                 command = "drain" if member.role == "worker" else "stop"
                 left_s = max(0.0, self._stop_by - time.monotonic())  # the dispatchers may have used up much of it
                 timeout_s = None if left_s == float("inf") else left_s
-                self._tell(member, {"do": command, "timeout": timeout_s, "last": self._stopping})
+                self._tell(member, {"do": command, "timeout": timeout_s, "last": self.stopping})
             case Action.KILL if member.child is not None:
                 member.child.kill()
 
@@ -236,13 +237,13 @@ class Supervisor:
             self.past.add_dispatcher(self.board, member.number)
         if member.life.state is State.READY:
             log.error("%s %s; it is replaced", member, child.how_it_ended())
-        if child.failure and child.failure["detail"] and not self._stopping:  # all slots may have the same one
+        if child.failure and child.failure["detail"] and not self.stopping:  # all slots may have the same one
             log.error("%s failed\n%s", member, child.failure["detail"].rstrip())
         member.cause = _cause(member, child)
         member.child = None
         self._happened(member, Event.DIED)
         self._tell_workers()
-        if self._stopping:
+        if self.stopping:
             ended_early = member.role == "worker" and member.life.state is State.STOPPED  # as by a signal of its own
             if ended_early and self.channels[member.number].queued() and time.monotonic() < self._kill_at:
                 self._happened(member, Event.START)
@@ -253,9 +254,9 @@ class Supervisor:
         seconds = time.monotonic() - member.started_at
         log.log(logging.INFO if member.role == "worker" else logging.DEBUG, "%s ready after %.1f s", member, seconds)
         self._tell_workers()
-        if self._serving:
+        if self.serving:
             self._tell(member, {"do": "accept"})
-            if self._stopping:
+            if self.stopping:
                 self._go_on_stopping()
         elif all(item.life.state is State.READY for item in self._members()):
             self._begin()
@@ -267,7 +268,7 @@ class Supervisor:
         except LimpetError as error:
             self._fail(error)
             return
-        self._serving = True
+        self.serving = True
         self._watch = Watch(self.backend.doors(), self.settings.backlog, self.board.supervisor())
         for member in self._members():
             self._tell(member, {"do": "accept"})
@@ -278,17 +279,17 @@ class Supervisor:
     def _start_failed(self, member: Member) -> None:
         """*member* died before it was ready: at the start of the server that ends it, later it is tried again."""
         cause = member.cause or AppError(f"{member} did not start")
-        if self._serving:
+        if self.serving:
             wait_s = member.life.retry_at - time.monotonic()
             log.error("%s did not start, next try in %.1f s: %s", member, wait_s, cause.message)
-        elif not self._stopping:
+        elif not self.stopping:
             self._fail(cause)
 
     def _fail(self, error: LimpetError) -> None:
         """End the server since it cannot come to serve."""
         self._failure = error
         self._kill_at = 0.0
-        self._stopping = True
+        self.stopping = True
         for member in self._members():
             self._happened(member, Event.STOP)
 
@@ -299,7 +300,7 @@ class Supervisor:
     def _tell_workers(self) -> None:
         """Tell everybody which workers live, and which row of the scoreboard belongs to the one in each slot."""
         ready = [slot.child if slot.life.state is State.READY else None for slot in self.slots]
-        if self.router.follow([child is not None for child in ready]) and self._serving and not self._stopping:
+        if self.router.follow([child is not None for child in ready]) and self.serving and not self.stopping:
             self.backend.follow(self.router.owners)
         message = {
             "do": "workers",
@@ -313,7 +314,8 @@ class Supervisor:
     def _tick(self, now: float) -> None:
         """Do what is due."""
         self._control.expire(now)
-        if self._watch is not None and not self._stopping:
+        self._manager.look(self, now)
+        if self._watch is not None and not self.stopping:
             self._watch.look(now)
         for member in self._members():
             if member.life.state is State.BACKOFF and member.life.retry_at <= now:
@@ -376,26 +378,3 @@ def run(settings: Settings) -> None:
     router = Router.from_settings(settings, kept.value)
     with contextlib.closing(backend.open(settings, router)) as chosen:
         Supervisor(settings, kept, router, chosen).run()
-
-
-@contextlib.contextmanager
-def _recorded_signals(selector: selectors.BaseSelector) -> Iterator[list[int]]:
-    """Record the signals that the supervisor obeys, and wake *selector* for each."""
-    recorded: list[int] = []
-    waking, woken = socket.socketpair()
-    waking.setblocking(False)
-    woken.setblocking(False)
-    selector.register(woken, selectors.EVENT_READ, lambda _: woken.recv(4096))
-    before: dict[int, Any] = {
-        number: signal.signal(number, lambda number, _: recorded.append(number)) for number in _OBEYED
-    }
-    old_fd = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
-    try:
-        yield recorded
-    finally:
-        signal.set_wakeup_fd(old_fd)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        selector.unregister(woken)
-        waking.close()
-        woken.close()

@@ -1,0 +1,116 @@
+"""What the service manager is told: the notify protocol of systemd.
+
+Owns the datagrams and when they are due. Looks at the supervisor at each turn of its loop and says what has changed;
+the supervisor knows nothing of it. A library would save the ten lines of `_flush` and could not send descriptors.
+
+1. READY is said when clients may come, MAINPID with it; RELOADING while workers are renewed; STOPPING at the start of
+   the end.
+2. WATCHDOG is said by the loop itself, at twice the pace that is asked for, and only while at least one slot has a
+   worker or is getting one: a server that cannot start any is as good as one that hangs.
+3. While it starts or stops, it asks for more time: `--start-timeout` and `--graceful-timeout` bound that, and the
+   manager's own limits should not cut it short.
+4. What cannot be sent now is sent at the next look, in order. Blocks never.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from limpet.errors import reason
+from limpet.lifecycle import State
+
+if TYPE_CHECKING:
+    from limpet.supervisor import Supervisor
+
+VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+"""What the manager tells the supervisor, and no child must believe to be meant for itself."""
+
+_MORE_TIME_S: Final = 30.0  # asked for at once; again when a third of it has passed
+_MOST_UNSENT: Final = 64  # messages for a manager that does not read
+log = logging.getLogger("limpet")
+
+
+class Manager:
+    """The service manager, if there is one."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        path = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) if path else None
+        self._watchdog_s = _watchdog_s(environ) / 2
+        self._watchdog_at = 0.0
+        self._more_time_at = 0.0
+        self._phase = "starting"
+        self._status = ""
+        self._unsent: deque[str] = deque(maxlen=_MOST_UNSENT)
+
+    def look(self, server: Supervisor, now: float) -> None:
+        """Say what has changed, and what is due. *now* is monotonic."""
+        if self._socket is None:
+            return
+        states = [slot.life.state for slot in server.slots]
+        phase = "stopping" if server.stopping else "ready" if server.serving else "starting"
+        if phase != self._phase:
+            self._phase = phase
+            self._say(*_news(phase))
+        if phase in ("starting", "stopping") and now >= self._more_time_at:
+            self._more_time_at = now + _MORE_TIME_S / 3
+            self._say(f"EXTEND_TIMEOUT_USEC={_MORE_TIME_S * 1e6:.0f}")
+        if (status := _status(phase, states)) != self._status:
+            self._status = status
+            self._say(f"STATUS={status}")
+        if self._watchdog_s and now >= self._watchdog_at and (phase == "stopping" or _alive(states)):
+            self._watchdog_at = now + self._watchdog_s
+            self._say("WATCHDOG=1")
+        self._flush()
+
+    def _say(self, *lines: str) -> None:
+        self._unsent.append("\n".join(lines))
+
+    def _flush(self) -> None:
+        assert self._socket is not None
+        try:
+            while self._unsent:
+                self._socket.sendto(self._unsent[0].encode(), self._address)
+                self._unsent.popleft()
+        except BlockingIOError:  # it does not read as fast as this: at the next look
+            return
+        except OSError as error:
+            self._unsent.clear()
+            log.warning("the service manager cannot be told anything: %s (hint: see NOTIFY_SOCKET)", reason(error))
+            self._socket.close()
+            self._socket = None
+
+
+def _watchdog_s(environ: Mapping[str, str]) -> float:
+    """Return within how many seconds the manager wants a sign of life from this process; 0 if it wants none."""
+    try:
+        meant = int(environ.get("WATCHDOG_PID") or os.getpid()) == os.getpid()
+        return int(environ.get("WATCHDOG_USEC", "0")) / 1e6 if meant else 0.0
+    except ValueError:
+        return 0.0
+
+
+def _news(phase: str) -> list[str]:
+    if phase == "ready":
+        return ["READY=1", f"MAINPID={os.getpid()}"]
+    if phase == "reloading":
+        return ["RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}"]
+    return ["STOPPING=1"]
+
+
+def _alive(states: list[State]) -> bool:
+    return any(state not in (State.BACKOFF, State.STOPPED) for state in states)
+
+
+def _status(phase: str, states: list[State]) -> str:
+    """Return the line that `systemctl status` shows."""
+    ready = sum(state is State.READY for state in states)
+    text = f"{ready} of {len(states)} workers ready"
+    return text if phase == "ready" else f"{phase}, {text}"
