@@ -17,11 +17,11 @@ import socket
 from collections.abc import Sequence
 from typing import Protocol
 
-from limpet import kernel, listener
+from limpet import binds, kernel
 from limpet.backlog import backlog
+from limpet.binds import Bind, Listener
 from limpet.bpf import Program, placing
 from limpet.errors import BackendError, reason
-from limpet.listener import Bind, Listener
 from limpet.router import Router
 from limpet.servers import KINDS
 from limpet.settings import Settings
@@ -68,7 +68,7 @@ class DispatcherBackend:
         self._listeners: list[Listener] = []
         with contextlib.ExitStack() as stack:
             for text in settings.bind:
-                self._listeners.append(listener.open(Bind.parse(text), settings.backlog))
+                self._listeners.append(binds.open(Bind.parse(text), settings.backlog))
                 stack.callback(self._listeners[-1].close)
             stack.pop_all()
         self.urls = [item.url for item in self._listeners]

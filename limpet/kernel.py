@@ -30,11 +30,11 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Final
 
-from limpet import buckets, listener
+from limpet import binds, buckets
+from limpet.binds import Bind, Listener
 from limpet.bpf import Program, placing
 from limpet.errors import BackendError, LimpetError, reason
 from limpet.hashing import Hasher
-from limpet.listener import Bind, Listener
 
 # Linux; `socket` has none of them.
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51
@@ -59,7 +59,7 @@ class Group:
     @classmethod
     def open(cls, bind: Bind, slots: int, backlog: int) -> Group:
         """Return a group that is bound to an address, but lets nobody in yet. Raises ListenError."""
-        first = listener.open(bind, backlog)
+        first = binds.open(bind, backlog)
         group = cls([first])
         try:
             # Port 0 has become a port by now. Others may be bound to it, too, as long as nobody listens: REUSEADDR.

@@ -3,7 +3,7 @@
 A field of `Settings` is all there is to a setting: its flag, its `LIMPET_*` variable, its key in a TOML file,
 its line in `limpet run --help` and its row in docs/settings.md are made from it by declare.py. cli.py passes
 in what was given; the supervisor gets a `Settings`, its children get it as JSON. What an address or a key
-chain looks like is not known here: listener.py and key.py are asked.
+chain looks like is not known here: binds.py and key.py are asked.
 
 1. Command line, then environment, then the file of `--config`, then the preset of `--for`, then the default: the first
    that has a value wins. But each is checked: a mistake that would have been overridden is still a mistake.
@@ -72,7 +72,7 @@ def check_name(text: str) -> None:
 
 
 def check_bind(text: str) -> None:
-    from limpet.listener import Bind
+    from limpet.binds import Bind
 
     Bind.parse(text)
 

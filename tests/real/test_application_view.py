@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from limpet import listener
+from limpet import binds
 from tests.harness import Limpet, wait_until
 from tests.wire import Address, Wire, chunked, request, upgrade
 from tests.wire_app import seen
@@ -66,8 +66,8 @@ class View:
 
 def sockets(folder: Path) -> list[socket.socket]:
     """Return sockets bound as `BINDS` are."""
-    binds = [bind.replace("unix", f"unix:{folder}/uvicorn.sock") for bind in BINDS]
-    return [listener.open(listener.Bind.parse(bind), 100).sock for bind in binds]
+    texts = [bind.replace("unix", f"unix:{folder}/uvicorn.sock") for bind in BINDS]
+    return [binds.open(binds.Bind.parse(text), 100).sock for text in texts]
 
 
 @contextlib.contextmanager

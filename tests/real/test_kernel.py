@@ -23,12 +23,12 @@ import pytest
 
 from limpet import backend, kernel
 from limpet.backlog import backlog
+from limpet.binds import Bind
 from limpet.buckets import BUCKETS, table
 from limpet.errors import BackendError, ListenError
 from limpet.hashing import Hasher
 from limpet.kernel import Group
 from limpet.key import KeyChain, Trust
-from limpet.listener import Bind
 from limpet.request import Peer
 from limpet.router import Router
 from limpet.settings import Settings

@@ -119,7 +119,7 @@ class Listener:
         self.sock.close()
 
 
-def open(bind: Bind, backlog: int) -> Listener:  # noqa: A001 - reads `listener.open(bind, backlog)`
+def open(bind: Bind, backlog: int) -> Listener:  # noqa: A001 - reads `binds.open(bind, backlog)`
     """Return a listener that is bound, but lets nobody in yet. Raises ListenError. Blocks on the resolver.
 
     *backlog* is the number of connections that the kernel keeps until they are accepted.
