@@ -1,13 +1,62 @@
 """One port, N worker processes, and every client always reaches the same worker.
 
 How a server comes to life: cli -> settings -> supervisor -> (lifecycle decides) -> process -> child, which is a
-dispatcher or a worker. How a connection finds its worker: listener -> peek -> head -> key -> router (hashing, buckets)
--> handoff -> worker -> servers/. What people see: report, control, logs, errors. ARCHITECTURE.md draws it.
+dispatcher or a worker; or a program -> cluster -> handle -> hosted -> supervisor. How a connection finds its worker:
+listener -> peek -> head -> key -> router (hashing, buckets) -> handoff -> worker -> servers/. What people see: report,
+control, logs, errors. ARCHITECTURE.md draws it.
+
+Applications import this module in their workers, so that a name brings its file in only when it is used.
 """
 
-from limpet.current import WorkerInfo, current_worker
-from limpet.request import Peer, Request
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limpet.cluster import Cluster, listen
+    from limpet.current import WorkerInfo, current_worker
+    from limpet.elements import Cookie, Forwarded, Header, Ip, Path, Query
+    from limpet.errors import LimpetError
+    from limpet.handle import Handle
+    from limpet.request import Peer, Request
 
 __version__ = "0.1.0"
 
-__all__ = ["Peer", "Request", "WorkerInfo", "__version__", "current_worker"]
+_HOMES = {
+    "cluster": ("Cluster", "listen"),
+    "current": ("WorkerInfo", "current_worker"),
+    "elements": ("Cookie", "Forwarded", "Header", "Ip", "Path", "Query"),
+    "errors": ("LimpetError",),
+    "handle": ("Handle",),
+    "request": ("Peer", "Request"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Cluster",
+    "Cookie",
+    "Forwarded",
+    "Handle",
+    "Header",
+    "Ip",
+    "LimpetError",
+    "Path",
+    "Peer",
+    "Query",
+    "Request",
+    "WorkerInfo",
+    "__version__",
+    "current_worker",
+    "listen",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module `limpet` has no attribute `{name}`")
+    found = getattr(importlib.import_module(f"limpet.{_HOME_OF[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

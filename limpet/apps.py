@@ -9,20 +9,27 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from limpet import elements, servers
-from limpet.errors import AppError
+from limpet.errors import AppError, LimpetError
 from limpet.logs import Hourly
 from limpet.scoreboard import Row
 from limpet.settings import Settings
 
 Application = Callable[..., Any]
 log = logging.getLogger("limpet")
+
+
+def look_in(directories: Sequence[str]) -> None:
+    """Let user code be imported from *directories* before anywhere else, without any from the current one."""
+    first = [os.path.abspath(directory) for directory in directories] or [os.getcwd()]
+    sys.path[:] = [*first, *(directory for directory in sys.path if directory not in first)]
 
 
 def load(settings: Settings) -> Application:
@@ -102,6 +109,8 @@ def import_object(text: str, what: str) -> Any:
             hint = f"run it from the directory that holds `{error.name.partition('.')[0]}`, or install it"
             raise AppError(f"cannot import {what} `{text}`: there is no module `{error.name}`", hint=hint) from None
         raise _import_failed(what, text, error) from error
+    except LimpetError:  # as of a server that it would start in here
+        raise
     except (Exception, SystemExit) as error:
         raise _import_failed(what, text, error) from error
     for name in attribute.split("."):

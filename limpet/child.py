@@ -7,13 +7,12 @@ together from it. A failure goes up the line to the supervisor, which alone spea
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import sys
 import traceback
 
-from limpet import apps, boot, logs
+from limpet import apps, boot, current, logs
 from limpet.dispatcher import Dispatcher
 from limpet.errors import LimpetError
 from limpet.handoff import Channel, Outbox
@@ -31,7 +30,8 @@ def main() -> int:
     place = boot.read(int(fd))
     logs.configure(place.settings.log_level)
     link = Link(socket.socket(fileno=place.link_fd))
-    sys.path.insert(0, os.getcwd())  # applications and key functions are found as uvicorn finds them
+    current.be_child(role)
+    apps.look_in(place.settings.app_dir)
     try:
         if role == "dispatcher":
             _dispatch(place, link)

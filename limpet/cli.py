@@ -103,7 +103,7 @@ def check(show_bpf: bool, **flags: Any) -> None:
     from limpet import apps, backend
 
     wanted = settings.load(flags, os.environ)
-    sys.path.insert(0, os.getcwd())  # as in the children: the script's own directory is what Python would take
+    apps.look_in(wanted.app_dir)  # as in the children: the script's own directory is what Python would take
     for line in apps.check(wanted):
         click.echo(line)
     if show_bpf:

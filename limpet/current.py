@@ -1,11 +1,14 @@
-"""Which worker this process is: what an application may ask of limpet.
+"""Which worker this process is: what an application may ask of limpet, and of its server.
 
-Owns one name in each process. Imports nothing, since applications import it at their start.
+Owns one name in each process. Imports nothing of limpet at run time, since applications import it at their start.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from limpet.link import Link
 
 
 class WorkerInfo(NamedTuple):
@@ -15,8 +18,19 @@ class WorkerInfo(NamedTuple):
     pid: int
     generation: int
 
+    def close_cluster(self, wait_for_connections: bool = False) -> None:
+        """Ask the supervisor to stop the whole server, as `limpet stop` does; return at once.
+
+        With *wait_for_connections* the open ones, of all workers, may take as long as they like; without it they have
+        the graceful timeout. Asking again changes nothing. Any thread may call it.
+        """
+        assert _link is not None, "a worker has a line to its supervisor"
+        _link.send({"news": "stop", "wait_for_connections": wait_for_connections})
+
 
 _current: WorkerInfo | None = None
+_link: Link | None = None
+_role: str | None = None
 
 
 def current_worker() -> WorkerInfo:
@@ -29,7 +43,18 @@ def current_worker() -> WorkerInfo:
     return _current
 
 
-def become(info: WorkerInfo) -> None:
+def become(info: WorkerInfo, link: Link) -> None:
     """Make *info* what `current_worker` returns. Runs in a worker, before the application is imported."""
-    global _current
-    _current = info
+    global _current, _link
+    _current, _link = info, link
+
+
+def be_child(role: str) -> None:
+    """Note that this process is a child of a supervisor, in which no server may be started."""
+    global _role
+    _role = role
+
+
+def child_role() -> str | None:
+    """Return what this process is to a supervisor: "worker", "dispatcher", or None for any other process."""
+    return _role

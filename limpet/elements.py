@@ -29,6 +29,7 @@ OnError = Callable[[str, BaseException | str], None]
 _ADDRESSES: Final = 16384  # keys kept per address element, some 5 MB: making one takes 20 times longer
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # of RFC 9110, which RFC 6265 uses for cookies
 _PATH_HINT: Final = "`--by 'path:^/session/([^/]+)'` takes what follows `/session/`"
+_NOBODY: Final = Trust()
 _FUNCTION_HINT: Final = "`def key(request: limpet.Request) -> str | None` or `def key(peer: limpet.Peer) -> str | None`"
 
 
@@ -128,7 +129,7 @@ class Forwarded(Ip):
     kind = "forwarded"
     needs_head = True
 
-    def __init__(self, trust: Trust, v4: int = 32, v6: int = 64) -> None:
+    def __init__(self, v4: int = 32, v6: int = 64, *, trust: Trust = _NOBODY) -> None:
         super().__init__(v4, v6)
         self._trust = trust
 

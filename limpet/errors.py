@@ -11,7 +11,8 @@ around values; a hint is something that can be pasted. This file knows no other 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class LimpetError(Exception):
@@ -23,6 +24,8 @@ class LimpetError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint is not None:
+            self.add_note(f"hint: {hint}")  # for a program that does not catch it: a traceback shows notes
 
     def render(self) -> str:
         """Return the text for stderr: the error, and after a blank line its hint."""
@@ -81,6 +84,12 @@ EXIT_CODES: dict[int, str] = {
     INTERRUPTED: "Interrupted by Ctrl-C, before it could serve or while it waited for a server.",
 }
 """What each exit code of the command line means."""
+
+
+def failure_of(told: Mapping[str, Any]) -> LimpetError:
+    """Return the error that another process told of, of the class that has its exit code."""
+    kinds = {kind.exit_code: kind for kind in LimpetError.__subclasses__()}
+    return kinds.get(told["code"], LimpetError)(told["message"], hint=told["hint"])
 
 
 def reason(error: OSError) -> str:

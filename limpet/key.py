@@ -132,7 +132,7 @@ def _parts(text: str) -> Iterator[str]:
 def _element(text: str, trust: Trust, load: Load | None, on_error: OnError | None) -> Element:
     if match := _ADDRESS.fullmatch(text):
         v4, v6 = int(match[2] or 32), int(match[3] or 64)
-        return Ip(v4, v6) if match[1] == "ip" else Forwarded(trust, v4, v6)
+        return Ip(v4, v6) if match[1] == "ip" else Forwarded(v4, v6, trust=trust)
     kind, colon, rest = text.partition(":")
     if colon and kind in _KINDS:
         return _KINDS[kind](rest)

@@ -19,13 +19,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from limpet.declare import declared, setting
+from limpet.declare import Setting, declared, setting
 from limpet.errors import EXIT_CODES, SettingsError, reason
 
 DAY_S = 86_400
@@ -100,6 +100,12 @@ class Settings:
     """What one server was told to do."""
 
     app: str = setting("the application, as module:attribute", metavar="APP", check=check_app)
+    app_dir: tuple[str, ...] = setting(
+        "directories in which APP and key functions are looked for first",
+        (),
+        shown="the current directory",
+        metavar="DIRECTORY",
+    )
     config: str | None = setting("TOML file with settings", None, metavar="FILE", in_file=False)
 
     for_: str | None = setting(
@@ -230,18 +236,21 @@ SETTINGS = declared(Settings)
 """All settings, in the order in which they are documented."""
 
 
-def load(flags: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+def load(
+    flags: Mapping[str, object], environ: Mapping[str, str], spelled: Callable[[Setting], str] = lambda each: each.flag
+) -> Settings:
     """Return the settings of one server.
 
     *flags* holds what stood on the command line by the name of the field: text, a bool, or the texts of a
-    flag that may be repeated; None or `()` where nothing was given. A variable that is empty counts as not
-    set: that is what shells and compose files make of one that is not. Other `LIMPET_*` variables are no
-    mistake, since Kubernetes sets LIMPET_SERVICE_HOST and more for a service called limpet.
+    flag that may be repeated; None or `()` where nothing was given. *spelled* says how each is written there.
+    A variable that is empty counts as not set: that is what shells and compose files make of one that is not.
+    Other `LIMPET_*` variables are no mistake, since Kubernetes sets LIMPET_SERVICE_HOST and more for a
+    service called limpet.
 
     Raises SettingsError.
     """
     by_flag = {
-        each.name: each.read(",".join(given) if isinstance(given, tuple) else given, f"`{each.flag}`")
+        each.name: each.read(",".join(given) if isinstance(given, tuple) else given, f"`{spelled(each)}`")
         for each in SETTINGS
         if (given := flags.get(each.name)) not in (None, ())
     }
@@ -297,18 +306,23 @@ def read_file(path: str) -> dict[str, object]:
     return values
 
 
-def _unknown(key: str, known: Iterable[str], path: str, is_table: bool) -> SettingsError:
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Return which of the *known* keys was most likely meant."""
     import difflib
 
+    [found] = difflib.get_close_matches(key, known, n=1, cutoff=0)
+    return found
+
+
+def _unknown(key: str, known: Iterable[str], path: str, is_table: bool) -> SettingsError:
     if is_table:
         return SettingsError(
             f"unknown table `[{key}]` in `{path}`",
             hint=f"settings stand at the top of the file, in no table: leave out the line `[{key}]`",
         )
-    [nearest] = difflib.get_close_matches(key, known, n=1, cutoff=0)
     return SettingsError(
         f"unknown key `{key}` in `{path}`",
-        hint=f"the nearest key is `{nearest}`; `limpet run --help` shows all of them",
+        hint=f"the nearest key is `{nearest(key, known)}`; `limpet run --help` shows all of them",
     )
 
 

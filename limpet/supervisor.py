@@ -26,6 +26,7 @@ from limpet.backlog import Watch
 from limpet.control import ControlServer, Message
 from limpet.errors import AppError, LimpetError, SettingsError, reason
 from limpet.handoff import Channel
+from limpet.hosted import Program
 from limpet.lifecycle import Action, Event, Life, State
 from limpet.link import Link, LinkClosedError
 from limpet.router import Router
@@ -56,7 +57,14 @@ class Member:
 class Supervisor:
     """A running server: `run` is its whole life."""
 
-    def __init__(self, settings: Settings, kept: secret.Secret, router: Router, chosen: backend.Backend) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        kept: secret.Secret,
+        router: Router,
+        chosen: backend.Backend,
+        program: Program | None = None,
+    ) -> None:
         self.settings = settings
         self.router = router
         self.backend = chosen
@@ -70,6 +78,9 @@ class Supervisor:
         self._secret = kept
         self._selector = selectors.DefaultSelector()
         self._control = ControlServer(settings.control, cluster_name(settings), self._answer, self._selector)
+        self._program = program
+        if program is not None:
+            program.watch(self, self._selector)
         self._free_rows = list(range(MAX_WORKERS - 1, -1, -1))
         self._watch: Watch | None = None
         self._manager = notify.Manager()
@@ -215,6 +226,9 @@ class Supervisor:
                     self._happened(member, Event.ANNOUNCED)
                 elif message["news"] == "failed":
                     child.failure = message
+                elif message["news"] == "stop":
+                    log.info("%s asked to stop the server", member)
+                    self.stop(wait_for_connections=message["wait_for_connections"])
         except LinkClosedError:
             self._hang_up(child.link)
 
@@ -275,6 +289,8 @@ class Supervisor:
         urls = " and ".join(self.backend.urls)
         count = f"{len(self.slots)} worker{'s' if len(self.slots) > 1 else ''}"
         log.info("serving %s at %s with %s, by %s", self.settings.app, urls, count, self.settings.by)
+        if self._program is not None:
+            self._program.serving(self.backend.urls, str(self._control.path.absolute()))
 
     def _start_failed(self, member: Member) -> None:
         """*member* died before it was ready: at the start of the server that ends it, later it is tried again."""
@@ -368,8 +384,11 @@ def cluster_name(settings: Settings) -> str:
     return settings.name or secret.name_from_app(settings.app)
 
 
-def run(settings: Settings) -> None:
-    """Run a server until it was told to stop. Raises LimpetError. The process's main thread must call it."""
+def run(settings: Settings, program: Program | None = None) -> None:
+    """Run a server, for *program* if one started it, until it was told to stop. Raises LimpetError.
+
+    The process's main thread must call it.
+    """
     logs.configure(settings.log_level)
     kept = secret.load(cluster_name(settings), settings.secret_file, settings.state_dir)
     log.info("secret %s", kept.origin)
@@ -377,4 +396,4 @@ def run(settings: Settings) -> None:
         log.warning("%s (hint: %s)", *kept.warning)
     router = Router.from_settings(settings, kept.value)
     with contextlib.closing(backend.open(settings, router)) as chosen:
-        Supervisor(settings, kept, router, chosen).run()
+        Supervisor(settings, kept, router, chosen, program).run()

@@ -56,7 +56,7 @@ def work(place: Boot, link: Link) -> None:
     """Be the worker that *place* describes until it has drained. Raises AppError when the application cannot start."""
     settings = place.settings
     info = current.WorkerInfo(place.index, os.getpid(), place.generation)
-    current.become(info)
+    current.become(info, link)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)
     router = Router.from_settings(settings, bytes.fromhex(place.secret), _watched(row), apps.Complaints(row))
