@@ -32,7 +32,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, Self
 
-from limpet import control, hosted
+from limpet import control, hosted, notify
 from limpet.errors import ControlError, LimpetError, failure_of
 from limpet.link import Link, LinkClosedError, Message
 from limpet.settings import Settings
@@ -228,6 +228,9 @@ def _start(settings: Settings, line: socket.socket) -> subprocess.Popen[bytes]:
             [sys.executable, "-P", "-m", "limpet.hosted", str(boot_fd)],
             stdin=subprocess.DEVNULL,
             pass_fds=(boot_fd, line.fileno(), *_given_sockets(settings.bind)),
+            env={
+                name: value for name, value in os.environ.items() if name not in notify.VARIABLES
+            },  # the program's own
             process_group=0,  # Ctrl-C is the program's to obey
         )
     finally:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 PATIENCE_S = 30.0
 SECRET = "5a" * 32  # statistics over keys need a fixed one
@@ -100,7 +100,7 @@ class Limpet:
         self.lines: list[str] = []
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self) -> Limpet:
+    def start(self) -> Self:
         """Start it without waiting."""
         self.process = subprocess.Popen(
             [self._python, "-m", "limpet", *self.arguments],
@@ -118,7 +118,7 @@ class Limpet:
         self._reader.start()
         return self
 
-    def __enter__(self) -> Limpet:
+    def __enter__(self) -> Self:
         self.start()
         try:
             self.wait_serving()
@@ -143,7 +143,7 @@ class Limpet:
                 self._own_state.cleanup()
 
     @contextlib.contextmanager
-    def launched(self) -> Iterator[Limpet]:
+    def launched(self) -> Iterator[Self]:
         """Start it, and leave to the test what comes of it."""
         try:
             yield self.start()

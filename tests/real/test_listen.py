@@ -16,7 +16,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -34,9 +34,8 @@ class Program(Limpet):
         super().__init__()
         self._env |= {"TEST_CONTROL": self.control, "LIMPET_STATE_DIR": str(self.state), **env}
         self._command = [sys.executable, str(HERE / "programs" / "script.py"), *arguments]
-        self.printed: list[str] = []
 
-    def start(self) -> Program:
+    def start(self) -> Self:
         self.process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -76,8 +75,12 @@ def listen(tmp_path: Path) -> Iterator[Callable[..., limpet.Handle]]:
     with contextlib.ExitStack() as stack:
 
         def listened(app: Any = ECHO, port: int | str = 0, *args: Any, **options: Any) -> limpet.Handle:
-            options = {"workers": 2, "state_dir": str(tmp_path), "control": str(tmp_path / "control")} | options
-            handle = limpet.listen(app, port, *args, **options)
+            given: dict[str, Any] = {
+                "workers": 2,
+                "state_dir": str(tmp_path),
+                "control": str(tmp_path / "control"),
+            } | options
+            handle = limpet.listen(app, port, *args, **given)
             stack.callback(handle.close, timeout=5)
             return handle
 
@@ -264,7 +267,6 @@ def _homes_of_tenants(program: Program) -> dict[str, dict[str, Any]]:
 def test_server_ends_gracefully_when_its_program_is_killed(arguments: list[str]) -> None:
     """A crash of the program loses no request, and leaves no server behind, whatever the program had forked."""
     with Program(*arguments).launched() as server:
-        assert isinstance(server, Program)
         assert server.process is not None
         wait_until(lambda: "serving" in server.log, "it serves")
         os.kill(server.process.pid, signal.SIGKILL)
