@@ -133,6 +133,7 @@ class Dispatcher:
         self, connection: socket.socket, peer: Peer, request: Request | None, listener: int, now: float
     ) -> None:
         """Find the slot and hand the connection over."""
+        self._row.set("busy_since_ns", time.monotonic_ns())  # many key functions in one turn are no one that hangs
         route = self._router.route(peer, request)
         if route is None:
             slot, digest = self._placement.place(peer), 0
@@ -177,7 +178,7 @@ class Dispatcher:
                 break
             self._forget(arrival)
             self._refuse(arrival.connection, 408, "", now)
-        for arrival in [arrival for arrival in self._arrivals.values() if arrival.slow]:
+        for arrival in [arrival for arrival in self._arrivals.values() if arrival.slow and arrival.has_more()]:
             self._look(arrival, now)
         for outbox in self._outboxes:
             for connection in outbox.flush(now) if outbox else ():

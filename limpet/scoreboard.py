@@ -39,7 +39,7 @@ WORKER_CELLS: Final[Mapping[str, str]] = {
     "asking_since_ns": "monotonic time since which the worker waits for a key function; 0 while it does not",
 }
 DISPATCHER_CELLS: Final[Mapping[str, str]] = {
-    "busy_since_ns": "monotonic time at which the current turn of the loop began; 0 while it waits for events",
+    "busy_since_ns": "monotonic time at which the current turn, or its latest search for a key, began; 0 in between",
     "accepted": "client connections accepted",
     "pending": "connections whose request head is awaited now",
     "handed": "connections handed to a slot",

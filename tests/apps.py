@@ -115,6 +115,8 @@ def key(request: limpet.Request) -> str | None:
     """A key function: what `x-python` says, and the faults that a client can ask for."""
     if "x-hang" in request.headers:
         threading.Event().wait()
+    if "x-slow" in request.headers:
+        threading.Event().wait(float(request.headers["x-slow"]))
     if "x-raise" in request.headers:
         raise ValueError("not a key")
     if "x-exit" in request.headers:

@@ -107,6 +107,26 @@ def test_waiting_for_heads_costs_no_cpu(reading: Limpet) -> None:
         assert cpu_s(dispatcher) - before < 0.25
 
 
+def test_waiting_for_many_large_heads_costs_no_cpu() -> None:
+    """Bytes that were seen must not be copied again at each tick: a few thousand clients could slow down all others."""
+    clients = 400
+    flags = ["--workers", "1", "--by", "header:x-user", "--head-timeout", "60", "--keep-alive-timeout", "2"]
+    start = b"GET / HTTP/1.1\r\nhost: h\r\nx-more: %b" % (b"m" * 60_000)
+    with Limpet("tests.apps:echo", *flags) as server, wires(tcp(server), clients) as crowd, Wire(tcp(server)) as clock:
+        for wire in crowd:
+            wire.send(start)
+        for _ in range(40):  # bytes that come one by one are looked at until there were too many
+            for wire in crowd:
+                wire.send(b"x")
+            assert server.request().status == 200  # the dispatcher has turned to what came before this
+        assert clock.send(request()).reply().status == 200
+        dispatcher = server.status()["dispatchers"][0]
+        assert dispatcher["pending"] == clients
+        before = cpu_s(dispatcher["pid"])
+        assert clock.rest() == b""  # after its keep-alive time
+        assert cpu_s(dispatcher["pid"]) - before < 0.12  # copying them at each tick takes twice that
+
+
 def test_head_that_is_cut_off_by_fin_gets_400(reading: Limpet) -> None:
     """Nothing more can come: there is no reason to wait for the deadline."""
     with unharmed(reading, refused_400=1), Wire(tcp(reading)) as wire:

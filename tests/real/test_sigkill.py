@@ -204,6 +204,18 @@ def test_key_function_that_ends_a_worker_concerns_its_slot_only(fault: str) -> N
         assert homes(server, KEYS) == expected
 
 
+def test_slow_key_functions_of_a_crowd_are_none_that_hangs() -> None:
+    """A turn of the dispatcher that takes seconds, 30 ms for each client, must not cost anybody a request."""
+    with Limpet("tests.apps:echo", *FUNCTION) as server, Crowd(server) as crowd:
+        pid = server.dispatcher()
+        freeze(pid)
+        waiting = [crowd.connect().send(request(x_slow="0.03")) for _ in range(50)]
+        os.kill(pid, signal.SIGCONT)
+
+        assert {wire.reply().status for wire in waiting} == {200}
+        assert server.dispatcher() == pid
+
+
 def test_worker_is_replaced_although_a_process_it_started_lives_on() -> None:
     """What multiprocessing forks has every descriptor of the worker: that must not make the worker seem alive."""
     with Limpet("tests.apps:forking", *CHAIN) as server:
