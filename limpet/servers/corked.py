@@ -9,7 +9,7 @@ streams do, must not notice: what is still held when the event loop's turn ends 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 _JOINED_BYTES: Final = 16_384  # of body that is copied to join it; more is cheaper in a write of its own
 
@@ -79,3 +79,17 @@ class Corked:
             held, self._held = self._held, b""
             if not self._transport.is_closing():
                 self._transport.write(held)
+
+
+class _Sent:
+    """A request's view of the transport when its response has been sent: by now the connection may be another's."""
+
+    def is_closing(self) -> bool:
+        """Return True: there is nothing more to say."""
+        return True
+
+    def close(self) -> None:
+        """Do nothing: uvicorn closes the connection when a request fails, as its background task may much later."""
+
+
+SENT: Final[Any] = _Sent()

@@ -72,7 +72,7 @@ class _Moving(Seated):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._away:
             self.seat.row.add("connections")  # uncounted when it went; what follows counts an end
-            if self._baton is not None:  # closed by a request that failed after its response, as a background task may
+            if self._baton is not None:
                 self.seat.mover.forget(self, self._baton)
         elif self._baton is not None:
             self.seat.mover.ended(self._fd, self._baton)

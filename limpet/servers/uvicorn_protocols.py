@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from limpet.handoff import Handoff
 from limpet.moving import shut_down
 from limpet.refusal import LINGER_S, answer
-from limpet.servers.corked import Corked, Turn
+from limpet.servers.corked import SENT, Corked, Turn
 from limpet.worker import Seat
 
 _FRAMING: Final = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
@@ -153,6 +153,8 @@ class Seated(asyncio.Protocol):
         self.seat.row.add("requests")
         self._corked.flush()  # a head without a body; nothing may be held when the connection moves
         before = self.cycle
+        if before.response_complete:  # of pipelined requests it is the last one
+            before.transport = SENT
         super().on_response_complete()  # type: ignore[misc]
         if self.cycle is not before:  # h11 goes on to the next of pipelined requests
             self._request_began()

@@ -19,6 +19,7 @@ from tests.harness import Limpet, wait_until
 from tests.traffic import (
     batches,
     events,
+    expects,
     get,
     homes,
     huge,
@@ -140,7 +141,7 @@ def test_idle_connection_ends_when_its_time_is_over(http: str, loop: str) -> Non
 def test_request_that_fails_after_its_response_ends_no_connection_that_has_moved_on(
     server: Limpet, home: dict[str, int], wire: Wire, gates: Path
 ) -> None:
-    """A background task may fail long after the response; uvicorn then closes the connection, here only a copy."""
+    """A background task may fail long after the response; uvicorn then closes the connection."""
     a, b, *_ = inhabitants(home).values()
     gate = gates / f"background-{server.pid}"
     wire.send(request(f"/fails?{gate.name}", x_user=a)).reply()
@@ -149,6 +150,24 @@ def test_request_that_fails_after_its_response_ends_no_connection_that_has_moved
     wait_until(lambda: "in the background" in server.log, "it has failed")
     for user in (a, b, a):
         perform(wire, [get(user, "/2")], home)
+
+
+def test_request_that_fails_after_its_response_ends_no_request_of_another(
+    server: Limpet, home: dict[str, int], wire: Wire, gates: Path
+) -> None:
+    """On a pooled connection the next request is somebody else's, and at home here too."""
+    a = inhabitants(home)[0]
+    b = next(user for user in home if home[user] == home[a] and user != a)
+    gate = gates / f"failure-{server.pid}"
+    wire.send(request(f"/fails?{gate.name}", x_user=a)).reply()
+    asked = expects(b, "/served")
+    assert wire.send(asked.data[: asked.waits]).reply().status == 100  # so it is being served
+    seen = server.log.count("in the background")
+    gate.touch()
+    wait_until(lambda: server.log.count("in the background") > seen, "the first has failed")
+
+    wire.send(asked.data[asked.waits :])
+    asked.check(wire.reply(), home)
 
 
 # --- the client ends it
