@@ -21,9 +21,14 @@ async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """The same."""
+    """The same; at `/taken` answer on gunicorn's socket and close it, as libraries for websockets do."""
     if environ["PATH_INFO"] == "/raise":
         raise RuntimeError("as asked")
+    if environ["PATH_INFO"] == "/taken":
+        taken = environ["gunicorn.socket"]
+        taken.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\ntaken")
+        taken.close()
+        raise StopIteration
     body = environ["wsgi.input"].read()
     facts = {
         "slot": int(os.environ["LIMPET_SLOT"]),

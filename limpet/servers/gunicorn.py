@@ -87,6 +87,8 @@ class _Loaded:
 class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
     """gunicorn's threaded worker in a slot."""
 
+    nr_conns: int
+
     def __init__(self, seat: Seat, app: _Loaded, config: Config, logger: Any) -> None:
         self._channel = FdListener(seat.receiver)
         listeners: list[socket.socket] = [SlotListener(listener) for listener in seat.listeners]
@@ -160,7 +162,10 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
 
     def finish_request(self, conn: TConn, fs: Future[Any]) -> None:
         """Put a connection that a thread is done with back, and count."""
+        before = self.nr_conns
         super().finish_request(conn, fs)
+        # gunicorn takes one off twice when the application has closed the socket itself, as simple-websocket does.
+        self.nr_conns = max(self.nr_conns, before - 1)
         self.notify()
 
     def _obey(self, _: object) -> None:

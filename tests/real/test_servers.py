@@ -132,6 +132,18 @@ def test_failing_request_does_not_end_the_worker(running: Limpet) -> None:
     assert running.request().json()["pid"] == pid
 
 
+@pytest.mark.parametrize("backend", ["kernel", "dispatcher"])
+def test_connection_that_the_application_has_closed_is_counted_off_once(backend: str) -> None:
+    """simple-websocket, which Flask-SocketIO uses, closes the socket itself when a websocket ends."""
+    arguments = Case("gunicorn", backend).arguments("--backend", backend, "--workers", "1")
+    with Limpet(*arguments) as limpet:
+        pid = limpet.worker(0)["pid"]
+        assert [limpet.request("/taken").body for _ in range(3)] == [b"taken"] * 3
+        assert limpet.request().status == 200
+        wait_until(lambda: limpet.worker(0)["connections"] == 0, "no connection is left")
+        assert limpet.worker(0)["pid"] == pid
+
+
 def test_requests_and_connections_are_counted(case: Case, running: Limpet) -> None:
     """Placement goes by connections; docs/servers.md says which server shows none."""
     before = running.totals()["requests"]
