@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from limpet.elements import Cookie, Forwarded, Header, Ip, Path, Query
     from limpet.errors import LimpetError
     from limpet.handle import Handle
+    from limpet.hooks import on_shutdown, on_start
     from limpet.request import Peer, Request
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ _HOMES = {
     "elements": ("Cookie", "Forwarded", "Header", "Ip", "Path", "Query"),
     "errors": ("LimpetError",),
     "handle": ("Handle",),
+    "hooks": ("on_shutdown", "on_start"),
     "request": ("Peer", "Request"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -47,6 +49,8 @@ __all__ = [
     "__version__",
     "current_worker",
     "listen",
+    "on_shutdown",
+    "on_start",
 ]
 
 

@@ -13,6 +13,7 @@ loop and the connections. Runs nothing of other slots and never decides where a 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from limpet import apps, current, servers
+from limpet import apps, current, hooks, servers
 from limpet.baton import CELLS_PER_WORKER, Batons
 from limpet.boot import Boot
 from limpet.handoff import Receiver
@@ -75,7 +76,9 @@ def work(place: Boot, link: Link) -> None:
         listeners=tuple(socket.socket(fileno=fd) for fd, _ in place.listeners if fd >= 0),
     )
     serve: Callable[[apps.Application, Seat], None] = servers.adapter(settings.server)
-    serve(apps.load(settings), seat)
+    app = apps.load(settings)
+    with contextlib.nullcontext() if servers.KINDS[settings.server].interface == "asgi" else hooks.around_worker():
+        serve(app, seat)
 
 
 def _watched(row: Row) -> Callable[[str], Callable[..., object]]:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from limpet import hooks
 from limpet.errors import AppError
 
 log = logging.getLogger("limpet.worker")
@@ -34,6 +35,7 @@ class Lifespan:
 
     async def startup(self) -> None:
         """Start the application. Raises AppError when it says that it cannot."""
+        await hooks.start()
         self._task = asyncio.get_running_loop().create_task(self._run())
         answer, message = await self._order("startup")
         if answer == "failed":
@@ -46,6 +48,7 @@ class Lifespan:
             answer, message = await self._order("shutdown")
             if answer != "complete":
                 log.error("the shutdown of `%s` failed: %s", self._name, message)
+        await hooks.shutdown()
 
     async def _order(self, order: str) -> tuple[str, str]:
         self._orders.put_nowait(order)

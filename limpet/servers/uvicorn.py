@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from limpet import hooks
 from limpet.baton import Baton
 from limpet.errors import AppError
 from limpet.forwarded import Trust
@@ -98,6 +99,7 @@ class SeatedServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then read the channel, then say READY; accept when told to."""
+        await hooks.start()
         with _errors_of_startup() as errors:
             await self.lifespan.startup()
         if self.lifespan.should_exit:
@@ -141,6 +143,7 @@ class SeatedServer(uvicorn.Server):
         if self.config.timeout_graceful_shutdown is None:
             await self._let_connections_last()
         await super().shutdown()
+        await hooks.shutdown()
 
     async def _let_idle_speak(self) -> None:
         """Wait a moment for requests that are under way on idle connections: the response says that they end."""
