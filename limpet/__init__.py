@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from limpet.cluster import Cluster, listen
-    from limpet.current import WorkerInfo, current_worker
+    from limpet.current import WorkerInfo, current_worker, listener
     from limpet.elements import Cookie, Forwarded, Header, Ip, Path, Query
     from limpet.errors import LimpetError
     from limpet.handle import Handle
@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "cluster": ("Cluster", "listen"),
-    "current": ("WorkerInfo", "current_worker"),
+    "current": ("WorkerInfo", "current_worker", "listener"),
     "elements": ("Cookie", "Forwarded", "Header", "Ip", "Path", "Query"),
     "errors": ("LimpetError",),
     "handle": ("Handle",),
@@ -49,6 +49,7 @@ __all__ = [
     "__version__",
     "current_worker",
     "listen",
+    "listener",
     "on_shutdown",
     "on_start",
 ]

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from limpet import elements, servers
-from limpet.errors import AppError, LimpetError
+from limpet.errors import AppError, LimpetError, SettingsError
+from limpet.key import KeyChain
 from limpet.logs import Hourly
 from limpet.scoreboard import Row
 from limpet.settings import Settings
@@ -43,15 +44,51 @@ def load(settings: Settings) -> Application:
             app = app()
         except Exception as error:
             raise AppError(f"the factory `{settings.app}` raised {_name(error)}: {error}") from error
+    kind = servers.kind(settings.server)
+    if kind.interface not in ("asgi", "wsgi"):
+        return _fitting(app, kind, settings)
     interface = settings.interface if settings.interface != "auto" else interface_of(app)
-    if interface is None:
+    made_for = servers.at_home(app)
+    if interface is None or (made_for and settings.interface == "auto"):
+        other = "`--factory` if it is a function that returns the application, or `--interface asgi|wsgi`"
         raise AppError(
             f"`{settings.app}` is {_kind(app)}, not an ASGI or WSGI application",
-            hint="`--factory` if it is a function that returns the application, or `--interface asgi|wsgi`",
+            hint=f"`--server {made_for}`" if made_for else other,
         )
-    if servers.KINDS[settings.server].interface == "wsgi":
+    if kind.interface == "wsgi":
         return _only_wsgi(app, interface, settings)
     return wsgi(app) if interface == "wsgi" else asgi(app)
+
+
+def _fitting(app: Application, kind: servers.Kind, settings: Settings) -> Application:
+    """Return *app* if it is what the server serves. Raises AppError."""
+    if settings.server in servers.KINDS and not servers.module(settings.server).fits(app):
+        hint = "`--server uvicorn` serves ASGI and WSGI" if interface_of(app) else "`--factory` if it returns that"
+        raise AppError(
+            f"`{settings.app}` is {_kind(app)}, and `--server {settings.server}` serves {kind.interface}", hint=hint
+        )
+    return app
+
+
+def refuse_requests(settings: Settings, chain: KeyChain) -> None:
+    """Raise SettingsError if *chain*, its functions loaded, reads requests and the server serves what has none."""
+    if chain.needs_head and not servers.kind(settings.server).http:
+        raise SettingsError(
+            f"the key chain `{chain.spec}` looks into requests, and `--server {settings.server}` serves connections of "
+            "any protocol",
+            hint="`--by ip`, or `--by python:module:function` with a function of a `limpet.Peer`",
+        )
+
+
+def adapter(settings: Settings) -> Callable[[Application, Any], None]:
+    """Return the `serve` of the server's adapter. Raises AppError, as when that server is not installed."""
+    kind = servers.kind(settings.server)
+    if settings.server in servers.KINDS:
+        found = servers.module(settings.server).serve
+    else:
+        found = import_object(kind.module, "server")
+    serve: Callable[[Application, Any], None] = found
+    return serve
 
 
 def _only_wsgi(app: Application, interface: str, settings: Settings) -> Application:
@@ -183,14 +220,15 @@ def check(settings: Settings) -> list[str]:
 
     app = import_object(settings.app, "application")
     interface = settings.interface if settings.interface != "auto" else interface_of(app() if settings.factory else app)
-    servers.adapter(settings.server)
+    adapter(settings)
     load(settings)
     router = Router.from_settings(settings, b"", load_function)  # where keys live is not asked
     chain = router.chain
+    refuse_requests(settings, chain)
     head = "the request head is read" if chain.needs_head else "nothing is read"
     name, why = backend.choose(settings, router)
     return [
-        f"application {settings.app}: {interface}",
+        f"application {settings.app}: {interface or servers.kind(settings.server).interface}",
         f"key chain {chain.spec}: {head}",
         f"backend {name}: {why}",
     ]

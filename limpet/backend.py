@@ -23,7 +23,7 @@ from limpet.binds import Bind, Listener
 from limpet.bpf import Program, placing
 from limpet.errors import BackendError, reason
 from limpet.router import Router
-from limpet.servers import KINDS
+from limpet.servers import kind
 from limpet.settings import Settings
 
 Inherited = tuple[tuple[int, str], ...]  # for each bind a descriptor, -1 for none, and its text
@@ -155,12 +155,26 @@ def open(settings: Settings, router: Router) -> Backend:  # noqa: A001 - reads `
     """Return the backend for *settings*, bound to its addresses. Raises BackendError and ListenError."""
     name, why = choose(settings, router)
     log.info("backend %s: %s", name, why)
-    if router.chain.needs_head and not KINDS[settings.server].moves:
+    _say_what_keep_alive_means(settings, router)
+    return KernelBackend(settings, router) if name == "kernel" else DispatcherBackend(settings)
+
+
+def _say_what_keep_alive_means(settings: Settings, router: Router) -> None:
+    """Log what becomes of connections whose requests have different keys."""
+    server = kind(settings.server)
+    if not router.chain.needs_head or server.moves or not server.http:
+        return
+    if server.closes:
         log.info(
             "a client's key is in each request: each response closes its connection, since %s cannot move them",
             settings.server,
         )
-    return KernelBackend(settings, router) if name == "kernel" else DispatcherBackend(settings)
+    else:
+        log.warning(
+            "a client's key is in each request, and only the first of a connection is looked at: "
+            "let %s close each connection with its response",
+            settings.server,
+        )
 
 
 def choose(settings: Settings, router: Router) -> tuple[str, str]:
@@ -198,7 +212,7 @@ def listing(settings: Settings) -> str:
 
 def _refuse_dispatcher(settings: Settings, why: BackendError | None = None) -> None:
     """Raise BackendError if the server cannot be handed connections; *why* there is no kernel backend here."""
-    if KINDS[settings.server].takes == "accepted":
+    if kind(settings.server).takes == "accepted":
         reason = f", and {why.message}" if why else ""
         raise BackendError(
             f"{settings.server} serves only connections that it accepts itself, on the kernel backend{reason}",

@@ -1,13 +1,16 @@
 """Which worker this process is: what an application may ask of limpet, and of its server.
 
-Owns one name in each process. Imports nothing of limpet at run time, since applications import it at their start.
+Owns the names of that in each process. Imports nothing of limpet at run time, since applications import it at their
+start.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    import socket
+
     from limpet.link import Link
 
 
@@ -58,3 +61,34 @@ def be_child(role: str) -> None:
 def child_role() -> str | None:
     """Return what this process is to a supervisor: "worker", "dispatcher", or None for any other process."""
     return _role
+
+
+class _Door(Protocol):
+    """What `limpet.listener` asks: see door.py."""
+
+    def listener(self) -> socket.socket: ...
+
+
+_door: _Door | None = None
+
+
+def listener() -> socket.socket:
+    """Return a listening socket for a server of your own, under `--server script`: its `accept` returns the clients.
+
+    Call it last, when all else is prepared: the worker counts as ready once the server accepts. On the kernel backend
+    it is a real listener, for native code too, after a call of its `listen`; else `accept` is all there is. Raises
+    RuntimeError where something else serves.
+    """
+    return _opened().listener()
+
+
+def open_door(door: _Door) -> None:
+    """Make *door* what `listener` asks. Runs in a worker whose server accepts for itself."""
+    global _door
+    _door = door
+
+
+def _opened() -> _Door:
+    if _door is None:
+        raise RuntimeError("there is no listener here: start the program with `limpet run --server script`")
+    return _door

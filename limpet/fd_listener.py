@@ -3,70 +3,299 @@
 Owns the two such objects, for the channel and for a listener of the slot, and their difference from real sockets. Only
 for servers that call `accept` of the object; native code and uvloop go by the descriptor and must never get one of a
 channel: they would wait for ever. Servers may close them; what they stand for is not touched by that.
+
+1. The descriptors are shared with other processes, and so is O_NONBLOCK: it stays set. Time-outs are the object's own.
+2. A gate is passed before a connection is taken and when a server listens; behind one that is shut nobody comes.
+3. What is set on them is swallowed: options of TCP do not fit a channel, and all processes would have the others.
+4. The classes are made when the worker starts, so their base is the standard library's whatever is patched later.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import socket
-from typing import Any
+import threading
+import time
+from typing import Any, Final, Protocol
 
 from limpet.handoff import Receiver
 from limpet.kernel import open_door
+from limpet.scoreboard import Row
+
+_Address = Any  # of `socket`: a tuple or a path
+_ANY: Final = {socket.AF_INET: ("0.0.0.0", 0), socket.AF_INET6: ("::", 0, 0, 0), socket.AF_UNIX: ""}
 
 
-class FdListener(socket.socket):
-    """The slot's channel as a listening TCP socket. Owns a duplicate of the channel's descriptor."""
+class Gate(Protocol):
+    """What stands before the connections of a worker: see door.py. Readable once it is shut."""
 
-    def __init__(self, receiver: Receiver) -> None:
-        super().__init__(fileno=os.dup(receiver.fileno()))
-        self.setblocking(False)
-        self._receiver = receiver
-        self._name: Any = ("", 0)
+    shut: bool
 
-    def accept(self) -> tuple[socket.socket, Any]:
+    def enter(self) -> None:
+        """Note that the server accepts, and return when it may."""
+
+    def asked(self) -> None:
+        """Note that the server knows the descriptor."""
+
+    def fileno(self) -> int:
+        """Return what becomes readable when the gate is shut."""
+
+
+class Tally:
+    """Counts in a row of the scoreboard what a worker takes and has. Threads may end connections."""
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        self._lock = threading.Lock()
+        self.open = 0
+
+    def took(self) -> None:
+        """Count a connection that was taken."""
+        with self._lock:
+            self._row.add("received")
+            self._add(1)
+
+    def ended(self) -> None:
+        """Count the end of one."""
+        with self._lock:
+            self._add(-1)
+
+    def requested(self) -> None:
+        """Count a request that was answered."""
+        with self._lock:
+            self._row.add("requests")
+
+    def _add(self, number: int) -> None:
+        self.open += number
+        self._row.set("connections", self.open)
+
+
+class Counted(socket.socket):
+    """A client connection that counts until it is closed, or given up by `detach`."""
+
+    _tally: Tally | None = None
+
+    @classmethod
+    def of(cls, connection: socket.socket, tally: Tally) -> Counted:
+        """Return *connection* as one that counts; the given object is empty afterwards."""
+        family, kind, protocol = connection.family, connection.type, connection.proto
+        counted = cls(family, kind, protocol, fileno=connection.detach())
+        counted.setblocking(False)
+        counted._tally = tally
+        tally.took()
+        return counted
+
+    def _real_close(self, *arguments: Any) -> None:
+        super()._real_close(*arguments)  # type: ignore[misc]  # the one place that `close` and makefile's end have in common
+        self._end()
+
+    def detach(self) -> int:
+        """Give the descriptor up: uvloop does so when it closes it."""
+        self._end()
+        return super().detach()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        tally, self._tally = self._tally, None
+        if tally is not None:
+            tally.ended()
+
+
+class _Listener(socket.socket):
+    """What both kinds have in common."""
+
+    def __init__(self, fd: int, tally: Tally | None, gate: Gate | None) -> None:
+        super().__init__(fileno=fd)
+        super().setblocking(False)
+        self._tally = tally
+        self._gate = gate
+        self._timeout_s: float | None = 0.0
+
+    def _next(self) -> tuple[socket.socket, _Address]:
+        """Return the next connection, or raise BlockingIOError."""
+        raise NotImplementedError
+
+    @property
+    def sock(self) -> socket.socket:
+        """This object: gunicorn has sockets in objects of its own."""
+        return self
+
+    @property
+    def FAMILY(self) -> int:
+        return self.family
+
+    def accept(self) -> tuple[socket.socket, _Address]:
         """Return the next connection, now the caller's to close, and the address of its peer.
 
-        Raises what `Receiver.receive` does, and like it leaves the connection where it is without a free descriptor
-        number. Blocks never, whatever the time-out.
+        Blocks as long as the time-out of this object says, which is 0 at first. Raises OSError with EMFILE when this
+        process has no free descriptor number: the connection then stays where it is.
         """
+        connection, peer = self._accepted()
+        if self._tally is not None:
+            connection = Counted.of(connection, self._tally)
+        connection.settimeout(socket.getdefaulttimeout())  # as a connection that was accepted
+        return connection, peer
+
+    def _accepted(self) -> tuple[socket.socket, _Address]:
+        if self._gate is not None:
+            self._gate.enter()
+        until = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        while True:
+            if self._gate is not None and self._gate.shut:
+                shut = errno.EAGAIN if self._timeout_s == 0 else errno.EINVAL  # as of a socket that was shut down
+                raise OSError(shut, os.strerror(shut))
+            try:
+                return self._next()
+            except BlockingIOError:
+                if self._timeout_s == 0:
+                    raise
+            self._wait(until)
+
+    def _wait(self, until: float | None) -> None:
+        poll = select.poll()  # looked up now: gevent's, where that is patched in
+        poll.register(socket.socket.fileno(self), select.POLLIN)
+        if self._gate is not None:
+            poll.register(self._gate.fileno(), select.POLLIN)
+        left_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000
+        if not poll.poll(left_ms):
+            raise TimeoutError(errno.ETIMEDOUT, "timed out")
+
+    def settimeout(self, value: float | None) -> None:
+        """Make `accept` block for *value* seconds."""
+        self._timeout_s = value
+
+    def gettimeout(self) -> float | None:
+        """Return for how long `accept` blocks."""
+        return self._timeout_s
+
+    @property
+    def timeout(self) -> float | None:
+        """For how long `accept` blocks."""
+        return self._timeout_s
+
+    def setblocking(self, flag: bool) -> None:
+        """Make `accept` block or not."""
+        self._timeout_s = None if flag else 0.0
+
+    def getblocking(self) -> bool:
+        """Return whether `accept` blocks."""
+        return self._timeout_s != 0
+
+    def bind(self, address: _Address) -> None:
+        """Do nothing: it is bound."""
+
+    def listen(self, backlog: int = 0) -> None:
+        """Do nothing: limpet does."""
+
+    def shutdown(self, how: int) -> None:
+        """Do nothing: that would end it for all processes."""
+
+    def setsockopt(self, *arguments: Any) -> None:
+        """Do nothing: rule 3."""
+
+
+class FdListener(_Listener):
+    """The slot's channel as a listening TCP socket. Owns a duplicate of the channel's descriptor."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        tally: Tally | None = None,
+        gate: Gate | None = None,
+        *,
+        family: int = socket.AF_INET,
+        name: _Address = None,
+    ) -> None:
+        """*family* and *name* are the bind's; without a name the address of the last connection is told."""
+        super().__init__(os.dup(receiver.fileno()), tally, gate)
+        self._receiver = receiver
+        self._family = socket.AddressFamily(family)
+        self._name = _ANY[self._family] if name is None else name
+        self._is_named = name is not None
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The family of the first bind."""
+        return self._family
+
+    @property
+    def type(self) -> socket.SocketKind:
+        """A stream's: asyncio takes no other."""
+        return socket.SOCK_STREAM
+
+    @property
+    def proto(self) -> int:
+        """TCP's, without which asyncio does not set TCP_NODELAY."""
+        return 0 if self._family == socket.AF_UNIX else socket.IPPROTO_TCP
+
+    def getsockname(self) -> _Address:
+        """Return the address of the bind, or the one at which the last connection came in."""
+        return self._name
+
+    def getsockopt(self, level: int, option: int, *size: int) -> Any:
+        """Return what a listening socket would say."""
+        if (level, option) == (socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return 1
+        if (level, option) == (socket.SOL_SOCKET, socket.SO_TYPE):
+            return int(socket.SOCK_STREAM)
+        if level != socket.SOL_SOCKET:
+            return bytes(*size) if size else 0
+        return super().getsockopt(level, option, *size)
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch for readability, and for nothing else."""
+        if self._gate is not None:
+            self._gate.asked()
+        return super().fileno()
+
+    def dup(self) -> FdListener:
+        """Return another object for the same channel."""
+        name = self._name if self._is_named else None
+        twin = FdListener(self._receiver, self._tally, self._gate, family=self._family, name=name)
+        twin.settimeout(self._timeout_s)
+        return twin
+
+    def _next(self) -> tuple[socket.socket, _Address]:
         while True:
             connection, _ = self._receiver.receive()
             try:
-                peer, self._name = connection.getpeername(), connection.getsockname()
+                peer, name = connection.getpeername(), connection.getsockname()
             except OSError:  # the client is gone already
                 connection.close()
                 continue
-            connection.setblocking(self.gettimeout() != 0)
+            if not self._is_named:
+                self._name = name
             return connection, peer
 
-    def getsockname(self) -> Any:
-        """Return the address at which the last connection came in: the channel carries those of all binds."""
-        return self._name
 
-    def listen(self, backlog: int = 0) -> None:
-        """Do nothing: the dispatcher listens."""
-
-    def shutdown(self, how: int) -> None:
-        """Do nothing: the channel is the slot's, and outlives this worker."""
-
-
-class SlotListener(socket.socket):
+class SlotListener(_Listener):
     """A listener of the slot, of which this process has a copy. Owns a duplicate of its descriptor."""
 
-    def __init__(self, listener: socket.socket) -> None:
-        super().__init__(fileno=os.dup(listener.fileno()))
-        self.setblocking(False)
+    def __init__(self, listener: socket.socket, tally: Tally | None = None, gate: Gate | None = None) -> None:
+        super().__init__(os.dup(listener.fileno()), tally, gate)
 
-    def accept(self) -> tuple[socket.socket, Any]:
-        """Return the next connection as a listening socket does."""
+    def listen(self, backlog: int = 0) -> None:
+        """Say that the server accepts from now on, and wait until limpet listens: it does, with its own backlog."""
+        if self._gate is not None:
+            self._gate.enter()
+
+    def dup(self) -> SlotListener:
+        """Return another object for the same listener."""
+        twin = SlotListener(self, self._tally, self._gate)
+        twin.settimeout(self._timeout_s)
+        return twin
+
+    def _next(self) -> tuple[socket.socket, _Address]:
         while True:
             try:
-                connection, peer = super().accept()
+                fd, peer = socket.socket._accept(self)  # type: ignore[attr-defined]  # of C
             except ConnectionError:  # reset while it waited
                 continue
+            connection = socket.socket(self.family, self.type, self.proto, fileno=fd)
+            connection.setblocking(False)
             open_door(connection)  # it may have come through one that was closed behind it
             return connection, peer
-
-    def shutdown(self, how: int) -> None:
-        """Do nothing: that would end the listener for all processes."""

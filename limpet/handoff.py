@@ -47,6 +47,10 @@ class Handoff(NamedTuple):
     accepted_ns: int  # monotonic
 
 
+_PROBE: Final = Handoff(listener=0xFFFF, slot=0, digest=0, accepted_ns=0)
+"""Carries no client: a worker sends it to itself, to see whether its server accepts."""
+
+
 class ChannelFullError(Exception):
     """The channel takes no message now; the connection is still the caller's."""
 
@@ -153,8 +157,16 @@ class Outbox:
 class Receiver:
     """The worker's end of its slot's channel."""
 
-    def __init__(self, receiving: socket.socket) -> None:
+    def __init__(self, receiving: socket.socket, sending: socket.socket | None = None) -> None:
+        """*sending*, the channel's other end, is for `probe` alone."""
         self._socket = receiving
+        self._channel = Channel(sending or receiving, receiving)
+        self.queued = self._channel.queued
+
+    def probe(self) -> None:
+        """Make the channel readable, if it is not, by a message that `receive` drops. Blocks never."""
+        with socket.socket() as nobody, contextlib.suppress(ChannelFullError):
+            self._channel.send(nobody, _PROBE)
 
     def fileno(self) -> int:
         """Return the descriptor to watch for readability."""
@@ -166,6 +178,13 @@ class Receiver:
         Raises BlockingIOError when none waits, OSError with EMFILE when this process has no free descriptor number:
         the connection then stays in the channel. Blocks never.
         """
+        while True:
+            connection, handoff = self._receive()
+            if handoff.listener != _PROBE.listener:
+                return connection, handoff
+            connection.close()
+
+    def _receive(self) -> tuple[socket.socket, Handoff]:
         os.close(os.dup(self._socket.fileno()))  # rule 2: raises EMFILE here, while nothing is lost yet
         message, ancillary, flags, _ = self._socket.recvmsg(SIZE, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         fds = array.array("i")

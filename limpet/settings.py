@@ -95,6 +95,12 @@ def check_preset(text: str) -> None:
     check_preset(text)
 
 
+def check_server(text: str) -> None:
+    from limpet.servers import kind
+
+    kind(text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What one server was told to do."""
@@ -145,8 +151,12 @@ class Settings:
     )
     place: Literal["least", "hash", "random"] = setting("where a client without a key goes", "least")
 
-    server: Literal["uvicorn", "hypercorn", "granian", "gunicorn"] = setting(
-        "what serves the application in a worker", "uvicorn"
+    server: str = setting(
+        "what serves the application in a worker: a name in docs/servers.md, an installed entry point, or "
+        "module:function, an adapter of your own",
+        "uvicorn",
+        metavar="SERVER",
+        check=check_server,
     )
     interface: Literal["auto", "asgi", "wsgi"] = setting("what the application speaks", "auto")
     factory: bool = setting("APP is a function that returns the application", False)

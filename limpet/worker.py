@@ -68,16 +68,18 @@ def work(place: Boot, link: Link) -> None:
     seat = Seat(
         settings=settings,
         info=info,
-        receiver=Receiver(socket.socket(fileno=place.channel_fds[0][1])),
+        receiver=Receiver(*reversed([socket.socket(fileno=fd) for fd in place.channel_fds[0]])),
         link=link,
         row=row,
         home=Home(place.index, router, placement, [text for _, text in place.listeners]),
         mover=Mover(batons, sending, receiving, row, settings.max_copies),
         listeners=tuple(socket.socket(fileno=fd) for fd, _ in place.listeners if fd >= 0),
     )
-    serve: Callable[[apps.Application, Seat], None] = servers.adapter(settings.server)
+    apps.refuse_requests(settings, router.chain)
+    serve = apps.adapter(settings)  # first: gevent has to be there before the application
     app = apps.load(settings)
-    with contextlib.nullcontext() if servers.KINDS[settings.server].interface == "asgi" else hooks.around_worker():
+    is_asgi = servers.kind(settings.server).interface == "asgi"
+    with contextlib.nullcontext() if is_asgi else hooks.around_worker():
         serve(app, seat)
 
 

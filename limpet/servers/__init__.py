@@ -1,59 +1,97 @@
 """The servers that a worker can run, what each of them can do, and the interface of an adapter.
 
-An adapter is a module with `serve(app, seat)`: it starts the application, says `seat.ready()` last, takes connections
-from `seat.receiver` while it serves, and from `seat.listeners` once it is told to accept; obeys the commands on
-`seat.link` (and takes the end of that line as the command to drain, since the supervisor is gone then), counts in
-`seat.row`, and returns when it has drained. It raises AppError when the application does not start. One file for each
-server.
+An adapter is a function `serve(app, seat)`, for limpet's own servers of a module named in `KINDS`. It starts the
+application, says `seat.ready()` last, takes connections from `seat.receiver` while it serves, and from
+`seat.listeners` once it is told to accept; obeys the commands on `seat.link` (and takes the end of that line as the
+command to drain, since the supervisor is gone then), counts in `seat.row`, and returns when it has drained. It raises
+AppError when the application does not start. One file for each server. `limpet.door.Door` does all of that for a
+server that accepts from a socket it is given: docs/own-server.md shows an adapter of ten lines.
 
 1. `received` and `connections` are what placement goes by, so every adapter that takes from `seat.receiver` keeps them.
    All others may stay 0 where the server does not show what they count; docs/servers.md says which.
 2. What a server can do is written down in `KINDS` alone: backend.py refuses by it, docs and tests are held against it.
+3. Whether an application of the server's own kind fits is said by the adapter's `fits(app)`, before anything starts.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache
+from types import ModuleType
+from typing import Final
 
-from limpet.errors import AppError
+from limpet.errors import AppError, SettingsError
 
-if TYPE_CHECKING:
-    from limpet.worker import Seat
+GROUP: Final = "limpet.servers"
+"""Of the entry points by which an installed package offers a server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What one server can do."""
 
-    module: str  # of the adapter
-    interface: str  # what it calls: "asgi" or "wsgi"
-    takes: str  # the connections it can be given: "any", or "accepted" for those it accepts itself
-    moves: bool  # hands a connection on when a later request on it belongs to another slot
-    websocket: bool
+    module: str  # of the adapter; of a server that is not limpet's own, `module:function`
+    interface: str  # what it calls: "asgi", "wsgi", or in words what else APP has to be
+    takes: str = "any"  # the connections it can be given, or "accepted" for those it accepts itself
+    moves: bool = False  # hands a connection on when a later request on it belongs to another slot
+    closes: bool = True  # can end each connection with its response
+    websocket: bool = False
+    http: bool = True  # all that it serves; else connections of any protocol, in which no key can be looked for
     extra: str | None = None  # of limpet, that installs it
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "uvicorn": Kind("limpet.servers.uvicorn", "asgi", "any", moves=True, websocket=True),
-    "hypercorn": Kind("limpet.servers.hypercorn", "asgi", "any", moves=False, websocket=True, extra="hypercorn"),
-    "granian": Kind("limpet.servers.granian", "asgi", "accepted", moves=False, websocket=True, extra="granian"),
-    "gunicorn": Kind("limpet.servers.gunicorn", "wsgi", "any", moves=False, websocket=False, extra="gunicorn"),
+    "uvicorn": Kind("limpet.servers.uvicorn", "asgi", moves=True, websocket=True),
+    "hypercorn": Kind("limpet.servers.hypercorn", "asgi", websocket=True, extra="hypercorn"),
+    "granian": Kind("limpet.servers.granian", "asgi", "accepted", websocket=True, extra="granian"),
+    "gunicorn": Kind("limpet.servers.gunicorn", "wsgi", extra="gunicorn"),
+    "stream": Kind(
+        "limpet.servers.stream", "an `async def handle(reader, writer)` or a factory of asyncio protocols", http=False
+    ),
+    "script": Kind("limpet.servers.script", "a function that serves on `limpet.listener()`", closes=False),
 }
+FOREIGN: Final = "whatever its adapter serves"
 
 
-def adapter(name: str) -> Callable[[Callable[..., Any], Seat], None]:
-    """Return the `serve` function of the server *name*. Raises AppError if that server is not installed."""
-    kind = KINDS[name]
+@cache
+def kind(name: str) -> Kind:
+    """Return what is known of the server *name*: one of limpet's, `module:function`, or an installed entry point.
+
+    Imports nothing of the user's. Raises SettingsError.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    module, colon, function = name.partition(":")
+    if colon and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+        return Kind(name, FOREIGN, closes=False)
+    from importlib.metadata import entry_points  # only now: it takes longer than the rest
+
+    offered = {point.name: point.value for point in entry_points(group=GROUP)}
+    if name in offered:
+        return Kind(offered[name], FOREIGN, closes=False)
+    known = ", ".join(f"`{each}`" for each in [*KINDS, *offered])
+    raise SettingsError(
+        f"there is no server `{name}`", hint=f"the servers are {known}; `module:function` is an adapter of your own"
+    )
+
+
+def module(name: str) -> ModuleType:
+    """Return the module of limpet's adapter for *name*, one of KINDS. Raises AppError if it is not installed."""
+    found = KINDS[name]
     try:
-        module = importlib.import_module(kind.module)
+        return importlib.import_module(found.module)
     except ImportError as error:
-        if kind.extra is None or (error.name or "").partition(".")[0] != name:
+        missing = (error.name or "").partition(".")[0]
+        if found.extra is None or missing in ("", "limpet"):
             raise
         raise AppError(
-            f"`--server {name}` needs the package `{name}`: {error}", hint=f"`pip install 'limpet[{kind.extra}]'`"
+            f"`--server {name}` needs the package `{missing}`: {error}", hint=f"`pip install 'limpet[{found.extra}]'`"
         ) from None
-    serve: Callable[[Callable[..., Any], Seat], None] = module.serve
-    return serve
+
+
+def at_home(app: object) -> str | None:
+    """Return the server that *app* was made for by its framework, None if its class does not say."""
+    framework = type(app).__module__.partition(".")[0]
+    return framework if framework in KINDS and KINDS[framework].interface not in ("asgi", "wsgi") else None

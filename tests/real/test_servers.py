@@ -23,6 +23,7 @@ from websockets.sync.client import connect
 from limpet.servers import KINDS
 from tests.harness import PATIENCE_S, Limpet, fetch, wait_until
 
+SERVERS = {name: KINDS[name] for name in ("uvicorn", "hypercorn", "granian", "gunicorn")}  # all: tests/matrix
 WORKERS = 2
 SOURCES = [f"127.0.0.{number}" for number in range(2, 14)]
 
@@ -36,7 +37,7 @@ class Case(NamedTuple):
 
     def arguments(self, *more: str) -> tuple[str, ...]:
         """Return what starts it."""
-        app = f"tests.server_apps:{KINDS[self.server].interface}"
+        app = f"tests.server_apps:{SERVERS[self.server].interface}"
         return (app, "--server", self.server, "--loop", self.loop, "--workers", str(WORKERS), *more)
 
     def __str__(self) -> str:
@@ -45,13 +46,13 @@ class Case(NamedTuple):
 
 CASES = [
     Case(server, backend)
-    for server, kind in KINDS.items()
+    for server, kind in SERVERS.items()
     for backend in ("kernel", "dispatcher")
     if backend == "kernel" or kind.takes == "any"
 ]
 CASES_ON_DEFAULT_LOOP = CASES.copy()
 CASES += [Case("hypercorn", "kernel", "asyncio"), Case("hypercorn", "dispatcher", "asyncio")]
-UNMOVING = [case for case in CASES if case.backend == "dispatcher" and not KINDS[case.server].moves]
+UNMOVING = [case for case in CASES if case.backend == "dispatcher" and not SERVERS[case.server].moves]
 
 
 def ends_with(connection: http.client.HTTPConnection) -> bool:
@@ -117,7 +118,7 @@ def test_every_address_has_its_slot_in_parallel_and_again(running: Limpet) -> No
 
 def test_websocket_is_served(case: Case, running: Limpet) -> None:
     """Sessions that live in a worker are mostly these."""
-    if not KINDS[case.server].websocket:
+    if not SERVERS[case.server].websocket:
         pytest.skip("WSGI has none")
     with connect(running.url.replace("http", "ws"), open_timeout=PATIENCE_S) as websocket:
         assert json.loads(websocket.recv())["slot"] in range(WORKERS)
@@ -150,7 +151,7 @@ def test_requests_and_connections_are_counted(case: Case, running: Limpet) -> No
     with running.connection() as connection:
         slot = fetch(connection).json()["slot"]
         wait_until(lambda: running.totals()["requests"] > before, "the request counts")
-        if KINDS[case.server].takes == "any":
+        if SERVERS[case.server].takes == "any":
             assert running.worker(slot)["connections"] == 1
     wait_until(lambda: running.worker(slot)["connections"] == 0, "the connection does not count any more")
 
@@ -216,7 +217,7 @@ def test_workers_end_after_their_supervisor(case: Case) -> None:
         limpet.wait_gone()
 
 
-@pytest.mark.parametrize("server", KINDS)
+@pytest.mark.parametrize("server", SERVERS)
 def test_application_sees_whom_a_trusted_proxy_reports(server: str) -> None:
     """Addresses, links and redirects of an application would be the proxy's own; and the log is limpet's."""
     with Limpet(*Case(server, "").arguments("--trust", "127.0.0.1", "--debug-header", "--access-log")) as limpet:
@@ -226,7 +227,7 @@ def test_application_sees_whom_a_trusted_proxy_reports(server: str) -> None:
         wait_until(lambda: re.search(r"^[\d:]{8} INFO .*203\.0\.113\.7.*GET", limpet.log, re.MULTILINE), "the log line")
 
 
-@pytest.mark.parametrize("server", [name for name, kind in KINDS.items() if kind.interface == "asgi"])
+@pytest.mark.parametrize("server", [name for name, kind in SERVERS.items() if kind.interface == "asgi"])
 def test_client_without_a_whole_head_is_let_go(server: str) -> None:
     """Connections of clients that never ask would add up. docs/servers.md says how gunicorn differs."""
     with Limpet(*Case(server, "").arguments("--head-timeout", "0.5", "--keep-alive-timeout", "0.5")) as limpet:
@@ -285,7 +286,7 @@ def test_only_the_first_request_of_a_connection_is_served(case: Case) -> None:
             assert received.count(b"HTTP/1.1 ") == 1
 
 
-@pytest.mark.parametrize("server", [name for name, kind in KINDS.items() if kind.takes == "accepted"])
+@pytest.mark.parametrize("server", [name for name, kind in SERVERS.items() if kind.takes == "accepted"])
 @pytest.mark.parametrize("arguments", [("--backend", "dispatcher"), ("--by", "header:x-user")])
 def test_native_accept_is_refused_where_a_dispatcher_would_be(server: str, arguments: tuple[str, ...]) -> None:
     """It would start, and never serve anybody."""
@@ -295,7 +296,7 @@ def test_native_accept_is_refused_where_a_dispatcher_would_be(server: str, argum
     assert "hint: `--by ip --backend kernel`" in limpet.log
 
 
-@pytest.mark.parametrize("server", [name for name, kind in KINDS.items() if kind.interface == "asgi"])
+@pytest.mark.parametrize("server", [name for name, kind in SERVERS.items() if kind.interface == "asgi"])
 def test_failed_startup_ends_the_start_with_what_the_application_said(server: str) -> None:
     """A server that came up without its application would answer 500 to everybody."""
     with Limpet("tests.apps:fails_to_start", "--server", server, "--workers", "1").launched() as limpet:
@@ -311,10 +312,10 @@ def test_gunicorn_refuses_an_asgi_application() -> None:
     assert "`gunicorn` serves WSGI alone" in limpet.log
 
 
-@pytest.mark.parametrize("server", [name for name, kind in KINDS.items() if kind.extra])
+@pytest.mark.parametrize("server", [name for name, kind in SERVERS.items() if kind.extra])
 def test_server_that_is_not_installed_is_named_with_its_remedy(server: str, tmp_path: Path) -> None:
     """The base install has uvicorn alone."""
     (tmp_path / f"{server}.py").write_text(f"raise ModuleNotFoundError('No module named {server}', name='{server}')\n")
     with Limpet(*Case(server, "").arguments(), env={"PYTHONPATH": str(tmp_path)}).launched() as limpet:
         assert limpet.wait_ended() == 4
-    assert f"hint: `pip install 'limpet[{KINDS[server].extra}]'`" in limpet.log
+    assert f"hint: `pip install 'limpet[{SERVERS[server].extra}]'`" in limpet.log

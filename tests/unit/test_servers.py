@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import get_args, get_type_hints
 
-from limpet.servers import KINDS
-from limpet.settings import Settings
+import pytest
+
+from limpet.errors import SettingsError
+from limpet.servers import KINDS, kind
+from limpet.settings import load
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_server_can_be_chosen() -> None:
-    """A name that the setting does not know could not be used, and one that is no server would fail late."""
-    assert set(get_args(get_type_hints(Settings)["server"])) == set(KINDS)
+@pytest.mark.parametrize("name", [*KINDS, "my.package:serve"])
+def test_server_can_be_chosen(name: str) -> None:
+    """By its name, or by that of an adapter of the user's own, which is not imported to find out."""
+    assert load({"app": "a:b", "server": name}, {}).server == name
+
+
+@pytest.mark.parametrize("name", ["uvicron", "my.package", ":serve", "my package:serve"])
+def test_unknown_server_is_refused_with_those_that_exist(name: str) -> None:
+    """Not in the workers, later."""
+    with pytest.raises(SettingsError) as caught:
+        load({"app": "a:b", "server": name}, {})
+    assert f"there is no server `{name}`" in caught.value.message
+    assert "`uvicorn`" in str(caught.value.hint)
+
+
+def test_installed_package_offers_a_server_by_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its users need not know its modules."""
+    info = tmp_path / "mine-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[limpet.servers]\nmine = mine.adapter:serve\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert kind("mine").module == "mine.adapter:serve"
+    kind.cache_clear()
 
 
 def test_every_optional_server_has_an_extra() -> None:
@@ -29,13 +52,13 @@ def test_docs_say_what_servers_can_do() -> None:
     """The first table in docs/servers.md has the rows that `KINDS` makes."""
     yes = {True: "yes", False: "no"}
     rows = []
-    for name, kind in KINDS.items():
-        takes_any = kind.takes == "any"
+    for name, found in KINDS.items():
+        takes_any = found.takes == "any"
         cells = (
             f"`{name}`",
-            "ASGI, WSGI" if kind.interface == "asgi" else "WSGI",
+            {"asgi": "ASGI, WSGI", "wsgi": "WSGI"}.get(found.interface, found.interface),
             "kernel, dispatcher" if takes_any else "kernel",
-            *(yes[fact] for fact in (kind.moves, kind.websocket, takes_any)),
+            *(yes[fact] for fact in (found.moves, found.websocket, takes_any)),
         )
         rows.append(f"| {' | '.join(cells)} |\n")
     assert "".join(rows) in (ROOT / "docs" / "servers.md").read_text()

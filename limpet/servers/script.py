@@ -1,0 +1,72 @@
+"""The adapter for programs that bring their own server: APP is called, and serves on `limpet.listener()`.
+
+Owns the call and how the program is told to stop. Knows nothing of its server, so it cannot make responses end their
+connections.
+
+1. A program that handles SIGTERM gets it once who waits has been accepted, and ends in its own way. One that does not
+   is left alone until its connections have ended, and then ended by SystemExit in its main thread.
+2. A coroutine function runs on asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+from limpet.door import Door
+from limpet.servers import uvloop_listening
+from limpet.worker import Seat
+
+_CHECK_S: Final = 0.05  # how often it looks whether connections have ended
+
+
+def fits(app: object) -> bool:
+    """Return whether *app* can be called without arguments."""
+    if not callable(app):
+        return False
+    try:
+        inspect.signature(app).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def serve(app: Callable[..., Any], seat: Seat) -> None:
+    """Call *app* and return when it does."""
+    uvloop_listening.install()
+    door = Door(seat)
+    program = _Program(door)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, program.signalled)
+    door.on_stop(program.stop)
+    result = app()
+    if inspect.iscoroutine(result):
+        asyncio.run(result)
+
+
+class _Program:
+    """The running program, as the door sees it."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._is_over = False
+
+    def signalled(self, number: int, frame: FrameType | None) -> None:
+        """End the program when its connections have ended, or begin to drain: the program has no handler of its own."""
+        if self._is_over:
+            raise SystemExit(0)
+        self._door.signalled(number, frame)
+
+    def stop(self) -> None:
+        """Tell the program to stop. Runs in the door's thread."""
+        pause = threading.Event()
+        while signal.getsignal(signal.SIGTERM) == self.signalled and self._door.tally.open and self._door.left_s:
+            pause.wait(_CHECK_S)
+        self._is_over = True
+        os.kill(os.getpid(), signal.SIGTERM)

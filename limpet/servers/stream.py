@@ -1,0 +1,97 @@
+"""The adapter for any protocol over TCP or unix sockets: asyncio's stream handlers and protocol factories.
+
+Owns the tasks of handlers. Knows nothing of what is spoken, so there is no request, no key in one and no idle
+connection: a drain leaves all connections to their handlers until the graceful timeout, then handlers are cancelled.
+
+1. A handler is called with a reader and a writer. When it returns or raises, its connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from limpet.door import Door
+from limpet.servers import loops
+from limpet.worker import Seat
+
+log = logging.getLogger("limpet.worker")
+
+
+def fits(app: object) -> bool:
+    """Return whether *app* is an `async def handle(reader, writer)` or makes protocols."""
+    return _is_handler(app) or _is_factory(app)
+
+
+def serve(app: Callable[..., Any], seat: Seat) -> None:
+    """Serve *app* until the command to drain has been carried out."""
+    loops.run(seat.settings.loop, _serve(app, seat))
+
+
+async def _serve(app: Callable[..., Any], seat: Seat) -> None:
+    loop, door = asyncio.get_running_loop(), Door(seat)
+    handlers = _Handlers(app, door) if _is_handler(app) else None
+    server = await loop.create_server(handlers.new_protocol if handlers else app, sock=door.listener())
+    await loops.told_to_stop(door)
+    server.close()
+    await loops.all_ended(door)
+    if handlers is not None:
+        await handlers.cancel()
+
+
+class _Handlers:
+    """The running handlers of one worker."""
+
+    def __init__(self, handle: Callable[..., Any], door: Door) -> None:
+        self._handle = handle
+        self._door = door
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def new_protocol(self) -> asyncio.Protocol:
+        """Return the protocol of a new connection, which starts its handler."""
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._begin)
+
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._handle(reader, writer)
+        except ConnectionError:
+            log.debug("a client is gone")
+        except Exception:
+            log.exception("the handler of a connection failed")
+        finally:
+            self._door.tally.requested()
+            writer.close()
+
+    async def cancel(self) -> None:
+        """End those that still run."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _is_handler(app: object) -> bool:
+    call = app if inspect.isroutine(app) else getattr(app, "__call__", None)  # noqa: B004 - the method itself
+    return inspect.iscoroutinefunction(call) and _takes(app, 2)
+
+
+def _is_factory(app: object) -> bool:
+    if inspect.isclass(app):
+        return issubclass(app, asyncio.BaseProtocol) and _takes(app, 0)
+    return callable(app) and not inspect.iscoroutinefunction(app) and _takes(app, 0)
+
+
+def _takes(app: Any, number: int) -> bool:
+    """Return whether *app* can be called with *number* arguments."""
+    try:
+        inspect.signature(app).bind(*range(number))
+    except (TypeError, ValueError):
+        return False
+    return True
