@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from limpet import activation
 from limpet.errors import ListenError, SettingsError, reason
 
 MAX_PATH_BYTES = 107
@@ -41,7 +42,8 @@ class Bind:
     `HOST:PORT` is one address; a name stands for the first address that the resolver gives when the socket is
     opened. `:PORT` is every address of the machine: `[::]:PORT`, which takes IPv4 too, or `0.0.0.0:PORT` where
     the kernel has no IPv6. Port 0 is any free port. `unix:PATH` makes a socket file with the rights that the
-    umask leaves. `fd:N` is a stream socket that was inherited, bound or already listening.
+    umask leaves. `fd:N` is a stream socket that was inherited, bound or already listening; `fd:NAME` one that the
+    service manager has passed on under that name.
     """
 
     text: str
@@ -50,6 +52,7 @@ class Bind:
     port: int = 0
     path: str = ""
     fd: int = -1
+    name: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Bind:
@@ -64,9 +67,11 @@ class Bind:
             return cls(text, "unix", path=rest)
         if kind == "fd" and re.fullmatch("[0-9]{1,7}", rest):
             return cls(text, "fd", fd=int(rest))
+        if kind == "fd" and re.fullmatch(r"[A-Za-z_][\w.-]{0,254}", rest, re.ASCII):
+            return cls(text, "fd", name=rest)
         found = _ADDRESS.fullmatch(text)
         if kind in ("unix", "fd") or not found or int(found["port"]) > 65535:
-            forms = "`HOST:PORT`, `[IPV6]:PORT`, `:PORT`, `unix:PATH` or `fd:N`"
+            forms = "`HOST:PORT`, `[IPV6]:PORT`, `:PORT`, `unix:PATH`, `fd:N` or `fd:NAME`"
             raise SettingsError(f"`{text}` is not {forms}", hint=f"`--bind {_guess(text)}`")
         return cls(text, "tcp", host=found["ipv6"] or found["host"], port=int(found["port"]))
 
@@ -195,12 +200,21 @@ def _is_open(path: str) -> bool:
 
 def _adopt(bind: Bind) -> socket.socket:
     """Return the socket that was inherited as the descriptor, and own it from now on."""
-    sock = socket.socket(fileno=bind.fd)
+    sock = socket.socket(fileno=_named(bind.name) if bind.name else bind.fd)
     if fault := _fault(sock):
         sock.detach()  # not ours to close
         raise OSError(errno.EINVAL, fault)
     sock.set_inheritable(False)
     return sock
+
+
+def _named(name: str) -> int:
+    """Return the descriptor that was passed on under *name*. Raises OSError unless there is exactly one."""
+    found = activation.named(name)
+    if len(found) != 1:
+        names = ", ".join(f"`{each.name}`" for each in activation.passed()) or "none at all"
+        raise OSError(errno.EBADF, f"{len(found) or 'no'} sockets of that name were passed on, but {names}")
+    return found[0]
 
 
 def _fault(sock: socket.socket) -> str | None:
@@ -255,7 +269,7 @@ def _refusal(bind: Bind, error: OSError) -> ListenError:
 def _hint(bind: Bind, error: OSError) -> str | None:
     """Return what can be done about *error*."""
     if bind.kind == "fd":
-        return "`systemd-socket-activate -l 8000 limpet run APP --bind fd:3` passes a socket on"
+        return "`systemd-socket-activate -l 8000 limpet run APP --bind fd:3` passes a socket on: see docs/systemd.md"
     if bind.kind == "unix":
         folder, path = shlex.quote(os.path.dirname(bind.path) or "."), shlex.quote(bind.path)
         return {

@@ -238,7 +238,11 @@ def _start(settings: Settings, line: socket.socket) -> subprocess.Popen[bytes]:
 
 
 def _given_sockets(binds: Sequence[str]) -> list[int]:
-    return [int(text.removeprefix("fd:")) for text in binds if text.startswith("fd:")]
+    return [
+        int(number)
+        for kind, _, number in (text.partition(":") for text in binds)
+        if kind == "fd" and number.isdecimal()
+    ]
 
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()

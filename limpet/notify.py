@@ -6,7 +6,7 @@ the supervisor knows nothing of it. A library would save the ten lines of `_flus
 1. READY is said when clients may come, MAINPID with it; RELOADING while workers are renewed; STOPPING at the start of
    the end.
 2. WATCHDOG is said by the loop itself, at twice the pace that is asked for, and only while at least one slot has a
-   worker or is getting one: a server that cannot start any is as good as one that hangs.
+   worker or is getting one at the first try: a server that cannot start any is as good as one that hangs.
 3. While it starts or stops, it asks for more time: `--start-timeout` and `--graceful-timeout` bound that, and the
    manager's own limits should not cut it short.
 4. What cannot be sent now is sent at the next look, in order. Blocks never.
@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from limpet.errors import reason
-from limpet.lifecycle import State
+from limpet.lifecycle import Life, State
 
 if TYPE_CHECKING:
     from limpet.supervisor import Supervisor
@@ -44,7 +44,7 @@ class Manager:
         self._address = "\0" + path[1:] if path.startswith("@") else path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) if path else None
         self._watchdog_s = _watchdog_s(environ) / 2
-        self._watchdog_at = 0.0
+        self._watchdog_at = 0.0 if self._watchdog_s else float("inf")
         self._more_time_at = 0.0
         self._phase = "starting"
         self._status = ""
@@ -54,38 +54,43 @@ class Manager:
         """Say what has changed, and what is due. *now* is monotonic."""
         if self._socket is None:
             return
-        states = [slot.life.state for slot in server.slots]
+        lives = [slot.life for slot in server.slots]
         phase = "stopping" if server.stopping else "ready" if server.serving else "starting"
         if phase != self._phase:
-            self._phase = phase
+            self._phase, self._more_time_at = phase, now
             self._say(*_news(phase))
         if phase in ("starting", "stopping") and now >= self._more_time_at:
             self._more_time_at = now + _MORE_TIME_S / 3
             self._say(f"EXTEND_TIMEOUT_USEC={_MORE_TIME_S * 1e6:.0f}")
-        if (status := _status(phase, states)) != self._status:
+        if (status := _status(phase, lives)) != self._status:
             self._status = status
             self._say(f"STATUS={status}")
-        if self._watchdog_s and now >= self._watchdog_at and (phase == "stopping" or _alive(states)):
+        if not self._flush():
+            return
+        if now >= self._watchdog_at and (phase == "stopping" or _alive(lives)):
             self._watchdog_at = now + self._watchdog_s
             self._say("WATCHDOG=1")
-        self._flush()
+            self._flush()
 
     def _say(self, *lines: str) -> None:
         self._unsent.append("\n".join(lines))
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Send what can be sent; return whether that was all."""
         assert self._socket is not None
         try:
             while self._unsent:
                 self._socket.sendto(self._unsent[0].encode(), self._address)
                 self._unsent.popleft()
         except BlockingIOError:  # it does not read as fast as this: at the next look
-            return
+            return False
         except OSError as error:
             self._unsent.clear()
             log.warning("the service manager cannot be told anything: %s (hint: see NOTIFY_SOCKET)", reason(error))
             self._socket.close()
             self._socket = None
+            return False
+        return True
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float:
@@ -105,12 +110,13 @@ def _news(phase: str) -> list[str]:
     return ["STOPPING=1"]
 
 
-def _alive(states: list[State]) -> bool:
-    return any(state not in (State.BACKOFF, State.STOPPED) for state in states)
+def _alive(lives: list[Life]) -> bool:
+    down = (State.BACKOFF, State.STOPPED)
+    return any(life.state not in down and not life.deaths_before_ready for life in lives)
 
 
-def _status(phase: str, states: list[State]) -> str:
+def _status(phase: str, lives: list[Life]) -> str:
     """Return the line that `systemctl status` shows."""
-    ready = sum(state is State.READY for state in states)
-    text = f"{ready} of {len(states)} workers ready"
+    ready = sum(life.state is State.READY for life in lives)
+    text = f"{ready} of {len(lives)} workers ready"
     return text if phase == "ready" else f"{phase}, {text}"

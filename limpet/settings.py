@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from limpet import activation
 from limpet.declare import Setting, declared, setting
 from limpet.errors import EXIT_CODES, SettingsError, reason
 
@@ -47,6 +48,11 @@ def usable_cpus(cgroups: str = "/sys/fs/cgroup") -> int:
         quota, period = Path(f"{cgroups}{own}/cpu.max").read_text().split()
         cpus = min(cpus, math.ceil(int(quota) / int(period)))
     return min(cpus, MAX_WORKERS)
+
+
+def default_binds() -> tuple[str, ...]:
+    """Return what to serve when nobody says it."""
+    return activation.binds() or ("127.0.0.1:8000",)
 
 
 def check_app(text: str) -> None:
@@ -122,8 +128,10 @@ class Settings:
         check=check_preset,
     )
     bind: tuple[str, ...] = setting(
-        "where to listen: HOST:PORT, :PORT for every address, unix:PATH, or fd:N for an inherited socket",
-        ("127.0.0.1:8000",),
+        "where to listen: HOST:PORT, :PORT for every address, unix:PATH, fd:N for an inherited socket, or fd:NAME for "
+        "one that the service manager passes on under that name",
+        default_binds,
+        shown="the sockets that the service manager passes on (LISTEN_FDS), else `127.0.0.1:8000`",
         metavar="ADDRESS",
         check=check_bind,
     )

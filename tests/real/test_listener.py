@@ -62,6 +62,7 @@ def connects(family: int, address: object) -> bool:
         ("[fe80::1%eth0]:80", Bind("[fe80::1%eth0]:80", "tcp", host="fe80::1%eth0", port=80)),
         ("unix:/run/a:b.sock", Bind("unix:/run/a:b.sock", "unix", path="/run/a:b.sock")),
         ("fd:3", Bind("fd:3", "fd", fd=3)),
+        ("fd:web", Bind("fd:web", "fd", name="web")),
     ],
 )
 def test_bind_is_read_as_written(text: str, expected: Bind) -> None:
@@ -83,7 +84,7 @@ def test_bind_is_read_as_written(text: str, expected: Bind) -> None:
         ("h:-1", "`--bind h:8000`"),
         ("h\0:80", "`--bind 127.0.0.1:8000`"),
         ("unix:", "`--bind unix:/run/limpet.sock`"),
-        ("fd:three", "`--bind fd:3`"),
+        ("fd:a,b", "`--bind fd:3`"),
         ("fd:-1", "`--bind fd:3`"),
         ("", "`--bind 127.0.0.1:8000`"),
     ],
