@@ -6,6 +6,7 @@ wrong here is the user's to repair, so it ends in an AppError whose cause keeps 
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import logging
@@ -153,7 +154,8 @@ def import_object(text: str, what: str) -> Any:
     for name in attribute.split("."):
         if not hasattr(found, name):
             names = [known for known in vars(found) if callable(getattr(found, known)) and known[0] != "_"]
-            listed = ", ".join(f"`{known}`" for known in names[:8])
+            names = difflib.get_close_matches(name, names) or names[:8]
+            listed = ", ".join(f"`{known}`" for known in names)
             message = f"cannot import {what} `{text}`: `{module_name}` has no `{attribute}`"
             raise AppError(message, hint=f"`{module_name}` has {listed}" if names else None)
         found = getattr(found, name)

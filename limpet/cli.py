@@ -209,7 +209,9 @@ def _restated(error: click.ClickException) -> SettingsError:
     if isinstance(error, click.NoSuchOption):
         nearest = " or ".join(f"`{name}`" for name in error.possibilities or ())
         return SettingsError(f"unknown option `{error.option_name}`", hint=f"{nearest}; {hint}" if nearest else hint)
-    message = error.format_message().rstrip(".").replace("'", "`")
+    message, _, nearest = error.format_message().rstrip(".").replace("'", "`").partition(". Did you mean ")
+    if nearest:
+        hint = f"{nearest.rstrip('?')}; {hint}"
     return SettingsError(message[:1].lower() + message[1:], hint=hint)
 
 

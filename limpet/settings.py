@@ -309,9 +309,11 @@ def read_file(path: str) -> dict[str, object]:
         with open(path, "rb") as file:
             table = tomllib.load(file)
     except OSError as error:
-        raise SettingsError(f"cannot read `{path}`: {reason(error)}") from None
+        hint = f"`ls -l {path}` shows what is there; paths are relative to the current directory"
+        raise SettingsError(f"cannot read `{path}`: {reason(error)}", hint=hint) from None
     except ValueError as error:
-        raise SettingsError(f"`{path}` is not a TOML file: {error}") from None
+        hint = '`by = "cookie:user,ip"` and `workers = 4` are lines of one: text stands in quotes'
+        raise SettingsError(f"`{path}` is not a TOML file: {error}", hint=hint) from None
     known = {each.key: each for each in SETTINGS if each.in_file}
     values: dict[str, object] = {}
     for key, given in table.items():

@@ -133,6 +133,13 @@ def test_function_is_found_by_name_and_called_by_nobody_yet() -> None:
     assert apps.load_function("site_app:key")(None) == "k"
 
 
+def test_name_that_is_nearly_right_gets_the_right_one_proposed() -> None:
+    """The mistake is mostly one letter; a list of all that a module imports helps nobody."""
+    with pytest.raises(AppError) as caught:
+        apps.import_object("site_app:mak", "application")
+    assert caught.value.hint == "`site_app` has `make`"
+
+
 @pytest.mark.parametrize(
     ("app", "settings", "words"),
     [
