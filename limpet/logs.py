@@ -1,22 +1,34 @@
-"""How log lines look: one event a line, to stderr, the same from every process of a server.
+"""How log lines look and where they go: one event a line, to stderr or a file, the same from every process of a server.
 
-Owns the format alone, and how seldom a warning is repeated. Called once by each process at its start. Python loggers
-`limpet.*` and `uvicorn.*` end here; an application's own logging set-up is left alone.
+Owns the format, the log file, and how seldom a warning is repeated. Called once by each process at its start. Python
+loggers `limpet.*` and `uvicorn.*` end here; an application's own logging set-up is left alone.
+
+1. A line is one write that appends: lines of several processes do not mix.
+2. Each line looks first whether its file is still the one of that name: after a rotation no process writes a line to
+   the old one. SIGUSR1 makes the supervisor look at once, so that the new file is there.
+3. A file that cannot be written, on a full disk for one, costs nothing but the file: its lines go to stderr meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import shlex
 import sys
+import time
 from typing import Final
+
+from limpet.errors import SettingsError, reason
 
 _HOUR_S: Final = 3600.0
 
 
-def configure(level: str) -> None:
-    """Send the records of limpet and its server from *level* on to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
+def configure(level: str, path: str | None) -> None:
+    """Send the records of limpet and its server from *level* on to the file at *path*, or to stderr."""
+    handler = LogFile(path) if path else logging.StreamHandler(sys.stderr)
+    clock = "%Y-%m-%d %H:%M:%S" if path else "%H:%M:%S"
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt=clock))
     for name in ("limpet", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
@@ -24,6 +36,65 @@ def configure(level: str) -> None:
     logging.getLogger("limpet").setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error"):  # the latter's own level: with none it would trace every connection
         logging.getLogger(name).setLevel("DEBUG" if level.upper() == "DEBUG" else "WARNING")
+
+
+class LogFile(logging.Handler):
+    """Appends to the file of a name, whichever that is now."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = os.path.abspath(path)
+        self._fd = -1
+        self._hourly = Hourly()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write *record*; never raises."""
+        line = self.format(record) + "\n"
+        try:
+            self.follow()
+            os.write(self._fd, line.encode(errors="backslashreplace"))
+        except OSError as error:
+            if self._hourly.allows("log file", time.monotonic()):
+                line = f"cannot write the log file `{self._path}`, so this is its place: {reason(error)}\n{line}"
+            with contextlib.suppress(OSError):
+                sys.stderr.write(line)
+                sys.stderr.flush()
+
+    def follow(self) -> None:
+        """Open the file of that name if it is not the one that is open. Raises OSError."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
+                return
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+
+    def close(self) -> None:
+        """Close the file; a record that comes later opens it again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        super().close()
+
+
+def reopen() -> bool:
+    """Open the log file anew if its name means another one now; return whether there is a log file."""
+    files = [handler for handler in logging.getLogger("limpet").handlers if isinstance(handler, LogFile)]
+    for file in files:
+        with contextlib.suppress(OSError):  # the next line says so
+            file.follow()
+    return bool(files)
+
+
+def check(path: str) -> None:
+    """Raise SettingsError if there can be no log file at *path*."""
+    try:
+        with contextlib.closing(LogFile(path)) as file:
+            file.follow()
+    except OSError as error:
+        hint = f"`mkdir -p {shlex.quote(os.path.dirname(path) or '.')}`, and the user of the server may write there"
+        raise SettingsError(f"cannot open the log file `{path}`: {reason(error)}", hint=hint) from None
 
 
 def take_over(*names: str) -> None:

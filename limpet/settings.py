@@ -236,6 +236,9 @@ class Settings:
 
     access_log: bool = setting("log each request", False)
     log_level: Literal["debug", "info", "warning", "error"] = setting("what to log: this and worse", "info")
+    log_file: str | None = setting(
+        "file to log to; SIGUSR1 opens it anew after a rotation", None, shown="stderr", metavar="FILE"
+    )
     debug_header: bool = setting("add X-Limpet-Slot and X-Limpet-Pid to responses", False)
 
     def to_json(self) -> str:

@@ -35,7 +35,7 @@ from limpet.settings import Settings
 
 _TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
 _HARD_STOP_S: Final = 2.0  # after the graceful timeout: for cancelled requests and the application's own shutdown
-_OBEYED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_OBEYED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 log = logging.getLogger("limpet")
 
 
@@ -147,6 +147,9 @@ class Supervisor:
             for member in self._members():
                 self._reap(member)
             process.reap_orphans({member.child.pid for member in self._members() if member.child is not None})
+        elif number == signal.SIGUSR1:
+            if logs.reopen():
+                log.info("the log file was opened anew")
         elif self.stopping:
             self._kill_at = 0.0
         else:
@@ -389,7 +392,9 @@ def run(settings: Settings, program: Program | None = None) -> None:
 
     The process's main thread must call it.
     """
-    logs.configure(settings.log_level)
+    if settings.log_file is not None:
+        logs.check(settings.log_file)
+    logs.configure(settings.log_level, settings.log_file)
     kept = secret.load(cluster_name(settings), settings.secret_file, settings.state_dir)
     log.info("secret %s", kept.origin)
     if kept.warning is not None:
