@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from limpet.handle import Handle
     from limpet.hooks import on_shutdown, on_start
     from limpet.request import Peer, Request
+    from limpet.sessions import forget, learn, mint
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _HOMES = {
     "handle": ("Handle",),
     "hooks": ("on_shutdown", "on_start"),
     "request": ("Peer", "Request"),
+    "sessions": ("forget", "learn", "mint"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -48,8 +50,11 @@ __all__ = [
     "WorkerInfo",
     "__version__",
     "current_worker",
+    "forget",
+    "learn",
     "listen",
     "listener",
+    "mint",
     "on_shutdown",
     "on_start",
 ]

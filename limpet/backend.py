@@ -229,6 +229,11 @@ def _refuse_settings(settings: Settings, router: Router) -> None:
                 f"`--bind {text}` is no address of its own: the kernel needs one listener for each slot",
                 hint="`--backend dispatcher` takes every bind; `--bind 127.0.0.1:8000` is an address",
             )
+    if settings.max_connections_per_worker:
+        raise BackendError(
+            "`--max-connections-per-worker` needs somebody who counts, and the kernel places by address alone",
+            hint="leave it out, or `--backend dispatcher`",
+        )
     if settings.dispatchers > 1:
         raise BackendError(
             f"`--dispatchers {settings.dispatchers}` asks for dispatchers, and the kernel backend has none",

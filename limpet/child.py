@@ -10,15 +10,17 @@ import logging
 import signal
 import socket
 import sys
+import time
 import traceback
 
 from limpet import apps, boot, current, logs
 from limpet.dispatcher import Dispatcher
 from limpet.errors import LimpetError
 from limpet.handoff import Channel, Outbox
+from limpet.learned import Learned
 from limpet.link import Link
 from limpet.placement import Placement
-from limpet.router import Router
+from limpet.router import Clocks, Router
 from limpet.scoreboard import Scoreboard
 
 log = logging.getLogger("limpet")
@@ -54,11 +56,20 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
     board = Scoreboard(place.scoreboard_fd)
     row = board.dispatcher(place.index)
 
-    router = Router.from_settings(settings, bytes.fromhex(place.secret), apps.load_function, apps.Complaints(row))
+    router = Router.from_settings(
+        settings,
+        bytes.fromhex(place.secret),
+        apps.load_function,
+        apps.Complaints(row),
+        clocks=Clocks(time.time, time.monotonic),
+    )
+    router.learned = Learned(board.learned(), settings.learn_idle_s)
     outboxes = [
         Outbox(Channel.inherit(fds), board.waiting(place.index, slot)) for slot, fds in enumerate(place.channel_fds)
     ]
-    placement = Placement(settings.place, router, board, lambda slot: outboxes[slot].queued())
+    placement = Placement(
+        settings.place, router, board, lambda slot: outboxes[slot].queued(), settings.max_connections_per_worker
+    )
     listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
     link.send({"news": "ready"})
     Dispatcher(settings, router, placement, outboxes, listeners, link, row).run()

@@ -169,6 +169,7 @@ def where_text(keys: Sequence[str], answer: Sequence[dict[str, Any]]) -> str:
     """Return the answer to `where` as people read it: a line for each key."""
     return "\n".join(
         f"{key}: {_slot(home)}, {_worker(home)}, bucket {home['bucket']}, digest {home['digest']}"
+        + (", learned" if home.get("learned") else "")
         for key, home in zip(keys, answer, strict=True)
     )
 

@@ -136,8 +136,12 @@ class Dispatcher:
         self._row.set("busy_since_ns", time.monotonic_ns())  # many key functions in one turn are no one that hangs
         route = self._router.route(peer, request)
         if route is None:
-            slot, digest = self._placement.place(peer), 0
             self._row.add("keyless")
+            placed = self._placement.place(peer)
+            if placed is None:
+                self._refuse(connection, 503, "all workers have as many connections as they may", now)
+                return
+            slot, digest = placed, 0
         else:
             slot, digest = route.slot, route.digest
         handoff = Handoff(listener, slot, digest, int(now * 1e9))

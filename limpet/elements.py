@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from ipaddress import IPv4Address
 from typing import ClassVar, Final, NamedTuple
 
+from limpet.cookie import Jar
 from limpet.errors import SettingsError
 from limpet.forwarded import Trust, client_address, parse_address
 from limpet.request import Peer, Request
@@ -26,6 +27,7 @@ from limpet.request import Peer, Request
 UserFunction = Callable[..., object]
 OnError = Callable[[str, BaseException | str], None]
 
+AFFINITY: Final = "affinity"
 _ADDRESSES: Final = 16384  # keys kept per address element, some 5 MB: making one takes 20 times longer
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # of RFC 9110, which RFC 6265 uses for cookies
 _PATH_HINT: Final = "`--by 'path:^/session/([^/]+)'` takes what follows `/session/`"
@@ -202,6 +204,30 @@ class Path(Element):
     def _value(self, request: Request) -> bytes | None:
         match = self._search(request.path)
         return match[1].encode() if match and match[1] else None
+
+
+class Affinity(Element):
+    """Limpet's own cookie: see cookie.py. Without *jar* it can only be named, never asked.
+
+    Its value is a digest already, that of the key by which the cookie was made.
+    """
+
+    spec = AFFINITY
+
+    def __init__(self, jar: Jar | None = None) -> None:
+        self._jar = jar
+
+    def read(self, text: str) -> Key:
+        opened = None if self._jar is None else self._jar.open(text.encode("utf-8", "replace"))
+        if opened is None:
+            raise SettingsError("that is no cookie that this server made, or it is too old")
+        return Key(opened.digest.to_bytes(8, "big"), self.spec, False)
+
+    def _value(self, request: Request) -> bytes | None:
+        if self._jar is None:
+            raise RuntimeError("affinity needs the secret, so without it this chain cannot be asked")
+        opened = self._jar.find(request)
+        return None if opened is None else opened.digest.to_bytes(8, "big")
 
 
 class Function(Element):

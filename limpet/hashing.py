@@ -46,9 +46,9 @@ class Hasher:
     """Computes digests and buckets under one secret."""
 
     def __init__(self, secret: bytes) -> None:
-        key = _derive(secret, b"limpet.key", 32)
+        key = derive(secret, b"limpet.key", 32)
         self._keyed = hashlib.blake2b(key=key, digest_size=8, person=b"limpet.key")
-        k0, k1 = struct.unpack(">2I", _derive(secret, b"limpet.addr", 8))
+        k0, k1 = struct.unpack(">2I", derive(secret, b"limpet.addr", 8))
         self.address_key: AddressKey = (k0, k1)
         compute = partial(_address_digest, self.address_key)
         self._address_digest: Callable[[bytes], int] = lru_cache(maxsize=ADDRESSES)(compute)
@@ -109,6 +109,6 @@ def _address_digest(key: AddressKey, packed: bytes) -> int:
     return half_sip_hash(key, struct.unpack(f">{len(packed) // 4}I", packed), len(packed))
 
 
-def _derive(secret: bytes, purpose: bytes, size: int) -> bytes:
+def derive(secret: bytes, purpose: bytes, size: int) -> bytes:
     """Return the key for one *purpose*; it tells nothing about the secret, which may have any length."""
     return hashlib.blake2b(secret, digest_size=size, person=purpose).digest()

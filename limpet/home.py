@@ -39,4 +39,5 @@ class Home:
         key = self.router.chain.find(request.peer, request)
         if key is not None:
             return self.router.where(key).slot, True
-        return (self.placement.place(request.peer) if keyed else self.slot), keyed
+        placed = self.placement.place(request.peer) if keyed else None
+        return (self.slot if placed is None else placed), keyed

@@ -12,11 +12,15 @@ where` for keys as text. Pure; runs user code only if it was given *load*.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
+from limpet.cookie import Jar
 from limpet.elements import (
+    AFFINITY,
+    Affinity,
     Cookie,
     Element,
     Forwarded,
@@ -38,13 +42,13 @@ __all__ = ["Key", "KeyChain", "Trust"]
 Load = Callable[[str], UserFunction]
 
 _ALLOWED: Final = (
-    "`ip`, `ip/24`, `ip/24/64`, `forwarded`, `header:NAME`, `cookie:NAME`, `query:NAME`, `path:REGEX` and "
-    "`python:MODULE:FUNCTION` are allowed"
+    "`ip`, `ip/24`, `ip/24/64`, `forwarded`, `header:NAME`, `cookie:NAME`, `query:NAME`, `path:REGEX`, "
+    "`affinity` and `python:MODULE:FUNCTION` are allowed"
 )
 _HINT: Final = "`--by cookie:sid,ip` takes the cookie `sid`, and the address of clients without one"
 _COMMA: Final = re.compile(",")
 _COMMA_BEHIND_REGEX: Final = re.compile(
-    r",(?=\s*(?:(?:ip|forwarded)\s*(?:[/,]|\Z)|(?:header|cookie|query|path|python):))"
+    r",(?=\s*(?:(?:ip|forwarded|affinity)\s*(?:[/,]|\Z)|(?:header|cookie|query|path|python):))"
 )
 _KINDS: Final[Mapping[str, Callable[[str], Element]]] = {
     "header": Header,
@@ -54,7 +58,9 @@ _KINDS: Final[Mapping[str, Callable[[str], Element]]] = {
 }
 _ADDRESS: Final = re.compile(r"(ip|forwarded)(?:/([0-9]{1,3}))?(?:/([0-9]{1,3}))?")
 _FUNCTION: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
-_LABEL: Final = re.compile(r"((?:ip|forwarded)(?:/[0-9]+)*|(?:header|cookie|query|path|python):[^=]*)=.*", re.DOTALL)
+_LABEL: Final = re.compile(
+    r"((?:ip|forwarded)(?:/[0-9]+)*|affinity|(?:header|cookie|query|path|python):[^=]*)=.*", re.DOTALL
+)
 
 
 class KeyChain:
@@ -86,14 +92,31 @@ class KeyChain:
         return only.prefixes if len(self._elements) == 1 and type(only) is Ip else None
 
     @classmethod
-    def parse(cls, text: str, trust: Trust, load: Load | None = None, on_error: OnError | None = None) -> KeyChain:
+    def parse(
+        cls,
+        text: str,
+        trust: Trust,
+        load: Load | None = None,
+        on_error: OnError | None = None,
+        jar: Jar | None = None,
+    ) -> KeyChain:
         """Return the chain written as *text*.
 
         *load* imports the function named `module:function`; without it functions stay unresolved, so that who
         only has to read a chain runs no user code. *on_error* hears of each function that raised or answered
-        what is no key. Raises SettingsError, and whatever *load* raises.
+        what is no key; *jar* opens limpet's own cookies. Raises SettingsError, and whatever *load* raises.
         """
-        return cls([_element(part, trust, load, on_error) for part in _parts(text)])
+        return cls([_element(part, trust, load, on_error, jar) for part in _parts(text)])
+
+    @property
+    def has_affinity(self) -> bool:
+        """Return whether limpet's own cookie is among the elements."""
+        return any(isinstance(element, Affinity) for element in self._elements)
+
+    def before_affinity(self, peer: Peer, request: Request) -> bool:
+        """Return whether an element before `affinity` has a key of this client, so that it needs no cookie."""
+        earlier = itertools.takewhile(lambda element: not isinstance(element, Affinity), self._elements)
+        return any(element.find(peer, request) is not None for element in earlier)
 
     def _find(self, peer: Peer, request: Request | None) -> Key | None:
         for element in self._elements:
@@ -129,10 +152,12 @@ def _parts(text: str) -> Iterator[str]:
         yield part.strip()
 
 
-def _element(text: str, trust: Trust, load: Load | None, on_error: OnError | None) -> Element:
+def _element(text: str, trust: Trust, load: Load | None, on_error: OnError | None, jar: Jar | None = None) -> Element:
     if match := _ADDRESS.fullmatch(text):
         v4, v6 = int(match[2] or 32), int(match[3] or 64)
         return Ip(v4, v6) if match[1] == "ip" else Forwarded(v4, v6, trust=trust)
+    if text == AFFINITY:
+        return Affinity(jar)
     kind, colon, rest = text.partition(":")
     if colon and kind in _KINDS:
         return _KINDS[kind](rest)

@@ -91,6 +91,7 @@ def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
                 "pid": member.child.pid if member.child else None,
                 "state": member.life.state.value,
                 "element": key.element,
+                "learned": route.is_learned,
             }
         )
     return {"keys": answers}
@@ -111,6 +112,7 @@ def _slot(server: Supervisor, number: int) -> dict[str, Any]:
         "returns": row.get("returns", 0) + past["returns"],
         "batons": row.get("batons", 0) + past["batons"],
         "copies": row.get("copies", 0),
+        "learned": learned.size(number) if (learned := server.router.learned) else 0,
         "queued": server.channels[number].queued() + waiting + server.backend.queued(number),
     }
 

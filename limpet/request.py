@@ -143,6 +143,12 @@ class Request:
                 return _unquoted(match[1].strip(_BLANKS), b'"')
         return None
 
+    def cookie_values(self, name: bytes) -> list[bytes]:
+        """Return the different values of all cookies *name*, in wire order."""
+        pattern = _cookie_pattern(name)
+        found = [match.strip(_BLANKS) for line in self._lines(b"cookie") for match in pattern.findall(b";" + line)]
+        return list(dict.fromkeys(found)) if len(found) > 1 else found
+
     def query_bytes(self, name: bytes) -> bytes | None:
         """Return the decoded value of the first query parameter *name*, None when it is absent."""
         match = _query_pattern(name).search("&" + self._query())

@@ -15,8 +15,11 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from limpet import buckets
+from limpet.cookie import Attributes, Jar
+from limpet.elements import AFFINITY
 from limpet.hashing import Hasher
 from limpet.key import Key, KeyChain, Trust
+from limpet.learned import Learned
 from limpet.request import Peer, Request
 from limpet.settings import Settings
 
@@ -34,35 +37,64 @@ class Route(NamedTuple):
     bucket: int
     digest: int
     home: int
+    is_learned: bool = False
+
+
+class Clocks(NamedTuple):
+    """What tells a router the time."""
+
+    wall: Callable[[], float]
+    monotonic: Callable[[], float]
 
 
 class Router:
-    """The key chain, the secret's hash and the bucket table of one server."""
+    """The key chain, the secret's hash, the bucket table and the learned ids of one server."""
 
     def __init__(self, chain: KeyChain, hasher: Hasher, slots: int, *, failover: bool = False) -> None:
         self.chain = chain
         self.hasher = hasher
         self.slots = slots
         self.failover = failover
-        self.where = lru_cache(maxsize=_ROUTES)(self._where)
+        self.jar: Jar | None = None
+        self.learned: Learned | None = None
+        self._now: Callable[[], float] = float
+        self._is_up: Sequence[bool] = ()
+        self._hashed = lru_cache(maxsize=_ROUTES)(self._hash)
         self._homes = self.owners = buckets.table(slots)  # of each bucket: its home, and the slot that serves it now
 
     @classmethod
     def from_settings(
-        cls, settings: Settings, secret: bytes, load: LoadFunction | None = None, on_error: OnError | None = None
+        cls,
+        settings: Settings,
+        secret: bytes,
+        load: LoadFunction | None = None,
+        on_error: OnError | None = None,
+        *,
+        clocks: Clocks | None = None,
     ) -> Router:
-        """Return the router that *settings* describe. Without *load* user functions stay unresolved, so never run."""
-        chain = KeyChain.parse(settings.by, Trust.parse(",".join(settings.trust)), load, on_error)
-        return cls(chain, Hasher(secret), settings.workers, failover=settings.on_down == "failover")
+        """Return the router that *settings* describe. Without *load* user functions stay unresolved, so never run.
+
+        Of several lines of the *secret* the last gives the homes. Without *clocks* it knows no cookies.
+        """
+        lines = [line.strip() for line in secret.splitlines()] or [b""]
+        jar = None
+        if clocks is not None:
+            jar = Jar(lines, settings.cluster, Attributes.parse(settings.affinity_cookie), clocks.wall)
+        chain = KeyChain.parse(settings.by, Trust.parse(",".join(settings.trust)), load, on_error, jar)
+        router = cls(chain, Hasher(lines[-1]), settings.workers, failover=settings.on_down == "failover")
+        router.jar = jar if chain.has_affinity else None
+        if clocks is not None:
+            router._now = clocks.monotonic
+        return router
 
     def follow(self, is_up: Sequence[bool]) -> bool:
         """Take note of which slots have a worker that is ready; return whether that moves any bucket."""
-        before = self.owners
+        before, self._is_up = self.owners, is_up
         if self.failover:
             self.owners = buckets.stand_ins(self.slots, is_up)
         if self.owners == before:
             return False
-        self.where.cache_clear()
+        self._hashed.cache_clear()
         return True
 
     def route(self, peer: Peer, request: Request | None) -> Route | None:
@@ -70,8 +102,31 @@ class Router:
         key = self.chain.find(peer, request)
         return None if key is None else self.where(key)
 
-    def _where(self, key: Key) -> Route:
-        """Return where *key* is served; `where` remembers."""
-        digest = self.hasher.digest(key.value, key.is_address)
+    def where(self, key: Key) -> Route:
+        """Return where *key* is served: where it was learned, else at the home of its bucket."""
+        route = self._hashed(key)
+        if self.learned is None or self.learned.is_empty or key.is_address or key.element == AFFINITY:
+            return route
+        entry = self.learned.find(route.digest, self.slots, self._now())
+        if entry is None:
+            return route
+        if self.failover and self._is_up and not self._is_up[entry.slot]:
+            return route._replace(home=entry.slot)
+        return Route(entry.slot, route.bucket, route.digest, entry.slot, is_learned=True)
+
+    def lives_at(self, slot: int) -> Callable[[int], bool]:
+        """Return what tells whether the home of a digest is *slot*."""
+        return lambda digest: self._homes[digest % buckets.BUCKETS] == slot
+
+    def home_of(self, digest: int) -> int:
+        """Return the slot that is the home of *digest*."""
+        return self._homes[self.hasher.bucket(digest)]
+
+    def _hash(self, key: Key) -> Route:
+        """Return where *key* is served by its hash; `_hashed` remembers."""
+        if key.element == AFFINITY:
+            digest = int.from_bytes(key.value, "big")
+        else:
+            digest = self.hasher.digest(key.value, key.is_address)
         bucket = self.hasher.bucket(digest)
         return Route(self.owners[bucket], bucket, digest, self._homes[bucket])

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from limpet.baton import CELLS_PER_WORKER
 from limpet.buckets import MAX_SLOTS
+from limpet.learned import CELLS as LEARNED_CELLS
 
 WORKER_CELLS: Final[Mapping[str, str]] = {
     "received": "connections taken from the slot's channel or listeners",
@@ -36,6 +37,11 @@ WORKER_CELLS: Final[Mapping[str, str]] = {
     "key_errors": "key functions that raised or answered something that is not a key",
     "copies": "paused copies of connections that other workers read",
     "heads_too_large": "connections refused by a worker: the request head was too large",
+    "cookies": "cookies of `--by affinity` that were set",
+    "learned": "ids learned",
+    "learned_hits": "requests whose key was a learned id",
+    "learned_evicted": "learned ids that had to make room for others",
+    "lost": "requests refused: the worker that made their session is gone",
     "asking_since_ns": "monotonic time since which the worker waits for a key function; 0 while it does not",
 }
 DISPATCHER_CELLS: Final[Mapping[str, str]] = {
@@ -70,6 +76,7 @@ _SIZES: Final = (
     MAX_DISPATCHERS * MAX_SLOTS * _WAITING_ROOM,
     MAX_WORKERS * CELLS_PER_WORKER,
     _ROOM,
+    LEARNED_CELLS,
 )
 Layout = dict[str, list[Any]]
 
@@ -160,6 +167,10 @@ class Scoreboard:
     def supervisor(self) -> Row:
         """Return the row of the supervisor."""
         return self._row(sum(_SIZES[:4]), 0, SUPERVISOR_CELLS, _ROOM)
+
+    def learned(self) -> memoryview[int]:
+        """Return the cells of the learned table; a worker writes those of its slot. Not rows: see learned.py."""
+        return self._cells[sum(_SIZES[:5]) :]
 
     def _row(self, start: int, number: int, names: Mapping[str, str], room: int) -> Row:
         begin = start + number * room

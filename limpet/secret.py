@@ -10,7 +10,7 @@ Called once per start.
    own when it is complete: the first link wins, the others read what it holds. Nobody ever reads half a
    secret.
 4. The secret is what a file holds, byte for byte, without white space around it: a copy of a kept file,
-   given by `--secret-file`, is the same secret.
+   given by `--secret-file`, is the same secret. Several lines are several secrets: see cookie.py.
 """
 
 from __future__ import annotations
@@ -107,9 +107,11 @@ def _read(path: Path) -> bytes:
                 hint=f"`chmod 600 {shlex.quote(str(path))}`",
             )
         value = file.read().strip()
-    if len(value) < _SHORTEST:
-        message = f"the secret file `{path}` holds {len(value)} bytes: at least {_SHORTEST} are needed"
-        raise SettingsError(message, hint=_recipe(path))
+    for number, line in enumerate(value.splitlines() or [b""], 1):
+        if len(line.strip()) < _SHORTEST:
+            which = f"line {number} of the secret file" if b"\n" in value else "the secret file"
+            message = f"{which} `{path}` holds {len(line.strip())} bytes: at least {_SHORTEST} are needed"
+            raise SettingsError(message, hint=_recipe(path))
     return value
 
 

@@ -95,6 +95,18 @@ def check_trust(text: str) -> None:
     Trust.parse(text)
 
 
+def check_affinity_cookie(text: str) -> None:
+    from limpet.cookie import Attributes
+
+    Attributes.parse(text)
+
+
+def check_learn(text: str) -> None:
+    from limpet.sessions import Source
+
+    Source.parse(text)
+
+
 def check_preset(text: str) -> None:
     from limpet.presets import check_preset
 
@@ -145,7 +157,7 @@ class Settings:
     )
     by: str = setting(
         "key chain, where to look for the key of a client: ip, ip/24, ip/24/64, forwarded, header:NAME, "
-        "cookie:NAME, query:NAME, path:REGEX, python:module:function; the first that finds one counts",
+        "cookie:NAME, query:NAME, path:REGEX, affinity, python:module:function; the first that finds one counts",
         "ip",
         metavar="CHAIN",
         check=check_by,
@@ -158,6 +170,33 @@ class Settings:
         check=check_trust,
     )
     place: Literal["least", "hash", "random"] = setting("where a client without a key goes", "least")
+    affinity_cookie: str = setting(
+        "attributes of the cookie of `--by affinity`, written as in Set-Cookie, and Max-Idle=SECONDS; what is left out "
+        "stays as it is, and Secure is set by itself under https",
+        "Path=/; HttpOnly; SameSite=Lax",
+        metavar="ATTRIBUTES",
+        check=check_affinity_cookie,
+    )
+    learn: tuple[str, ...] = setting(
+        "ids to remember with the worker that made them, from its responses: header:NAME, cookie:NAME, or "
+        "location:REGEX for the first group in Location; app for those of which the application calls limpet.learn",
+        (),
+        metavar="WHERE",
+        check=check_learn,
+    )
+    learn_idle_s: float = setting(
+        "time after which a learned id that nobody uses is forgotten", DAY_S, low=1, high=30 * DAY_S
+    )
+    mint: Literal["none", "socketio"] = setting(
+        "library whose session ids are made so that they hash to the worker that makes them: python-socketio, also in "
+        "Flask-SocketIO, with query:sid in the key chain",
+        "none",
+    )
+    on_lost: Literal["serve", "refuse"] = setting(
+        "what a request with a learned id gets when the worker that made it is gone: served by the next worker of its "
+        "slot, or refused with 410, with 404 where the key is header:mcp-session-id",
+        "serve",
+    )
 
     server: str = setting(
         "what serves the application in a worker: a name in docs/servers.md, an installed entry point, or "
@@ -213,6 +252,9 @@ class Settings:
     )
 
     backlog: int = setting("connections that the kernel keeps until they are accepted", 2048, low=1, high=65_535)
+    max_connections_per_worker: int = setting(
+        "connections beyond which a slot gets no more clients without a key; 0 for no limit", 0, low=0, high=1_048_576
+    )
     queue: int = setting("connections that may wait for one slot", 1024, low=1, high=65_536)
     max_pending: int = setting(
         "connections whose request head one dispatcher may wait for", 8192, low=1, high=1_048_576
@@ -240,6 +282,13 @@ class Settings:
         "file to log to; SIGUSR1 opens it anew after a rotation", None, shown="stderr", metavar="FILE"
     )
     debug_header: bool = setting("add X-Limpet-Slot and X-Limpet-Pid to responses", False)
+
+    @property
+    def cluster(self) -> str:
+        """The name by which the secret and the control socket are called, and to which cookies belong."""
+        from limpet.secret import name_from_app
+
+        return self.name or name_from_app(self.app)
 
     def to_json(self) -> str:
         """Return the settings as text for a child process."""

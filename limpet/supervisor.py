@@ -27,9 +27,10 @@ from limpet.control import ControlServer, Message
 from limpet.errors import AppError, LimpetError, SettingsError, reason
 from limpet.handoff import Channel
 from limpet.hosted import Program
+from limpet.learned import Learned
 from limpet.lifecycle import Action, Event, Life, State
 from limpet.link import Link, LinkClosedError
-from limpet.router import Router
+from limpet.router import Clocks, Router
 from limpet.scoreboard import MAX_WORKERS, Scoreboard
 from limpet.settings import Settings
 
@@ -69,6 +70,7 @@ class Supervisor:
         self.router = router
         self.backend = chosen
         self.board = Scoreboard.create()
+        self.router.learned = Learned(self.board.learned(), settings.learn_idle_s)
         self.channels = [Channel.create() for _ in range(settings.workers)]
         self._moves = [Channel.create() for _ in range(settings.workers)]  # between workers: moving.py
         self._serial = 0
@@ -384,7 +386,7 @@ def _cause(member: Member, child: process.Child) -> LimpetError:
 
 def cluster_name(settings: Settings) -> str:
     """Return the name by which the secret and the control socket of this server are called."""
-    return settings.name or secret.name_from_app(settings.app)
+    return settings.cluster
 
 
 def run(settings: Settings, program: Program | None = None) -> None:
@@ -399,6 +401,6 @@ def run(settings: Settings, program: Program | None = None) -> None:
     log.info("secret %s", kept.origin)
     if kept.warning is not None:
         log.warning("%s (hint: %s)", *kept.warning)
-    router = Router.from_settings(settings, kept.value)
+    router = Router.from_settings(settings, kept.value, clocks=Clocks(time.time, time.monotonic))
     with contextlib.closing(backend.open(settings, router)) as chosen:
         Supervisor(settings, kept, router, chosen, program).run()

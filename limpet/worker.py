@@ -22,16 +22,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from limpet import apps, current, hooks, servers
+from limpet import apps, current, hooks, servers, sessions
 from limpet.baton import CELLS_PER_WORKER, Batons
 from limpet.boot import Boot
 from limpet.handoff import Receiver
 from limpet.home import Home
+from limpet.learned import Learned
 from limpet.link import Link
 from limpet.moving import Mover
 from limpet.placement import Placement
-from limpet.router import Router
+from limpet.router import Clocks, Router
 from limpet.scoreboard import Row, Scoreboard
+from limpet.servers.in_session import in_session
 from limpet.settings import Settings
 
 
@@ -60,8 +62,17 @@ def work(place: Boot, link: Link) -> None:
     current.become(info, link)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)
-    router = Router.from_settings(settings, bytes.fromhex(place.secret), _watched(row), apps.Complaints(row))
-    placement = Placement(settings.place, router, board, queued=lambda slot: 0)
+    router = Router.from_settings(
+        settings,
+        bytes.fromhex(place.secret),
+        _watched(row),
+        apps.Complaints(row),
+        clocks=Clocks(time.time, time.monotonic),
+    )
+    router.learned = Learned(board.learned(), settings.learn_idle_s)
+    here = sessions.Sessions(settings, info, router, row)
+    sessions.become(here)
+    placement = Placement(settings.place, router, board, lambda slot: 0, settings.max_connections_per_worker)
     segment = range(place.row * CELLS_PER_WORKER, (place.row + 1) * CELLS_PER_WORKER)
     batons = Batons(board.batons(), segment, place.serial, settings.wait_timeout_s)
     *sending, receiving = (socket.socket(fileno=fd) for fd in place.move_fds)
@@ -77,7 +88,7 @@ def work(place: Boot, link: Link) -> None:
     )
     apps.refuse_requests(settings, router.chain)
     serve = apps.adapter(settings)  # first: gevent has to be there before the application
-    app = apps.load(settings)
+    app = in_session(apps.load(settings), here, settings)
     is_asgi = servers.kind(settings.server).interface == "asgi"
     with contextlib.nullcontext() if is_asgi else hooks.around_worker():
         serve(app, seat)

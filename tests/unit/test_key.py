@@ -118,7 +118,7 @@ def test_chain_has_one_canonical_text(text: str, spec: str) -> None:
         ("python:shop.keys", "`python:shop.keys`"),
         ("python:shop..keys:f", "`python:shop..keys:f`"),
         ("python:keys:f()", "`python:keys:f()`"),
-        ("affinity", "`affinity`"),
+        ("affinity:sid", "`affinity:sid`"),
     ],
 )
 def test_nonsense_in_a_chain_is_named(text: str, found: str) -> None:

@@ -20,16 +20,18 @@ PEER = Peer("192.0.2.1", 4711, "127.0.0.1:8000")
 class Slots:
     """The slots of a server: each has a worker, connections, and clients that wait."""
 
-    def __init__(self, policy: str = "least") -> None:
+    def __init__(self, policy: str = "least", most: int = 0) -> None:
         board = Scoreboard.create()
         self.workers: list[Row] = [board.worker(row) for row in range(SLOTS)]
         self.waiting = [0] * SLOTS
         router = Router(KeyChain.parse("ip", Trust.parse("")), Hasher(b"secret" * 4), SLOTS)
-        self.placement = Placement(policy, router, board, lambda slot: self.waiting[slot])
+        self.placement = Placement(policy, router, board, lambda slot: self.waiting[slot], most)
         self.placement.follow(list(range(SLOTS)))
 
     def place(self, peer: Peer = PEER) -> int:
-        return self.placement.place(peer)
+        slot = self.placement.place(peer)
+        assert slot is not None
+        return slot
 
 
 def peer(number: int) -> Peer:
@@ -107,3 +109,32 @@ def test_unknown_policy_is_a_bug() -> None:
     """The settings allow no other: to go on with a default would hide it."""
     with pytest.raises(KeyError):
         Slots("nearest")
+
+
+@pytest.mark.parametrize("policy", ["least", "random", "hash"])
+def test_full_slot_gets_nobody_while_another_has_room(policy: str) -> None:
+    """Who has no key is at home anywhere, so it need not queue behind a worker that has all it may have."""
+    slots = Slots(policy, most=3)
+    for slot, connections in enumerate((3, 0, 4, 2)):
+        slots.workers[slot].set("connections", connections)
+    slots.waiting = [0, 3, 0, 0]
+    assert {slots.place(peer(number)) for number in range(40)} == {3}
+
+
+@pytest.mark.parametrize("policy", ["least", "random", "hash"])
+def test_when_all_slots_are_full_nobody_is_placed(policy: str) -> None:
+    """The dispatcher then answers 503: a limit that gives way under load is none."""
+    slots = Slots(policy, most=1)
+    slots.waiting = [1] * SLOTS
+    assert slots.placement.place(PEER) is None
+
+
+def test_hash_gives_those_of_a_full_slot_one_stand_in_each() -> None:
+    """The next in rank: the same client comes to the same worker as long as the same slot is full."""
+    slots = Slots("hash", most=1)
+    before = [slots.place(peer(number)) for number in range(60)]
+    slots.waiting[2] = 1
+    after = [slots.place(peer(number)) for number in range(60)]
+    assert after == [slots.place(peer(number)) for number in range(60)]
+    assert [new for old, new in zip(before, after, strict=True) if old != 2] == [old for old in before if old != 2]
+    assert {new for old, new in zip(before, after, strict=True) if old == 2} == {0, 1, 3}

@@ -1,0 +1,33 @@
+"""python-socketio and Flask-SocketIO: the `sid` of Engine.IO hashes to the worker that makes it.
+
+Owns the place where python-engineio makes the id. Every later request of a client carries it in the query, so that
+`--by query:sid` finds it. `--mint socketio` calls `install` in each worker; `sticky` does the same for one server, in
+the application's own code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from limpet.errors import AppError
+from limpet.sessions import mint
+
+
+def sticky(server: Any) -> Any:
+    """Return *server*, a `socketio.Server` or `AsyncServer` (or Engine.IO's), whose ids bring clients home."""
+    engine = getattr(server, "eio", server)
+    make = engine.generate_id
+    engine.generate_id = lambda: mint(make)
+    return server
+
+
+def install() -> None:
+    """Make the ids of all servers in this process bring clients home. Raises AppError where there is no engineio."""
+    try:
+        from engineio.base_server import BaseServer
+    except ImportError as error:
+        raise AppError(
+            f"`--mint socketio` needs python-socketio: {error}", hint="`pip install python-socketio`"
+        ) from None
+    make = BaseServer.generate_id
+    BaseServer.generate_id = lambda self: mint(lambda: make(self))

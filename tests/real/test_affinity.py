@@ -1,0 +1,271 @@
+"""`--by affinity`: limpet's own cookie brings clients home, on every server, with real connections.
+
+Each request has a connection of its own, and all workers must have been used: on one connection anything looks sticky.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from limpet.errors import ControlError
+from tests.harness import Limpet, Reply
+from tests.wire import Wire, request
+
+WORKERS = 4
+ASGI, WSGI = "tests.session_app:asgi", "tests.session_app:wsgi"
+COOKIE = re.compile(r"(limpet_[0-9a-f]{8})=([\w-]{36}); Path=/; SameSite=Lax; HttpOnly")
+SERVERS = {
+    "uvicorn": (ASGI, ()),
+    "uvicorn with WSGI": (WSGI, ()),
+    "hypercorn": (ASGI, ("--server", "hypercorn")),
+    "gunicorn": (WSGI, ("--server", "gunicorn")),
+}
+HANDSHAKE = {"upgrade": "websocket", "sec-websocket-version": "13", "sec-websocket-key": "c2VjcmV0IHNlY3JldCBzZQ=="}
+
+
+def serve(*args: str, app: str = ASGI, by: str = "affinity", **how: object) -> Limpet:
+    """Return a server that has not been started."""
+    return Limpet(app, "--workers", str(WORKERS), "--by", by, *args, **how)  # type: ignore[arg-type]
+
+
+def cookie_of(reply: Reply) -> str:
+    """Return the cookie that *reply* sets, as the client will send it."""
+    match = COOKIE.fullmatch(reply.headers["set-cookie"])
+    assert match, reply
+    return f"{match[1]}={match[2]}"
+
+
+def clients(server: Limpet, count: int = 40, path: str = "/private") -> dict[str, int]:
+    """Return the cookies of *count* new clients, with the slot that each was given."""
+    replies = [server.request(path) for _ in range(count)]
+    found = {cookie_of(reply): int(reply.json()["slot"]) for reply in replies}
+    assert len(found) == count
+    assert set(found.values()) == set(range(WORKERS))
+    return found
+
+
+def come_back(server: Limpet, known: dict[str, int], path: str = "/private") -> None:
+    """Let each client come again, twice: it must reach its slot and get no new cookie."""
+    for cookie in [*known, *reversed(known)]:
+        reply = server.request(path, cookie=f"theme=dark; {cookie}; lang=en")
+        assert "set-cookie" not in reply.headers
+        assert reply.json()["slot"] == known[cookie]
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def server(request: pytest.FixtureRequest) -> Iterator[Limpet]:
+    app, args = SERVERS[request.param]
+    with serve(*args, app=app) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def uvicorn() -> Iterator[Limpet]:
+    with serve() as running:
+        yield running
+
+
+def test_clients_come_home_by_the_cookie_alone(server: Limpet) -> None:
+    """Forty clients of one address: with nothing but what limpet gave them each reaches its worker."""
+    come_back(server, clients(server))
+
+
+def test_error_sets_the_cookie_too(server: Limpet) -> None:
+    """A client whose first answer is an error has been somewhere as well, and tries again there."""
+    reply = server.request("/error")
+    assert reply.status == 503
+    come_back(server, {cookie_of(reply): reply.json()["slot"]})
+
+
+def test_answer_for_an_exception_sets_the_cookie_and_is_logged(uvicorn: Limpet) -> None:
+    """The server's own 500 would come without it."""
+    reply = uvicorn.request("/raise")
+    assert (reply.status, reply.body) == (500, b"Internal Server Error")
+    assert uvicorn.request("/private", cookie=cookie_of(reply)).status == 200
+    assert "RuntimeError: as asked for" in uvicorn.log
+
+
+@pytest.mark.parametrize("path", ["/public", "/shared"])
+def test_response_for_shared_caches_sets_none(server: Limpet, path: str) -> None:
+    """A cache in front would give everybody the same cookie, and one worker all clients."""
+    assert "set-cookie" not in server.request(path).headers
+    assert "set-cookie" in server.request("/not-public").headers
+
+
+def test_forged_cookies_go_nowhere_and_are_replaced(server: Limpet) -> None:
+    """Whatever is not limpet's own counts as none: the client is placed like a new one and gets a good one."""
+    known = clients(server, 12)
+    valid = next(iter(known))
+    name, _, value = valid.partition("=")
+    other = list(known)[1].partition("=")[2]
+    for header in (f"{name}=", f"{name}={value[::-1]}", f"{name}={value[:-1]}", f"{valid}; {name}={other}"):
+        replies = [server.request("/private", cookie=header) for _ in range(2 * WORKERS)]
+        assert len({cookie_of(reply) for reply in replies}) == len(replies)
+        assert set(Counter(reply.json()["slot"] for reply in replies)) == set(range(WORKERS))
+
+
+@pytest.mark.parametrize("ws", ["websockets", "websockets-sansio", "wsproto"])
+def test_handshake_of_a_websocket_sets_and_obeys_it(ws: str) -> None:
+    """Clients that open a websocket first get their cookie with the 101."""
+    if ws == "wsproto":
+        pytest.importorskip("wsproto")
+    with serve("--ws", ws) as server:
+        _websockets_are_sticky(server)
+
+
+def test_handshake_of_a_websocket_sets_and_obeys_it_on_hypercorn() -> None:
+    """The same on another server."""
+    with serve("--server", "hypercorn") as server:
+        _websockets_are_sticky(server)
+
+
+def _websockets_are_sticky(server: Limpet) -> None:
+    known: dict[str, int] = {}
+    for _ in range(2 * WORKERS):
+        cookie, slot = open_websocket(server)
+        assert cookie is not None
+        known[cookie] = slot
+    assert set(known.values()) == set(range(WORKERS))
+    for cookie, slot in known.items():
+        assert open_websocket(server, cookie) == (None, slot)
+    come_back(server, known)
+
+
+def open_websocket(server: Limpet, cookie: str = "a=b") -> tuple[str | None, int]:
+    """Return the cookie of the 101, and the slot that answers."""
+    with Wire(("127.0.0.1", server.port)) as wire:
+        headers = HANDSHAKE | {"cookie": cookie}
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        wire.send(f"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n{head}\r\n".encode())
+        status, answered = wire.head()
+        assert status == 101
+        assert answered["x-from-app"] == "1"
+        slot = json.loads(wire.frame().payload)["slot"]
+        given = answered.get("set-cookie")
+    return (None if given is None else given.partition(";")[0]), slot
+
+
+def test_cookies_survive_a_kill_and_a_restart(tmp_path: Path) -> None:
+    """There is no state to lose: who had a worker has its successor."""
+    with serve(state=tmp_path) as server:
+        known = clients(server)
+        server.kill_worker(1)
+        os.kill(before := server.dispatcher(), 9)
+        server.wait_dispatcher(other_than=before)
+        come_back(server, known)
+    with serve(state=tmp_path) as server:
+        come_back(server, known)
+
+
+def test_client_that_a_stand_in_serves_keeps_its_cookie() -> None:
+    """It is home again when its worker is back: the stand-in must not make it its own."""
+    with serve("--on-down", "failover") as server:
+        known = clients(server)
+        mine = [cookie for cookie, slot in known.items() if slot == 2]
+        server.kill_worker(2, wait_for_next=False)
+        replies = [server.request("/private", cookie=cookie) for cookie in mine]
+        assert all("set-cookie" not in reply.headers for reply in replies)
+        server.wait_ready(2)
+        come_back(server, known)
+
+
+def test_two_servers_of_one_host_do_not_disturb_each_other(uvicorn: Limpet, tmp_path: Path) -> None:
+    """Browsers send cookies to every port of a host: each server must leave the other's alone."""
+    (tmp_path / "secret").touch(mode=0o600)
+    (tmp_path / "secret").write_text("a5" * 32)
+    with serve(state=tmp_path) as second, serve("--name", "third") as third:
+        known = [(server, clients(server, 8)) for server in (uvicorn, second, third)]
+        for at in range(8):
+            browser = "; ".join(list(cookies)[at] for _, cookies in known)
+            for server, cookies in known:
+                come_back(server, {browser: list(cookies.values())[at]})
+
+
+def test_secret_is_changed_without_moving_anybody(tmp_path: Path) -> None:
+    """A new first line signs, the old one is accepted: clients get a new cookie in the same slot."""
+    secret = tmp_path / "secret"
+    with serve(state=tmp_path) as server:
+        known = clients(server, 16)
+    old = secret.read_text()
+    secret.write_text("c3" * 32 + "\n" + old)
+    renewed = {}
+    with serve(state=tmp_path) as server:
+        for cookie, slot in known.items():
+            reply = server.request("/private", cookie=cookie)
+            assert reply.json()["slot"] == slot
+            renewed[cookie_of(reply)] = slot
+        come_back(server, renewed)
+    secret.write_text("c3" * 32)
+    with serve(state=tmp_path) as server:
+        come_back(server, renewed)
+        assert "set-cookie" in server.request("/private", cookie=next(iter(known))).headers
+
+
+def test_chain_asks_affinity_in_its_turn(uvicorn: Limpet) -> None:
+    """An element before it needs no cookie and gets none; one behind it places those who have none yet."""
+    with serve(by="header:x-user,affinity") as server:
+        assert "set-cookie" not in server.request("/private", x_user="ada").headers
+        known = clients(server, 8)
+        come_back(server, known)
+        home = server.where("header:x-user=ada")[0]["slot"]
+        cookie = next(cookie for cookie, slot in known.items() if slot != home)
+        reply = server.request("/private", x_user="ada", cookie=cookie)
+        assert reply.json()["slot"] == home
+    with serve(by="affinity,ip") as server:
+        [home] = server.where("ip=127.0.0.1")
+        first = server.request("/private")
+        assert first.json()["slot"] == home["slot"]
+        come_back(server, {cookie_of(first): home["slot"]})
+        roaming = server.request("/private", source="127.0.3.7", cookie=cookie_of(first))
+        assert roaming.json()["slot"] == home["slot"]
+
+
+def test_pooled_connection_keeps_new_clients_and_old_ones_apart(uvicorn: Limpet) -> None:
+    """A proxy sends everybody's requests on one connection: the cookie that one brought decides, each time."""
+    known = clients(uvicorn, 16)
+    with Wire(("127.0.0.1", uvicorn.port)) as pooled:
+        for cookie, slot in known.items():
+            fresh = pooled.send(request("/private", connection="keep-alive")).reply()
+            mine = pooled.send(request("/private", cookie=cookie_of(fresh))).reply()
+            assert mine.json()["slot"] == fresh.json()["slot"]
+            assert "set-cookie" not in mine.headers
+            other = pooled.send(request("/private", cookie=cookie)).reply()
+            assert other.json()["slot"] == slot
+            assert "set-cookie" not in other.headers
+
+
+def test_where_knows_a_cookie(uvicorn: Limpet) -> None:
+    """An operator pastes what the browser shows."""
+    for cookie, slot in clients(uvicorn, 8).items():
+        [entry] = uvicorn.where(cookie.partition("=")[2])
+        assert (entry["slot"], entry["element"], entry["learned"]) == (slot, "affinity", False)
+    with pytest.raises(ControlError, match="no cookie that this server made"):
+        uvicorn.where("affinity=" + "x" * 36)
+
+
+def test_sessions_of_one_address_spread_evenly(uvicorn: Limpet) -> None:
+    """Everybody behind one NAT: `--by ip` would give them one worker."""
+    _spread(uvicorn, 800)
+
+
+@pytest.mark.slow
+def test_ten_thousand_sessions_of_one_address_spread_evenly(uvicorn: Limpet) -> None:
+    """The same, long enough to see a drift."""
+    _spread(uvicorn, 10_000)
+
+
+def _spread(server: Limpet, sessions: int) -> None:
+    def come(_: int) -> int:
+        return int(server.request("/private").json()["slot"])
+
+    with ThreadPoolExecutor(8) as pool:
+        counted = Counter(pool.map(come, range(sessions)))
+    assert all(abs(counted[slot] - sessions / WORKERS) <= 0.05 * sessions / WORKERS for slot in range(WORKERS)), counted

@@ -1,0 +1,199 @@
+"""The learned table: what was stored is found at once by everybody, and being full is harmless."""
+
+from __future__ import annotations
+
+import random
+from array import array
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limpet import learned
+from limpet.learned import CELLS, ROWS, WAYS, Learned
+
+SLOTS = 4
+IDLE_S = 100.0
+digests = st.integers(0, 2**64 - 1)
+
+
+@pytest.fixture(scope="module")
+def memory() -> memoryview[int]:
+    return memoryview(array("Q", bytes(8 * CELLS)))
+
+
+@pytest.fixture
+def table(memory: memoryview[int]) -> Learned:
+    """An empty table."""
+    for place in range(0, learned._HEADER):
+        memory[place] = 0
+    for row in range(ROWS):
+        begin = learned._HEADER + row * learned._OF_ROW
+        memory[begin : begin + SLOTS * learned._OF_SLOT] = memoryview(array("Q", bytes(8 * SLOTS * learned._OF_SLOT)))
+    return Learned(memory, IDLE_S)
+
+
+def slot_of(table: Learned, digest: int, now: float = 0.0) -> int | None:
+    entry = table.find(digest, SLOTS, now)
+    return None if entry is None else entry.slot
+
+
+def in_one_row(count: int) -> list[int]:
+    """Return digests that share a row."""
+    return [(number + 1) << 40 | 7 << 20 for number in range(count)]
+
+
+@pytest.mark.parametrize("digest", [0, 1, 2**64 - 1, 0x0101010101010101])
+def test_learned_id_is_found_in_its_slot(table: Learned, digest: int) -> None:
+    """Whatever its bytes are: they must not be mistaken for an empty place, nor for half of a neighbour."""
+    for slot in range(SLOTS):
+        table.learn(digest, slot, 3, now=float(slot))
+        entry = table.find(digest, SLOTS, float(slot))
+        assert entry is not None
+        assert (entry.slot, entry.generation) == (slot, 3)
+
+
+def test_nobody_looks_before_anything_was_learned(table: Learned) -> None:
+    """Servers that learn nothing pay nothing."""
+    assert table.is_empty
+    table.learn(5, 0, 1, 0.0)
+    assert not table.is_empty
+
+
+def test_newest_owner_counts(table: Learned) -> None:
+    """An id that another worker has made since belongs to that one."""
+    table.learn(5, 3, 1, now=1.0)
+    table.learn(5, 1, 1, now=2.0)
+    assert slot_of(table, 5, 3.0) == 1
+    table.learn(5, 3, 1, now=4.0)
+    assert slot_of(table, 5, 5.0) == 3
+
+
+def test_forgotten_id_is_unknown_whoever_had_learned_it(table: Learned) -> None:
+    """The request that ends a session may be served by another worker than the one that made it."""
+    table.learn(5, 3, 1, now=1.0)
+    assert table.forget(5, 0, 1, SLOTS, now=2.0)
+    assert slot_of(table, 5, 3.0) is None
+    assert not table.forget(5, 0, 1, SLOTS, now=3.0)
+    table.learn(5, 3, 1, now=4.0)
+    assert slot_of(table, 5, 5.0) == 3
+
+
+def test_unused_id_is_forgotten_and_a_used_one_is_not(table: Learned) -> None:
+    """Clients that never say goodbye fill the table otherwise."""
+    table.learn(5, 2, 1, now=0.0)
+    table.learn(6, 2, 1, now=0.0)
+    entry = table.find(5, SLOTS, 90.0)
+    assert entry is not None
+    assert table.is_due(entry, 90.0)
+    table.touch(5, entry, 90.0)
+    assert slot_of(table, 5, 150.0) == 2
+    assert slot_of(table, 6, 150.0) is None
+
+
+def test_touch_keeps_who_made_it(table: Learned) -> None:
+    """A successor that serves the session has not made it: `--on-lost refuse` has to see that."""
+    table.learn(5, 2, 1, now=0.0)
+    entry = table.find(5, SLOTS, 50.0)
+    assert entry is not None
+    table.touch(5, entry, 50.0)
+    assert table.find(5, SLOTS, 50.0) == entry._replace(seen_ms=50_000)
+
+
+def test_full_row_makes_room_and_says_so(table: Learned) -> None:
+    """The table is bounded: the one seen longest ago goes, and the operator sees the count."""
+    digests = in_one_row(WAYS + 1)
+    assert all(table.learn(digest, 0, 1, now=float(at)) for at, digest in enumerate(digests[:-1]))
+    assert table.size(0) == WAYS
+    assert not table.learn(digests[-1], 0, 1, now=99.0)
+    assert slot_of(table, digests[0], 99.0) is None
+    assert [slot_of(table, digest, 99.0) for digest in digests[1:]] == [0] * WAYS
+    assert table.size(0) == WAYS
+
+
+def test_entries_too_old_make_room_first_and_are_no_loss(table: Learned) -> None:
+    """What has expired is not missed, so it is not counted as evicted."""
+    digests = in_one_row(WAYS + 1)
+    for digest in digests[:-1]:
+        table.learn(digest, 0, 1, now=0.0)
+    assert table.learn(digests[-1], 0, 1, now=IDLE_S + 1)
+
+
+def test_slots_do_not_take_room_from_each_other(table: Learned) -> None:
+    """One writer for each entry: that is why there is no lock."""
+    digests = in_one_row(WAYS * SLOTS)
+    for number, digest in enumerate(digests):
+        table.learn(digest, number % SLOTS, 1, now=0.0)
+    assert [slot_of(table, digest) for digest in digests] == [number % SLOTS for number in range(len(digests))]
+
+
+def test_ten_thousand_ids_are_all_found(table: Learned) -> None:
+    """Of what fills a sixth of the table nothing is lost to rows that happen to be full."""
+    draw = random.Random(7)
+    known = {draw.getrandbits(64): draw.randrange(SLOTS) for _ in range(10_000)}
+    assert all(table.learn(digest, slot, 1, now=1.0) for digest, slot in known.items())
+    assert all(slot_of(table, digest, 2.0) == slot for digest, slot in known.items())
+    assert sum(table.size(slot) for slot in range(SLOTS)) == len(known)
+
+
+def test_id_of_a_slot_that_is_gone_is_unknown(table: Learned) -> None:
+    """With fewer workers than before nobody may be sent to a slot that does not exist."""
+    table.learn(5, 3, 1, now=0.0)
+    assert table.find(5, 3, 0.0) is None
+    assert table.find(5, 4, 0.0) is not None
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.sampled_from(range(24)), st.sampled_from(range(SLOTS)), st.booleans()), max_size=80))
+def test_table_says_what_a_dictionary_says(memory: memoryview[int], steps: list[tuple[int, int, bool]]) -> None:
+    """Any order of learning and forgetting by any slots, in one row that is never full."""
+    begin = learned._HEADER + 7 * learned._OF_ROW
+    memory[begin : begin + SLOTS * learned._OF_SLOT] = memoryview(array("Q", bytes(8 * SLOTS * learned._OF_SLOT)))
+    table, model = Learned(memory, IDLE_S), dict[int, int]()
+    names = in_one_row(24)[: WAYS - 1]
+    for at, (name, slot, forgets) in enumerate(steps):
+        digest, now = names[name % len(names)], at / 1000
+        if forgets:
+            assert table.forget(digest, slot, 1, SLOTS, now) == (model.pop(digest, None) is not None)
+        else:
+            table.learn(digest, slot, 1, now)
+            model[digest] = slot
+        assert [slot_of(table, name, now) for name in names] == [model.get(name) for name in names]
+
+
+class Dying(Exception):
+    """A process ends between two stores."""
+
+
+class _Stops:
+    """Cells in which only so many stores are made."""
+
+    def __init__(self, cells: memoryview[int], stores: int) -> None:
+        self._cells, self._left = cells, stores
+
+    def __getitem__(self, place: int) -> int:
+        return self._cells[place]
+
+    def __setitem__(self, place: int, value: int) -> None:
+        if not self._left:
+            raise Dying
+        self._left -= 1
+        self._cells[place] = value
+
+
+@pytest.mark.parametrize("stores", range(6))
+def test_writer_that_dies_between_two_stores_harms_only_what_it_replaced(table: Learned, stores: int) -> None:
+    """kill -9 comes at any moment: no id may ever be found where it is not."""
+    digests = in_one_row(WAYS + 1)
+    for at, digest in enumerate(digests[:-1]):
+        table.learn(digest, 0, 1, now=float(at))
+    died = False
+    try:
+        Learned(_Stops(table._cells, stores), IDLE_S).learn(digests[-1], 0, 1, now=50.0)  # type: ignore[arg-type]
+    except Dying:
+        died = True
+    assert died == (stores < 4)
+    found = [slot_of(table, digest, 50.0) for digest in digests]
+    assert found[1:-1] == [0] * (WAYS - 1)
+    assert found[0] in (0, None)
+    assert found[-1] == (None if stores < 3 else 0)
