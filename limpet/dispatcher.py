@@ -20,6 +20,7 @@ from typing import Final
 
 from limpet.handoff import Handoff, Outbox
 from limpet.head import BadHead, HeadParser
+from limpet.kernel import open_door
 from limpet.link import Link, LinkClosedError
 from limpet.peek import Arrival, ClientGoneError
 from limpet.placement import Placement
@@ -102,6 +103,8 @@ class Dispatcher:
                 self._stop_accepting(until=now + _ACCEPT_PAUSE_S)
                 return False
             self._row.add("accepted")
+            if self._stop_at is not None:
+                _let_in(connection)
             peer = Peer.of(address, name)
             if self._router.chain.needs_head:
                 deadline = now + self._settings.head_timeout_s
@@ -233,6 +236,13 @@ class Dispatcher:
             sock.close()  # the supervisor has closed its own: from here on clients are refused
         self._listeners.clear()
         for arrival in self._arrivals.values():
+            _let_in(arrival.connection)
             latest = now + _SILENT_S if arrival.silent else self._stop_at - _LAST_WORD_S
             arrival.deadline = min(arrival.deadline, latest)
         self._arrivals = dict(sorted(self._arrivals.items(), key=lambda item: item[1].deadline))
+
+
+def _let_in(connection: socket.socket) -> None:
+    """Let packets reach *connection*, which may have come through a door that was closed behind it."""
+    if connection.family != socket.AF_UNIX:
+        open_door(connection)

@@ -215,6 +215,8 @@ class _Server:
 class _Streams(asyncio.StreamReaderProtocol):
     """The streams of a connection, once it is made."""
 
+    transport: asyncio.BaseTransport | None = None
+
     def __init__(self, loop: asyncio.AbstractEventLoop, serve: Callable[..., Any]) -> None:
         self._reader = asyncio.StreamReader(loop=loop)
         super().__init__(self._reader, loop=loop)
@@ -225,6 +227,7 @@ class _Streams(asyncio.StreamReaderProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let `serve` begin."""
         super().connection_made(transport)
+        self.transport = transport
         self._made.set_result(transport)
 
     async def serve(self) -> None:

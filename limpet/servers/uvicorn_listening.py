@@ -19,8 +19,10 @@ import os
 import resource
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence, Sized
-from typing import Final
+from typing import Any, Final
+from weakref import ref
 
 from limpet.errors import reason
 from limpet.kernel import close_door, open_door
@@ -41,11 +43,11 @@ class Listening:
         listeners: Sequence[socket.socket],
         backlog: int,
         connections: Sized,
-        new_protocol: Callable[[], asyncio.Protocol],
+        new_protocol: Callable[[], Any],
         adopt: Callable[[socket.socket], None],
     ) -> None:
         """*connections* are all that the worker has; *new_protocol* makes the protocol of one that the loop accepts,
-        *adopt* takes over one that is accepted here."""
+        with a `transport`, *adopt* takes over one that is accepted here."""
         self._listeners = listeners
         self._backlog = backlog
         self._connections = connections
@@ -55,6 +57,7 @@ class Listening:
         self._many = sys.maxsize  # connections with which the loop may not accept any more
         self._opening: asyncio.Task[None] | None = None
         self._is_open = False
+        self._latest: deque[ref[Any]] = deque(maxlen=backlog)  # protocols of those that the loop has accepted
         self._hourly = Hourly()
 
     async def prepare(self) -> None:
@@ -92,6 +95,8 @@ class Listening:
             self._loop.remove_reader(fd)
         await asyncio.sleep(0)  # rule 4
         self._close_servers()
+        await asyncio.sleep(0)  # what asyncio has accepted gets its protocol in one turn, and its transport in the next
+        self._let_in()
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
             for _ in range(self._backlog):  # a bound: while the server lives, others may come as fast as these go
@@ -105,6 +110,13 @@ class Listening:
         for server, _ in list(self._servers):
             await server.start_serving()
 
+    def _let_in(self) -> None:
+        """Let packets reach those whom the loop has accepted: the door may have been closed behind some of them."""
+        for transport in (protocol.transport for latest in self._latest if (protocol := latest()) is not None):
+            if transport is not None and not transport.is_closing():
+                with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as accepted:
+                    open_door(accepted)
+
     def _close_servers(self) -> None:
         while self._servers:
             self._servers.pop()[0].close()
@@ -113,7 +125,9 @@ class Listening:
         """Return the protocol for a connection that the loop has accepted."""
         if len(self._connections) >= self._many and self._servers:
             self._loop.call_soon(self._accept_here)
-        return self._new_protocol()
+        protocol: asyncio.Protocol = self._new_protocol()
+        self._latest.append(ref(protocol))
+        return protocol
 
     def _accept_here(self) -> None:
         """Accept in place of the loop from now on: rule 3."""

@@ -7,12 +7,13 @@ import re
 import signal
 import socket
 import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.crowd import Crowd, Home, freeze, homes, keys_of, load
-from tests.harness import Limpet, limpet_command, wait_until
+from tests.harness import PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.wire import Wire, frame, request, upgrade
 
 WORKERS = 4
@@ -134,7 +135,7 @@ def test_worker_that_never_gets_ready_ends_the_start(gate: Path) -> None:
     server = Limpet("tests.apps:gated_start", *CHAIN, "--start-timeout", "2.5", env={"TEST_GATE": str(gate)})
     with server.launched():
         assert server.wait_ended() == 4
-        assert re.search(r"^error: worker 3 \(pid \d+\) was not ready after 2\.5 s$", server.log, re.MULTILINE)
+        assert re.search(r"^error: worker \d \(pid \d+\) was not ready after 2\.5 s$", server.log, re.MULTILINE)
         assert server.processes() == set()
 
 
@@ -272,6 +273,45 @@ def test_new_connections_are_refused_while_a_slow_head_is_awaited() -> None:
         wait_refused(server)
 
         assert half.send(b"\r\n\r\n").reply().status == 200
+        assert server.wait_ended() == 0
+
+
+def knocks_in_vain(server: Limpet) -> bool:
+    """Return whether a client gets no answer, not even that it is refused."""
+    with socket.socket() as knocking:
+        knocking.settimeout(0.3)
+        try:
+            knocking.connect(("127.0.0.1", server.port))
+        except TimeoutError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("by", "flags"),
+    [
+        ("header:x-user", ()),
+        ("ip", ("--loop", "uvloop")),
+        ("ip", ("--loop", "asyncio")),
+        ("ip", ("--server", "hypercorn")),
+    ],
+)
+def test_client_whose_handshake_ends_behind_the_closed_door_is_served(by: str, flags: tuple[str, ...]) -> None:
+    """The kernel has answered it, so it is in; packets of an ordinary system must reach the socket all the same."""
+    with Limpet("tests.apps:echo", "--workers", "1", "--by", by, *flags) as server:
+        accepting = server.worker(0)["pid"] if by == "ip" else server.dispatcher()
+        freeze(accepting)
+        server.signal(signal.SIGTERM)
+        wait_until(partial(knocks_in_vain, server), "the door is closed")
+        with socket.socket() as late:
+            late.settimeout(PATIENCE_S)
+            late.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 255)  # gets through all the same
+            late.connect(("127.0.0.1", server.port))
+            late.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 64)
+            late.sendall(request(x_user="user-1"))
+            os.kill(accepting, signal.SIGCONT)
+
+            assert late.recv(65536).startswith(b"HTTP/1.1 200 ")
         assert server.wait_ended() == 0
 
 
