@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PRODUCTS ?= .venv-products
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill soak docs clean
+.PHONY: help run test check quick kill soak docs products measure-products clean
 
 help: ## show these lines
-	@sed -n 's/^\([a-z]*\):.*## /\1: /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
 
 run: $(VENV)/.base ## start the example chat on 4 sticky workers
 	cd examples/chat && $(abspath $(BIN))/limpet run app:app --workers 4 --by $(CHAIN)
@@ -25,6 +26,13 @@ kill: $(VENV)/.dev ## kill a hundred workers under load, on each backend
 soak: $(VENV)/.dev ## the long forms of what moves: 10,000 requests on a connection, 200 kills, real proxies
 	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py
 
+products: $(VENV)/.dev $(PRODUCTS)/.done ## 20 sessions at once of each product that has a preset, in a real browser
+	LIMPET_TEST_PRODUCTS=$(abspath $(PRODUCTS)) $(BIN)/pytest -m products tests/products
+
+measure-products: $(VENV)/.dev $(PRODUCTS)/.done ## the same, and on uvicorn's own workers; write down how many fail
+	LIMPET_TEST_PRODUCTS=$(abspath $(PRODUCTS)) $(BIN)/python -m tests.products.record
+	$(MAKE) docs
+
 check: $(VENV)/.dev ## style and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +43,7 @@ docs: $(VENV)/.dev ## write again what in docs/ is made from the code
 	$(BIN)/python -m limpet.presets benchmarks/results/products.json > docs/presets.md
 
 clean: ## remove what make has made
-	rm -rf $(VENV) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PRODUCTS) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.base: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,6 +52,11 @@ $(VENV)/.base: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(PRODUCTS)/.done: pyproject.toml tests/products/requirements.txt
+	test -x $(PRODUCTS)/bin/python || $(PYTHON) -m venv $(PRODUCTS)
+	$(PRODUCTS)/bin/pip install --quiet --disable-pip-version-check --editable . -r tests/products/requirements.txt
 	touch $@
 
 # The tests with the JavaScript client are skipped where there is no npm, unless CI is set.

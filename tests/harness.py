@@ -75,6 +75,7 @@ class Limpet:
         fds: Sequence[int] = (),
         user: int | None = None,
         python: str = sys.executable,
+        start_s: float = PATIENCE_S,
     ) -> None:
         self._own_state = None if state else tempfile.TemporaryDirectory(prefix="limpet-test-")
         self.state = state or Path(self._own_state.name if self._own_state else "")
@@ -92,6 +93,7 @@ class Limpet:
         self._cwd = cwd
         self._fds = fds
         self._python = python
+        self._start_s = start_s  # heavy applications take longer than any other wait of a test
         self._user: dict[str, Any] = {}
         if user is not None:
             self._user = {"user": user, "group": user, "extra_groups": ()}
@@ -184,7 +186,7 @@ class Limpet:
 
     def wait_serving(self) -> None:
         """Wait until it says that it serves."""
-        wait_until(lambda: "serving " in self.log or not self.running, "limpet serves or ended")
+        wait_until(lambda: "serving " in self.log or not self.running, "limpet serves or ended", self._start_s)
         if "serving " not in self.log:
             self._reader.join(PATIENCE_S)
             raise AssertionError(f"limpet ended with {self.wait_ended()}:\n{self.log}")

@@ -1,0 +1,34 @@
+"""Gradio: state, queue and uploads are one process's, and the session's name is in the body of its requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.products.browsers import Page
+from tests.products.stage import Product, all_at_home, in_browsers, pid_in, played
+
+MESSAGES = 3
+
+
+async def play(page: Page, url: str, file: Path) -> set[int]:
+    """Say something and be answered, several times; send a file."""
+    await page.goto(url)
+    pids: set[int] = set()
+    for count in range(1, MESSAGES + 1):
+        await page.type("#say textarea, #say input", f"word-{count}")
+        pids.add(pid_in(await page.value("#answer textarea, #answer input", f"count {count} of word-{count} ")))
+    await page.choose("#given input[type=file]", file)
+    pids.add(pid_in(await page.value("#arrived textarea, #arrived input", f"{file.name}:{file.stat().st_size} ")))
+    return pids
+
+
+PRODUCT = Product("gradio", "gradio", "gradio_app:app", in_browsers(play), env={"GRADIO_ANALYTICS_ENABLED": "False"})
+
+
+@pytest.mark.products
+@pytest.mark.parametrize("way", ["plain", "nginx"])
+def test_each_session_chats_with_one_process(way: str) -> None:
+    """The count of the chat is in a `gr.State`, which is in the memory of one process."""
+    all_at_home(played(PRODUCT, "limpet", way))

@@ -1,0 +1,41 @@
+"""Solara: each page has a kernel in one process, and its websocket must get there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.products.browsers import Page
+from tests.products.stage import APPS, Product, all_at_home, in_browsers, pid_in, played
+
+CLICKS = 3
+
+
+async def play(page: Page, url: str, file: Path) -> set[int]:
+    """Count, lose the websocket, and count on."""
+    await page.goto(url)
+    pids = {pid_in(await page.text(".shown", "count 0 "))}
+    for count in range(1, CLICKS + 1):
+        await page.click("button", "ADD")
+        pids.add(pid_in(await page.text(".shown", f"count {count} ")))
+    await page.lose_websocket()
+    await page.click("button", "ADD")
+    pids.add(pid_in(await page.text(".shown", f"count {CLICKS + 1} ")))
+    return pids
+
+
+PRODUCT = Product(
+    "solara",
+    "solara",
+    "solara.server.starlette:app",
+    in_browsers(play),
+    env={"SOLARA_APP": str(APPS / "solara_page.py"), "SOLARA_TELEMETRY_MIXPANEL_ENABLE": "False"},
+)
+
+
+@pytest.mark.products
+@pytest.mark.parametrize("way", ["plain", "nginx"])
+def test_each_session_has_its_kernel_in_one_process(way: str) -> None:
+    """A kernel's state is in the memory of one process."""
+    all_at_home(played(PRODUCT, "limpet", way))
