@@ -42,6 +42,9 @@ class Backend(Protocol):
     def inherited(self, slot: int | None) -> Inherited:
         """Return what the worker of *slot* inherits, or with None a dispatcher."""
 
+    def listeners(self) -> list[list[Listener]]:
+        """Return the listeners of each bind."""
+
     def listen(self) -> None:
         """Let clients in; all members are ready. Raises ListenError."""
 
@@ -63,15 +66,25 @@ class DispatcherBackend:
 
     name = "dispatcher"
 
-    def __init__(self, settings: Settings) -> None:
-        self.dispatchers = settings.dispatchers
-        self._listeners: list[Listener] = []
+    def __init__(self, dispatchers: int, listeners: Sequence[Listener]) -> None:
+        """Owns *listeners*."""
+        self.dispatchers = dispatchers
+        self._listeners = listeners
+        self.urls = [item.url for item in listeners]
+
+    @classmethod
+    def open(cls, settings: Settings) -> DispatcherBackend:
+        """Return the backend for *settings*, bound to its addresses. Raises ListenError."""
         with contextlib.ExitStack() as stack:
-            for text in settings.bind:
-                self._listeners.append(binds.open(Bind.parse(text), settings.backlog))
-                stack.callback(self._listeners[-1].close)
+            listeners = [
+                stack.enter_context(contextlib.closing(binds.open(Bind.parse(text), settings.backlog)))
+                for text in settings.bind
+            ]
             stack.pop_all()
-        self.urls = [item.url for item in self._listeners]
+        return cls(settings.dispatchers, listeners)
+
+    def listeners(self) -> list[list[Listener]]:
+        return [[item] for item in self._listeners]
 
     def inherited(self, slot: int | None) -> Inherited:
         return tuple((item.sock.fileno() if slot is None else -1, item.bind.text) for item in self._listeners)
@@ -103,15 +116,27 @@ class KernelBackend:
     name = "kernel"
     dispatchers = 0
 
-    def __init__(self, settings: Settings, router: Router) -> None:
+    def __init__(self, router: Router, groups: Sequence[kernel.Group]) -> None:
+        """Owns *groups*."""
         self._router = router
-        self._groups: list[kernel.Group] = []
+        self._groups = groups
+        self.urls = [group.url for group in groups]
+
+    @classmethod
+    def open(cls, settings: Settings, router: Router) -> KernelBackend:
+        """Return the backend for *settings*, bound to its addresses. Raises ListenError."""
         with contextlib.ExitStack() as stack:
-            for text in settings.bind:
-                self._groups.append(kernel.Group.open(Bind.parse(text), settings.workers, settings.backlog))
-                stack.callback(self._groups[-1].close)
+            groups = [
+                stack.enter_context(
+                    contextlib.closing(kernel.Group.open(Bind.parse(text), settings.workers, settings.backlog))
+                )
+                for text in settings.bind
+            ]
             stack.pop_all()
-        self.urls = [group.url for group in self._groups]
+        return cls(router, groups)
+
+    def listeners(self) -> list[list[Listener]]:
+        return [group.members for group in self._groups]
 
     def inherited(self, slot: int | None) -> Inherited:
         assert slot is not None, "there are no dispatchers"
@@ -156,7 +181,14 @@ def open(settings: Settings, router: Router) -> Backend:  # noqa: A001 - reads `
     name, why = choose(settings, router)
     log.info("backend %s: %s", name, why)
     _say_what_keep_alive_means(settings, router)
-    return KernelBackend(settings, router) if name == "kernel" else DispatcherBackend(settings)
+    return KernelBackend.open(settings, router) if name == "kernel" else DispatcherBackend.open(settings)
+
+
+def adopt(name: str, settings: Settings, router: Router, listeners: Sequence[list[Listener]]) -> Backend:
+    """Return the backend *name* with the *listeners* that it had in the supervisor before this one."""
+    if name == "kernel":
+        return KernelBackend(router, [kernel.Group(members) for members in listeners])
+    return DispatcherBackend(settings.dispatchers, [members[0] for members in listeners])
 
 
 def _say_what_keep_alive_means(settings: Settings, router: Router) -> None:

@@ -39,6 +39,7 @@ _EPOCH_BITS: Final = 64 - _WHO_BITS - _STATE_BITS
 _WHO_MASK: Final = (1 << _WHO_BITS) - 1
 _STATE_MASK: Final = (1 << _STATE_BITS) - 1
 _EPOCH_MASK: Final = (1 << _EPOCH_BITS) - 1
+FORM: Final = [_EPOCH_BITS, _STATE_BITS, _WHO_BITS]  # what two versions must agree on
 
 
 # States, plain numbers: they are read and written for each move, and members of an Enum cost 0.1 us each in 3.11.

@@ -44,33 +44,33 @@ class _Caller:
 class ControlServer:
     """The supervisor's side. Owns the socket and its file; `close` removes it."""
 
-    def __init__(self, path: str | None, name: str, answer: Answer, selector: selectors.BaseSelector) -> None:
-        """Listen on *path*, by default a new file in the runtime directory, with *selector*. Raises ListenError.
+    def __init__(self, path: Path, listener: socket.socket, answer: Answer, selector: selectors.BaseSelector) -> None:
+        """Answer who calls at *listener*, the socket at *path*.
 
-        The keys it registers carry a function to call with the monotonic time when they are readable.
+        The keys it registers with *selector* carry a function to call with the monotonic time when they are readable.
         """
-        self.path = Path(path) if path else runtime_dir() / f"{name}-{os.getpid()}.sock"
+        self.path = path
         self._answer = answer
         self._selector = selector
         self._callers: dict[socket.socket, _Caller] = {}
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            if path is None:
-                _make_private(self.path.parent)
-            _remove_dead(self.path)
-            mask = os.umask(0o177)
-            try:
-                self._listener.bind(str(self.path))
-            finally:
-                os.umask(mask)
-            self._listener.listen(_MOST_CALLERS)
-        except OSError as error:
-            self._listener.close()
-            reason = (error.strerror or str(error)).lower()
-            hint = "`--control PATH` puts the control socket elsewhere"
-            raise ListenError(f"cannot open the control socket `{self.path}`: {reason}", hint=hint) from None
-        self._listener.setblocking(False)
+        self._listener = listener
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def pack(self) -> dict[str, Any]:
+        """Return what `adopt` needs in another program of this process: who is in mid-question is not forgotten."""
+        asking = [(caller, state.unread) for caller, state in self._callers.items() if state.deadline != float("inf")]
+        callers = [{"fd": caller.fileno(), "unread": unread.hex()} for caller, unread in asking]
+        return {"path": str(self.path), "fd": self._listener.fileno(), "callers": callers}
+
+    @classmethod
+    def adopt(
+        cls, packed: dict[str, Any], answer: Answer, selector: selectors.BaseSelector, now: float
+    ) -> ControlServer:
+        """Return the server that `pack` was called on."""
+        server = cls(Path(packed["path"]), socket.socket(fileno=packed["fd"]), answer, selector)
+        for each in packed["callers"]:
+            server._await(socket.socket(fileno=each["fd"]), now, bytes.fromhex(each["unread"]))
+        return server
 
     def expire(self, now: float) -> None:
         """Drop the callers whose time is over."""
@@ -91,8 +91,11 @@ class ControlServer:
             caller.setblocking(False)
             if len(self._callers) >= _MOST_CALLERS:
                 self._drop(next(iter(self._callers)))
-            self._callers[caller] = _Caller(deadline=now + _PATIENCE_S)
-            self._selector.register(caller, selectors.EVENT_READ, lambda _: self._read(caller))
+            self._await(caller, now)
+
+    def _await(self, caller: socket.socket, now: float, unread: bytes = b"") -> None:
+        self._callers[caller] = _Caller(now + _PATIENCE_S, unread)
+        self._selector.register(caller, selectors.EVENT_READ, lambda _: self._read(caller))
 
     def _drop(self, caller: socket.socket) -> None:
         del self._callers[caller]
@@ -125,6 +128,29 @@ class ControlServer:
         except (ValueError, RecursionError):  # the latter for thousands of brackets
             return {"error": "not a JSON object"}
         return self._answer(request) if isinstance(request, dict) else {"error": "not a JSON object"}
+
+
+def listen(path: str | None, name: str) -> tuple[Path, socket.socket]:
+    """Return a socket that listens on *path*, by default a new file in the runtime directory. Raises ListenError."""
+    where = Path(path) if path else runtime_dir() / f"{name}-{os.getpid()}.sock"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path is None:
+            _make_private(where.parent)
+        _remove_dead(where)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(where))
+        finally:
+            os.umask(mask)
+        listener.listen(_MOST_CALLERS)
+    except OSError as error:
+        listener.close()
+        reason = (error.strerror or str(error)).lower()
+        hint = "`--control PATH` puts the control socket elsewhere"
+        raise ListenError(f"cannot open the control socket `{where}`: {reason}", hint=hint) from None
+    listener.setblocking(False)
+    return where, listener
 
 
 def ask(path: str | None, request: Message, *, timeout_s: float = 10.0, until_end: float | None = None) -> Message:

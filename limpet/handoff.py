@@ -31,6 +31,7 @@ from limpet.scoreboard import Row
 
 _MESSAGE: Final = struct.Struct("<HHIQQ8x")  # listener, slot, 0, digest, accepted at
 SIZE: Final = _MESSAGE.size
+FORM: Final = _MESSAGE.format  # what two versions must agree on
 _DESCRIPTOR: Final = struct.Struct("i")
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
 _FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS})

@@ -24,10 +24,10 @@ class LinkClosedError(Exception):
 class Link:
     """One end of the line. Owns its socket."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, unread: bytes = b"") -> None:
         self._end = end
         self._end.setblocking(False)
-        self._unread = b""
+        self.unread = unread  # the beginning of a message, whose end has not come yet
 
     @classmethod
     def pair(cls) -> tuple[Link, socket.socket]:
@@ -57,9 +57,9 @@ class Link:
                 break
             except OSError:
                 data = b""
-            self._unread += data
+            self.unread += data
             ended = not data
-        *lines, self._unread = self._unread.split(b"\n")
+        *lines, self.unread = self.unread.split(b"\n")
         if ended and not lines:  # else it is told by the next call
             raise LinkClosedError
         return [json.loads(line) for line in lines]

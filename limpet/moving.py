@@ -30,6 +30,7 @@ from limpet.baton import Baton, Batons, Verdict
 from limpet.scoreboard import Row
 
 _MESSAGE: Final = struct.Struct("<HHIQ")  # listener, 1 when the bytes are in a memory file, place + 1 or 0, epoch
+FORM: Final = _MESSAGE.format  # what two versions must agree on
 _INLINE_BYTES: Final = 60_000  # of leftover in the message itself; more travels in a memory file
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(2 * _DESCRIPTOR_BYTES)

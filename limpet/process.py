@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
 from limpet import boot
 from limpet.link import Link, Message
@@ -41,7 +41,7 @@ class Child:
             environment |= {"LIMPET_SLOT": str(place.index), "LIMPET_GENERATION": str(place.generation)}
         boot_fd = boot.write(place)
         try:
-            self._process = subprocess.Popen(
+            self._process: subprocess.Popen[bytes] | _Adopted = subprocess.Popen(
                 # -P: a `select.py` of the user's must not stand in for Python's own; the child adds the folder itself
                 [sys.executable, "-P", "-m", "limpet.child", role, str(boot_fd)],
                 stdin=subprocess.DEVNULL,
@@ -53,6 +53,13 @@ class Child:
             os.close(boot_fd)
         self.pid = self._process.pid
 
+    @classmethod
+    def adopt(cls, link: Link, pid: int, **kept: Any) -> Child:
+        """Return the child of this process with *pid* that another program here has started; *kept* was said of it."""
+        child = cls.__new__(cls)
+        vars(child).update(kept, link=link, pid=pid, _process=_Adopted(pid))
+        return child
+
     def ended(self) -> bool:
         """Reap the process if it has ended; return whether it has. Blocks never."""
         return self._process.poll() is not None
@@ -60,11 +67,33 @@ class Child:
     def how_it_ended(self) -> str:
         """Return in words how the reaped process ended."""
         code = self._process.returncode
+        assert code is not None
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
     def kill(self) -> None:
         """End the process at once."""
         self._process.kill()
+
+
+class _Adopted:
+    """What `subprocess.Popen` is to a child that was started by it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Reap it if it has ended; return its exit code, None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def kill(self) -> None:
+        """End it at once, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def reap_orphans(own: Collection[int]) -> None:

@@ -21,7 +21,7 @@ import socket
 import time
 from typing import Final
 
-from limpet import backend, boot, logs, notify, process, report, secret, signals
+from limpet import backend, boot, control, logs, notify, process, report, secret, signals
 from limpet.backlog import Watch
 from limpet.control import ControlServer, Message
 from limpet.errors import AppError, LimpetError, SettingsError, reason
@@ -79,7 +79,9 @@ class Supervisor:
         self.past = report.Past(settings.workers)
         self._secret = kept
         self._selector = selectors.DefaultSelector()
-        self._control = ControlServer(settings.control, cluster_name(settings), self._answer, self._selector)
+        self._control = ControlServer(
+            *control.listen(settings.control, cluster_name(settings)), self._answer, self._selector
+        )
         self._program = program
         if program is not None:
             program.watch(self, self._selector)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from limpet import control
-from limpet.control import ControlServer
+from limpet.control import ControlServer, listen
 from limpet.errors import ControlError, ListenError
 from limpet.handoff import SIZE, Channel, ChannelFullError, Handoff, Outbox, Receiver
 from limpet.link import Link, LinkClosedError
@@ -308,7 +308,7 @@ class Server:
 
     def __init__(self, path: Path | None = None, name: str = "test") -> None:
         self.selector = selectors.DefaultSelector()
-        self.control = ControlServer(str(path) if path else None, name, self.answer, self.selector)
+        self.control = ControlServer(*listen(str(path) if path else None, name), self.answer, self.selector)
         self.now = 0.0
         self.asked = 0
         self._stop = threading.Event()
