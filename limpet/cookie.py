@@ -33,7 +33,7 @@ from typing import Any, Final, NamedTuple
 
 from limpet.errors import SettingsError
 from limpet.hashing import derive
-from limpet.request import Request
+from limpet.request import Request, cookie_values
 
 DEFAULT: Final = "Path=/; HttpOnly; SameSite=Lax"
 MAX_AGE_S: Final = 400 * 86_400  # browsers keep no cookie for longer
@@ -161,6 +161,12 @@ class Jar:
             if values and (opened := self._of_one(number, values)) is not None:
                 return opened
         return None
+
+    def is_good(self, lines: list[bytes]) -> bool:
+        """Return whether the Cookie headers *lines* hold a cookie that counts and is not due: the usual case."""
+        values = cookie_values(lines, self._lines[0].name)
+        opened = self._of_one(0, values) if values else None
+        return opened is not None and not self.is_due(opened)
 
     def _of_one(self, number: int, values: list[bytes]) -> Opened | None:
         opened = self._open(number, values[0]) if len(values) == 1 else None

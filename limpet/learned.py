@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from limpet.buckets import MAX_SLOTS
@@ -73,13 +74,18 @@ class Learned:
 
     def find(self, digest: int, slots: int, now: float) -> Entry | None:
         """Return where the id with this *digest* was learned last, None if it is unknown. Looks at *slots* slots."""
-        now_ms = int(now * 1000)
+        digest = digest or 1
+        begin, needle = self._row(digest), _NEEDLE.pack(digest)
         for _ in range(_LOOKS):
-            entries = list(self._entries(digest or 1, slots))
+            row = self._cells[begin : begin + slots * _OF_SLOT].tobytes()
+            if needle not in row:
+                return None
+            entries = list(_entries(row, needle, digest))
             if None not in entries:
                 break
-        found = [entry for entry in entries if entry is not None and now_ms - entry.seen_ms <= self._idle_ms]
-        newest = max(found, key=lambda entry: entry.seen_ms, default=None)
+        oldest_ms = int(now * 1000) - self._idle_ms
+        found = [entry for entry in entries if entry is not None and entry.seen_ms >= oldest_ms]
+        newest = max(found, key=attrgetter("seen_ms"), default=None)
         return None if newest is None or newest.is_forgotten else newest
 
     def learn(self, digest: int, slot: int, generation: int, now: float, *, forget: bool = False) -> bool:
@@ -129,17 +135,16 @@ class Learned:
     def _row(self, digest: int) -> int:
         return _HEADER + (digest >> 20) % ROWS * _OF_ROW  # bits that the bucket does not use
 
-    def _entries(self, digest: int, slots: int) -> Iterator[Entry | None]:
-        """Yield the entries of *digest*, None for one that is just being written."""
-        begin = self._row(digest)
-        row, needle = bytes(self._cells[begin : begin + slots * _OF_SLOT]), _NEEDLE.pack(digest)
-        at = row.find(needle)
-        while at >= 0:
-            if at % (2 * _CELL_BYTES) == 0:
-                slot = at // (_OF_SLOT * _CELL_BYTES)
-                [info] = _NEEDLE.unpack_from(row, at + _CELL_BYTES)
-                yield _entry(slot, info) if info >> _CHECK_SHIFT == digest >> 55 else None
-            at = row.find(needle, at + 1)
+
+def _entries(row: bytes, needle: bytes, digest: int) -> Iterator[Entry | None]:
+    """Yield the entries of *digest*, None for one that is just being written."""
+    at = row.find(needle)
+    while at >= 0:
+        if at % (2 * _CELL_BYTES) == 0:
+            [info] = _NEEDLE.unpack_from(row, at + _CELL_BYTES)
+            slot = at // (_OF_SLOT * _CELL_BYTES)
+            yield _entry(slot, info) if info >> _CHECK_SHIFT == digest >> 55 else None
+        at = row.find(needle, at + 1)
 
 
 def _entry(slot: int, info: int) -> Entry:

@@ -91,7 +91,7 @@ def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
                 "pid": member.child.pid if member.child else None,
                 "state": member.life.state.value,
                 "element": key.element,
-                "learned": route.is_learned,
+                "learned": route.learned is not None,
             }
         )
     return {"keys": answers}

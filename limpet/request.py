@@ -14,7 +14,7 @@ users' key functions.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, AnyStr, Final
@@ -145,9 +145,7 @@ class Request:
 
     def cookie_values(self, name: bytes) -> list[bytes]:
         """Return the different values of all cookies *name*, in wire order."""
-        pattern = _cookie_pattern(name)
-        found = [match.strip(_BLANKS) for line in self._lines(b"cookie") for match in pattern.findall(b";" + line)]
-        return list(dict.fromkeys(found)) if len(found) > 1 else found
+        return cookie_values(self._lines(b"cookie"), name)
 
     def query_bytes(self, name: bytes) -> bytes | None:
         """Return the decoded value of the first query parameter *name*, None when it is absent."""
@@ -196,6 +194,13 @@ class UnparsedRequest(Request):
 
     def _lines(self, name: bytes) -> list[bytes]:
         return [value.strip(_BLANKS) for value in _line_pattern(name).findall(self._head)]
+
+
+def cookie_values(lines: Iterable[bytes], name: bytes) -> list[bytes]:
+    """Return the different values of all cookies *name* in the Cookie headers *lines*, in wire order."""
+    pattern = _cookie_pattern(name)
+    found = [value.strip(_BLANKS) for line in lines for value in pattern.findall(b";" + line)]
+    return list(dict.fromkeys(found)) if len(found) > 1 else found
 
 
 def _lines(raw: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:

@@ -19,7 +19,7 @@ from limpet.cookie import Attributes, Jar
 from limpet.elements import AFFINITY
 from limpet.hashing import Hasher
 from limpet.key import Key, KeyChain, Trust
-from limpet.learned import Learned
+from limpet.learned import Entry, Learned
 from limpet.request import Peer, Request
 from limpet.settings import Settings
 
@@ -37,7 +37,7 @@ class Route(NamedTuple):
     bucket: int
     digest: int
     home: int
-    is_learned: bool = False
+    learned: Entry | None = None
 
 
 class Clocks(NamedTuple):
@@ -112,7 +112,7 @@ class Router:
             return route
         if self.failover and self._is_up and not self._is_up[entry.slot]:
             return route._replace(home=entry.slot)
-        return Route(entry.slot, route.bucket, route.digest, entry.slot, is_learned=True)
+        return Route(entry.slot, route.bucket, route.digest, entry.slot, entry)
 
     def lives_at(self, slot: int) -> Callable[[int], bool]:
         """Return what tells whether the home of a digest is *slot*."""

@@ -86,13 +86,19 @@ class Sessions:
         self._sources: dict[bytes, list[Source]] = {}
         for source in map(Source.parse, settings.learn):
             self._sources.setdefault(source.header, []).append(source)
+        self._watches = bool(self._sources) or self._refuses  # learned ids: those in use, and those that are lost
         self._lives_here = router.lives_at(info.slot)
         self._one_at_a_time = threading.Lock()  # the table's rule 1; a WSGI application has threads
 
     @property
     def is_idle(self) -> bool:
         """Whether neither requests nor responses are of interest, now and later."""
-        return self._router.jar is None and not self._sources and not self._refuses
+        return self._router.jar is None and not self._watches
+
+    def is_settled(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Return whether a request with these *headers* and its response are of no interest: the usual case."""
+        jar = self._router.jar
+        return not self._watches and jar is not None and jar.is_good([v for name, v in headers if name == b"cookie"])
 
     @property
     def learns(self) -> bool:
@@ -102,16 +108,15 @@ class Sessions:
     def refusal(self, request: Request) -> int:
         """Return the status with which to refuse *request*, 0 to serve it. Notes that its learned id is in use."""
         learned = self._router.learned
-        if learned is None or learned.is_empty:
+        if not self._watches or learned is None or learned.is_empty:
             return 0
         key = self._router.chain.find(request.peer, request)
         route = None if key is None else self._router.where(key)
-        if key is None or route is None or not route.is_learned:
+        if key is None or route is None or route.learned is None:
             return 0
         self._row.add("learned_hits")
-        now = time.monotonic()
-        entry = learned.find(route.digest, self._router.slots, now)
-        if entry is None or entry.slot != self._info.slot:
+        entry, now = route.learned, time.monotonic()
+        if entry.slot != self._info.slot:  # learned elsewhere since it was sent here
             return 0
         if self._refuses and entry.generation != self._info.generation & 0x3FFF:
             self._row.add("lost")

@@ -55,7 +55,7 @@ class InSession:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass the call on, or refuse it; with what its response should carry."""
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] not in ("http", "websocket") or self._sessions.is_settled(scope["headers"]):
             await self._app(scope, receive, send)
             return
         request = self._request(scope)

@@ -3,6 +3,7 @@ made them, however fast they come back and whoever dies in between."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -16,6 +17,7 @@ from tests.wire import Wire, request
 
 WORKERS = 4
 ASGI, WSGI = "tests.session_app:asgi", "tests.session_app:wsgi"
+POLL = "/socket.io/?EIO=4&transport=polling"
 BY = "header:mcp-session-id,cookie:sid,query:sid,path:^/files/([^/]+)"
 LEARN = ("--learn", "header:mcp-session-id", "--learn", "cookie:sid", "--learn", "location:/files/([^/?]+)")
 
@@ -186,3 +188,21 @@ def test_full_workers_get_no_new_clients_and_old_ones_come_home() -> None:
         finally:
             for wire in wires:
                 wire.close()
+
+
+def test_sid_of_socketio_is_minted_so_that_polls_reach_their_worker() -> None:
+    """Every poll on a connection of its own, with nothing but the sid: another worker answers 400, session unknown."""
+    with Limpet(
+        "tests.socketio_app:asgi", "--workers", "4", "--by", "query:sid", "--mint", "socketio", "--debug-header"
+    ) as server:
+        slots = Counter[str]()
+        for _ in range(20):
+            opened = server.request(POLL)
+            sid = json.loads(opened.body[1:])["sid"]
+            assert len(sid) == 20
+            assert server.request(f"{POLL}&sid={sid}", "POST", b"40").status == 200
+            answer = server.request(f"{POLL}&sid={sid}")
+            assert (answer.status, answer.body[:2]) == (200, b"40")
+            assert answer.headers["x-limpet-slot"] == opened.headers["x-limpet-slot"]
+            slots[answer.headers["x-limpet-slot"]] += 1
+        assert len(slots) == WORKERS

@@ -197,3 +197,12 @@ def test_writer_that_dies_between_two_stores_harms_only_what_it_replaced(table: 
     assert found[1:-1] == [0] * (WAYS - 1)
     assert found[0] in (0, None)
     assert found[-1] == (None if stores < 3 else 0)
+
+
+def test_entry_whose_halves_do_not_belong_together_is_unknown(table: Learned) -> None:
+    """A reader on a machine that reorders loads may see the digest of one entry with the rest of another."""
+    mine, other = 1 << 60 | 7 << 20, 2 << 60 | 7 << 20
+    table.learn(mine, 0, 1, now=1.0)
+    assert slot_of(table, mine, 1.0) == 0
+    table._cells[table._row(mine)] = other
+    assert slot_of(table, other, 1.0) is None

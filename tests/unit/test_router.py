@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from limpet.buckets import rank
 from limpet.hashing import Hasher
 from limpet.key import Key, KeyChain, Trust
+from limpet.learned import CELLS, Learned
 from limpet.router import Router
 
 SLOTS = 4
@@ -66,3 +68,46 @@ def test_without_any_worker_clients_wait_at_home() -> None:
 def test_only_a_chain_of_addresses_can_be_given_to_the_kernel(chain: str, prefixes: tuple[int, int] | None) -> None:
     """The kernel sees no byte of a request, and believes no header."""
     assert KeyChain.parse(chain, Trust.parse("")).prefixes == prefixes
+
+
+def with_table(*, failover: bool) -> tuple[Router, Learned]:
+    """Return a router with a learned table in which nothing is yet."""
+    found = router(failover=failover)
+    found.learned = Learned(memoryview(array("Q", bytes(8 * CELLS))), idle_s=60)
+    return found, found.learned
+
+
+def test_learned_id_wins_over_its_hash_and_keeps_its_slot() -> None:
+    """It was made by that worker, which alone knows it; also when the same key was asked for before."""
+    asked, table = with_table(failover=False)
+    for key in keys():
+        hashed = asked.where(key)
+        assert hashed.learned is None
+        wanted = (hashed.slot + 1) % SLOTS
+        table.learn(hashed.digest, wanted, 1, now=0.0)
+        learned = asked.where(key)
+        assert (learned.slot, learned.home, learned.digest) == (wanted, wanted, hashed.digest)
+        assert learned.learned is not None
+
+
+def test_learned_id_of_a_slot_that_is_down_goes_by_its_hash_in_a_failover_alone() -> None:
+    """Waiting is the default for everybody; with failover a session that cannot be reached is served somewhere."""
+    for failover in (False, True):
+        asked, table = with_table(failover=failover)
+        [key] = list(keys())[:1]
+        hashed = asked.where(key)
+        owner = (hashed.slot + 1) % SLOTS
+        table.learn(hashed.digest, owner, 1, now=0.0)
+        asked.follow([slot != owner for slot in range(SLOTS)])
+        assert asked.where(key).slot == (hashed.slot if failover else owner)
+        asked.follow([True] * SLOTS)
+        assert asked.where(key).slot == owner
+
+
+def test_addresses_are_never_learned() -> None:
+    """Their digests are short: one that equals half of an id must not be taken for it."""
+    asked, table = with_table(failover=False)
+    key = Key(b"\x7f\x00\x00\x01", "ip", True)
+    home = asked.where(key)
+    table.learn(home.digest, (home.slot + 1) % SLOTS, 1, now=0.0)
+    assert asked.where(key) == home

@@ -1,0 +1,125 @@
+"""What an application may call, and where ids to learn are found in responses."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+
+import pytest
+
+import limpet
+from limpet import sessions
+from limpet.current import WorkerInfo
+from limpet.errors import SettingsError
+from limpet.integrations.socketio import sticky
+from limpet.key import Key
+from limpet.learned import Learned
+from limpet.router import Clocks, Router
+from limpet.scoreboard import Scoreboard
+from limpet.sessions import Sessions, Source
+from limpet.settings import Settings
+
+SLOTS = 8
+
+
+def worker(slot: int, *learn: str) -> tuple[Sessions, Router]:
+    """Return the sessions of the worker in *slot*."""
+    settings = Settings(app="app:app", workers=SLOTS, by="query:sid,header:x-sid", learn=learn)
+    board = Scoreboard.create()
+    router = Router.from_settings(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
+    router.learned = Learned(board.learned(), 60)
+    return Sessions(settings, WorkerInfo(slot, 1, 1), router, board.worker(0)), router
+
+
+def test_minted_id_is_at_home_where_it_was_made_whichever_element_finds_it() -> None:
+    """The server makes the id before the client has one: it must hash to the worker that made it."""
+    for slot in range(SLOTS):
+        here, router = worker(slot)
+        for _ in range(20):
+            made = here.mint(lambda: uuid.uuid4().hex)
+            for element in ("query:sid", "header:x-sid"):
+                assert router.where(Key(made.encode(), element, False)).slot == slot
+
+
+def test_mint_calls_the_factory_about_as_often_as_there_are_slots() -> None:
+    """That is its whole cost: there is no state."""
+    here, _ = worker(3)
+    numbers = itertools.count()
+    for _ in range(200):
+        here.mint(lambda: str(next(numbers)))
+    assert 200 * SLOTS / 2 < next(numbers) < 200 * SLOTS * 2
+
+
+def test_mint_of_a_factory_that_repeats_itself_ends_with_an_error() -> None:
+    """It would never come to an id that lives here, and the worker would hang."""
+    here, router = worker(3)
+    foreign = next(str(n) for n in range(100) if router.where(Key(str(n).encode(), "query:sid", False)).slot != 3)
+    with pytest.raises(RuntimeError, match="a new one each time"):
+        here.mint(lambda: foreign)
+
+
+def test_outside_a_worker_applications_run_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Developers start them with any server, and tests import them."""
+    monkeypatch.setattr(sessions, "_here", None)
+    assert limpet.mint(lambda: "id") == "id"
+    limpet.learn("id")
+    limpet.forget(b"id")
+
+
+def test_sticky_makes_the_ids_of_a_socketio_server_live_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one server alone, from the application's own code."""
+    socketio = pytest.importorskip("socketio")
+    here, router = worker(5)
+    monkeypatch.setattr(sessions, "_here", here)
+    server = sticky(socketio.Server())
+    made = {server.eio.generate_id() for _ in range(50)}
+    assert len(made) == 50
+    assert {router.where(Key(sid.encode(), "query:sid", False)).slot for sid in made} == {5}
+
+
+@pytest.mark.parametrize(
+    ("source", "header", "value", "found"),
+    [
+        ("header:Mcp-Session-Id", b"mcp-session-id", b" abc ", b"abc"),
+        ("header:x", b"x", b"", None),
+        ("cookie:sid", b"set-cookie", b"sid=abc; Path=/; HttpOnly", b"abc"),
+        ("cookie:sid", b"set-cookie", b'sid="abc"; Path=/', b"abc"),
+        ("cookie:sid", b"set-cookie", b"xsid=abc; sid=no", None),
+        ("cookie:sid", b"set-cookie", b"sid=; Max-Age=0", None),
+        ("cookie:s.d", b"set-cookie", b"sid=abc", None),
+        ("location:/files/([^/?]+)", b"location", b"https://x/files/a%20b?x=1", b"a b"),
+        ("location:/files/([^/?]+)", b"location", b"/other/1", None),
+    ],
+)
+def test_id_is_found_in_a_response_as_clients_will_send_it(
+    source: str, header: bytes, value: bytes, found: bytes | None
+) -> None:
+    """What was learned and what a request brings must be the same bytes."""
+    parsed = Source.parse(source)
+    assert (parsed.header, parsed.find(value)) == (header, found)
+
+
+@pytest.mark.parametrize("text", ["x", "header:", "header:a b", "query:sid", "location:", "location:/a", "location:("])
+def test_nonsense_to_learn_is_refused_with_a_hint(text: str) -> None:
+    """A learner that never finds anything would look like a server that forgets."""
+    with pytest.raises(SettingsError) as caught:
+        Source.parse(text)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("value", "may"),
+    [
+        (b"public", False),
+        (b"max-age=60, PUBLIC", False),
+        (b"max-age=60,s-maxage=10", False),
+        (b"private, max-age=60", True),
+        (b"no-store", True),
+        (b'no-cache="x-public"', True),
+        (b"max-age=31536000, immutable", True),
+    ],
+)
+def test_cookie_is_left_out_where_shared_caches_keep_the_response(value: bytes, may: bool) -> None:
+    """Only where the response says so itself: an application that says nothing means one client."""
+    here, _ = worker(0)
+    assert here.may_set([(b"Cache-Control", value)]) is may
