@@ -10,7 +10,8 @@ Each proxy appends the address that it was called from, so only the right end of
 reach. The walk begins at the peer and goes left for as long as the hop it stands on is trusted:
 
 1. A peer that is not trusted is the client, whatever it says.
-2. The first entry that is not trusted is the client. If all are, it is the leftmost.
+2. The first entry that is not trusted is the client. If all are, it is the leftmost, or the last one that is looked at
+   (_MOST_HOPS): a trusted client that writes thousands of entries must not keep a dispatcher busy.
 3. An entry that is no address (`unknown`, `_hidden`, garbage, nothing) ends the walk: nobody knows what is left
    of it. The hop that wrote it, the last one stood on, is the client. A unix-socket peer has no address: then
    there is none.
@@ -35,6 +36,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 _NODES: Final = 16384  # spellings kept, and trust decisions per `Trust`: with _NODE_LENGTH some 5 MB
+_MOST_HOPS: Final = 64  # entries looked at in one request; chains of proxies are a few long
 _NODE_LENGTH: Final = 100  # bytes of the longest entry: quoted, with brackets, zone and port; more is garbage
 
 _NODE: Final = re.compile(
@@ -79,7 +81,7 @@ def client_address(peer: Peer, request: Request, trust: Trust) -> str | None:
     client = peer.address
     if client not in trust:
         return client
-    for entry in reversed(_entries(request)):
+    for entry in reversed(_entries(request)[-_MOST_HOPS:]):
         address = _node(entry) if len(entry) <= _NODE_LENGTH else None
         if address is None:
             return client

@@ -115,6 +115,13 @@ def test_forwarded_is_read_when_there_is_no_x_forwarded_for(lines: tuple[str, ..
     assert client("203.0.113.5", forwarded=lines) == "203.0.113.5"
 
 
+def test_thousands_of_trusted_entries_are_not_all_looked_at() -> None:
+    """A trusted client that writes 60 KB of them cost its dispatcher 36 ms a request."""
+    entries = [f"10.{number // 256}.{number % 256}.1" for number in range(4000)]
+    assert client(", ".join(entries)) == entries[-64]
+    assert client(", ".join(entries[:63])) == entries[0]
+
+
 def test_unix_peer_is_trusted_by_name_only() -> None:
     """A proxy on the same machine has no address that a network could hold."""
     assert client("198.51.100.7", peer=None) is None
