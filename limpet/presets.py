@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,10 +40,27 @@ class Preset:
 
     def flags(self) -> str:
         """Return the settings as they would stand on the command line."""
-        return " ".join(f"--{key} {value}" for key, value in self.sets.items())
+        return " ".join(
+            f"--{key}" if value == "true" else f"--{key} {shlex.quote(value)}" for key, value in self.sets.items()
+        )
 
 
 PRESETS: Final[Mapping[str, Preset]] = {
+    "chainlit": Preset(
+        product="Chainlit",
+        sets={"by": "affinity"},
+        why="The page makes a session id and has it set as a cookie, but after its first requests only, and a second "
+        "tab replaces it. limpet's own cookie keeps all tabs of a browser with one worker.",
+        app='app = FastAPI()\nmount_chainlit(app, target="chat.py", path="/chat")',
+    ),
+    "flask-socketio": Preset(
+        product="Flask-SocketIO",
+        sets={"by": "query:sid", "mint": "socketio", "server": "gunicorn", "threads": "256"},
+        why="As socketio. Its threading mode keeps a thread for each long poll and each websocket, which is what "
+        "gunicorn's threads are for; with simple-websocket installed they serve websockets too.",
+        app='app = Flask(__name__)\nsio = SocketIO(app, async_mode="threading")',
+        notes=("`--threads` is how many clients one worker can have; more wait.",),
+    ),
     "gradio": Preset(
         product="Gradio",
         sets={"by": "affinity"},
@@ -55,11 +73,37 @@ PRESETS: Final[Mapping[str, Preset]] = {
             "of their own: `--by header:x-client,affinity`, and the header with each request.",
         ),
     ),
+    "jupyter": Preset(
+        product="Jupyter Server",
+        sets={"by": "path:/api/(?:kernels|sessions)/([0-9a-f-]{36}),cookie:_xsrf", "server": "script"},
+        why="It brings its own server, which has no workers. limpet starts one in each slot, and has the ids of "
+        "kernels and sessions made such that they bring clients home; a browser's other requests go by the cookie that "
+        "the first page sets.",
+        app="from limpet.integrations.jupyter import serve as app",
+        notes=(
+            "Workers must accept the same token: set `JUPYTER_TOKEN` or a password.",
+            "Lists of kernels, sessions and terminals show those of one worker, the one at which the browser lives.",
+            "Kernels end with their worker.",
+        ),
+    ),
     "marimo": Preset(
         product="marimo",
-        sets={"by": "query:session_id,header:marimo-session-id"},
-        why="The page makes a session id, which every request carries, in the query (websocket) or in a header.",
+        sets={"by": "affinity,query:session_id,header:marimo-session-id"},
+        why="The page makes a session id, which its websocket has in the query and other requests in a header, but "
+        "files that cells show are asked for without it. Browsers go by limpet's own cookie, other clients by the id.",
         app='app = marimo.create_asgi_app().with_app(path="/", root="notebook.py").build()',
+    ),
+    "mcp": Preset(
+        product="MCP, Streamable HTTP",
+        sets={"by": "header:mcp-session-id", "learn": "header:mcp-session-id"},
+        why="The server makes the session id, names it in a header of its first answer, and answers 404 to one that it "
+        "does not know. Clients keep no cookies. limpet learns the id before that answer leaves.",
+        app='app = MCPServer("notes").streamable_http_app()',
+        notes=(
+            "The protocol's newer form has no sessions; its requests go to the worker with the fewest connections.",
+            "The older transport by SSE makes its id where no header shows it, so it needs one worker.",
+            "A proxy in front must pass on `Host`, which the SDK checks.",
+        ),
     ),
     "nicegui": Preset(
         product="NiceGUI",
@@ -91,9 +135,13 @@ PRESETS: Final[Mapping[str, Preset]] = {
     ),
     "reflex": Preset(
         product="Reflex",
-        sets={"by": "query:token,header:reflex-client-token"},
-        why="The page makes a token, which every request carries, in the query (websocket) or in a header.",
-        app="app = application()  # of reflex, the backend",
+        sets={"by": "query:token,header:reflex-client-token", "factory": "true"},
+        why="The page makes a token for each tab, which its websocket has in the query and its uploads in a header.",
+        app="app = rx.App()  # the backend; `reflex export` makes the pages",
+        notes=(
+            "Set `REFLEX_ENV_MODE=prod` and `__REFLEX_SKIP_COMPILE=true`, as Reflex's own start of workers does.",
+            "State stays in memory with `REFLEX_STATE_MANAGER_MODE=memory`, without the Redis that Reflex asks for.",
+        ),
     ),
     "shiny": Preset(
         product="Shiny for Python",
@@ -102,6 +150,15 @@ PRESETS: Final[Mapping[str, Preset]] = {
         "in one process.",
         app="app = App(app_ui, server)",
         notes=('Shiny Express: `app = wrap_express_app(Path("app.py"))`, of `shiny.express`.',),
+    ),
+    "socketio": Preset(
+        product="python-socketio",
+        sets={"by": "query:sid", "mint": "socketio"},
+        why="The server makes the `sid` that later requests carry in the query, and names it in a body, where no "
+        "router sees it. limpet has it made such that it hashes to the worker that makes it; the application does not "
+        "change.",
+        app='app = socketio.ASGIApp(socketio.AsyncServer(async_mode="asgi"))',
+        notes=("A `generate_id` of the application's own is left alone; `limpet.mint` does the same for it.",),
     ),
     "solara": Preset(
         product="Solara",
@@ -123,6 +180,14 @@ PRESETS: Final[Mapping[str, Preset]] = {
             "who has logged in is logged out when a worker is replaced.",
             "`st.cache_data` and `st.cache_resource` are each worker's own: N workers compute and keep it N times.",
         ),
+    ),
+    "tus": Preset(
+        product="tus",
+        sets={"by": "path:/files/([^/?]+)", "learn": "location:/files/([^/?]+)"},
+        why="The server makes an upload's id and names it in `Location`; it is in the path of all requests that "
+        "follow.",
+        app='app = FastAPI()\napp.include_router(create_tus_router(prefix="files"))  # of tuspyserver, for example',
+        notes=("Where uploads are not under `/files/`, give both settings with the other path.",),
     ),
 }
 

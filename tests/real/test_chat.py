@@ -183,6 +183,14 @@ def limpet() -> Iterator[Limpet]:
 
 
 @pytest.fixture(scope="module")
+def by_sid() -> Iterator[Limpet]:
+    """The chat by the preset for its library: the names that its clients carry mean nothing to limpet."""
+    grace = ("--graceful-timeout", GRACEFUL_S)
+    with Limpet("app:app", "--workers", str(WORKERS), "--for", "socketio", *grace, cwd=CHAT) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def uvicorn_url() -> Iterator[str]:
     """The chat on uvicorn's own workers, which take connections as they come."""
     command = [sys.executable, "-m", "uvicorn", "app:app", "--port", "0", "--workers", str(WORKERS)]
@@ -239,6 +247,19 @@ def test_clients_that_share_connections_meet_one_worker_each(limpet: Limpet, mod
     clients = play(limpet.url, mode, "--pool")
 
     assert [seen["error"] for seen in clients if seen["error"]] == []
+    assert [user for user, workers in homes(clients).items() if len(workers) != 1] == []
+    assert {slot for workers in homes(clients).values() for slot, _ in workers} == set(range(WORKERS))
+
+
+@pytest.mark.parametrize("options", [(), ("--pool",)], ids=["own connections", "shared connections"])
+def test_clients_without_a_key_meet_one_worker_each(by_sid: Limpet, options: tuple[str, ...]) -> None:
+    """`--for socketio` takes no key of the application's, and no change to it: the ids of Socket.IO lead home."""
+    clients = play(by_sid.url, "polling+upgrade", *options)
+
+    assert [seen["error"] for seen in clients if seen["error"]] == []
+    assert {(len(seen["workers"]), seen["heard"], seen["transport"]) for seen in clients} == {
+        (MESSAGES, MESSAGES, "websocket")
+    }
     assert [user for user, workers in homes(clients).items() if len(workers) != 1] == []
     assert {slot for workers in homes(clients).values() for slot, _ in workers} == set(range(WORKERS))
 
