@@ -4,11 +4,15 @@ Owns the move channels (one for each slot; every worker may send, the slot's wor
 copies. baton.py says who may read; the server adapter stops and starts the reading and knows what the bytes are.
 
 How it works: a worker that finds a request of another slot's client stops reading, and sends the bytes that it has
-read of it, with the descriptor, into that slot's move channel. It keeps its own copy, paused. When the connection
-comes back, the copy reads on: no transport, protocol or parser is made again, which is most of what a move costs.
+read of it into that slot's move channel. It keeps its own copy, paused. When the connection comes back, the copy reads
+on: no transport, protocol or parser is made again, which is most of what a move costs.
+
+The message carries the descriptor unless a worker of that slot has had the connection; which slots have, travels
+along. A receiver that has no copy after all (it was evicted, or a successor) sends the message back, and the sender,
+whose copy stays until the baton was taken, sends it again with the descriptor.
 
 1. `pass_on` sends the whole of what was read and not served: what is not in the message is still in the kernel.
-2. Copies are bounded: the one that was used longest ago is closed. The connection then comes with its descriptor.
+2. Copies are bounded: the one that was used longest ago is closed, but none whose message is under way.
 3. Copies keep the FIN of a plain close from the client: who ends the connection calls `ended`, which shuts it down.
 4. Like all channels these are kept by the supervisor: a message survives its sender and its receiver.
 """
@@ -29,8 +33,13 @@ from typing import Final, NamedTuple, Protocol
 from limpet.baton import Baton, Batons, Verdict
 from limpet.scoreboard import Row
 
-_MESSAGE: Final = struct.Struct("<HHIQ")  # listener, 1 when the bytes are in a memory file, place + 1 or 0, epoch
+_MESSAGE: Final = struct.Struct("<HHHIQQ")  # kind, listener, sender's slot, place + 1 or 0, epoch, slots that had it
 FORM: Final = _MESSAGE.format  # what two versions must agree on
+_WHOLE: Final = 0  # kinds: with the descriptor
+_IN_FILE: Final = 1  # with the descriptor, and the bytes in a memory file
+_LIGHT: Final = 2  # without: the receiver should have a copy
+_BACK: Final = 3  # a light message whose receiver has none
+_MOST_TOLD: Final = 64  # slots for which it travels along that they had the connection; to others it goes whole
 _INLINE_BYTES: Final = 60_000  # of leftover in the message itself; more travels in a memory file
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(2 * _DESCRIPTOR_BYTES)
@@ -43,6 +52,13 @@ _new_baton: Final = partial(tuple.__new__, Baton)  # skips the Python function t
 
 class Copy(Protocol):
     """A connection that this worker has open but does not read: the adapter's protocol object."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the connection."""
+
+    listener: int  # number of the bind by which it came
+    had_by: int  # bit set of the slots that had it, as far as is known here
 
     def resume(self, leftover: bytes) -> None:
         """Read again, after *leftover*, whose first request belongs here."""
@@ -58,20 +74,30 @@ class Arrived(NamedTuple):
     leftover: bytes
     listener: int
     baton: Baton | None
+    had_by: int
 
 
 class Mover:
     """This worker's side of all moves."""
 
     def __init__(
-        self, batons: Batons, sending: list[socket.socket], receiving: socket.socket, row: Row, most_copies: int
+        self,
+        slot: int,
+        batons: Batons,
+        sending: list[socket.socket],
+        receiving: socket.socket,
+        row: Row,
+        most_copies: int,
     ) -> None:
+        self._slot = slot
+        self._bit = 1 << slot if slot < _MOST_TOLD else 0
         self._batons = batons
         self._sending = sending
         self._receiving = receiving
         self._row = row
         self._most_copies = most_copies
         self._copies: OrderedDict[Baton, Copy] = OrderedDict()
+        self._unsent: list[Callable[[], bool]] = []  # what had no room, to be tried again
         self._sure = False
         self._buffers = [bytearray(_MESSAGE.size + _INLINE_BYTES)]
 
@@ -80,9 +106,9 @@ class Mover:
         return self._receiving.fileno()
 
     def pass_on(
-        self, copy: Copy, fd: int, baton: Baton | None, slot: int, listener: int, leftover: bytes, now: float
+        self, copy: Copy, baton: Baton | None, slot: int, leftover: bytes, now: float
     ) -> tuple[bool, Baton | None]:
-        """Send the connection *fd* to *slot*; return whether that was done, and its baton.
+        """Send the connection of *copy* to *slot*; return whether that was done, and its baton.
 
         Done and a baton: *copy* is kept, paused, and will be resumed or dropped. Done and no baton: all cells are in
         use, and *copy* is to be closed now. Not done: the channel is full, the caller still reads. Blocks never.
@@ -90,7 +116,11 @@ class Mover:
         baton = baton or self._batons.claim(now)
         if baton is not None:
             self._batons.send(baton, now)
-        if not self._send(self._sending[slot], fd, baton, listener, leftover):
+        if baton is not None and copy.had_by >> slot & 1 and len(leftover) <= _INLINE_BYTES:
+            sent = _send(self._sending[slot], self._head(_LIGHT, copy, baton), leftover)
+        else:
+            sent = self._send_whole(slot, copy, baton, leftover)
+        if not sent:
             if baton is not None:
                 self._batons.keep(baton)
             return False, baton
@@ -98,7 +128,7 @@ class Mover:
         if baton is not None:
             self._copies[baton] = copy
             if len(self._copies) > self._most_copies:
-                self._copies.popitem(last=False)[1].drop(Verdict.FORGET)
+                self._evict()
         return True, baton
 
     def receive(self, adopt: Callable[[Arrived], None], *, sure: bool = False) -> bool:
@@ -116,26 +146,56 @@ class Mover:
         except BlockingIOError:
             return False
         data = self._buffers[0]
-        fds = array.array("i", ancillary[0][2])
-        listener, in_file, place, epoch = _MESSAGE.unpack_from(data)
-        leftover = _read_file(fds[1]) if in_file else bytes(data[_MESSAGE.size : size])
+        kind, listener, sender, place, epoch, had_by = _MESSAGE.unpack_from(data)
+        leftover = bytes(data[_MESSAGE.size : size])
         baton = _new_baton((place - 1, epoch)) if place else None
-        copy = self._copies.pop(baton, None) if baton is not None else None
         self._sure = True
-        if baton is not None and not self._batons.take(baton):
-            os.close(fds[0])
+        if baton is None or kind < _LIGHT:
+            fds = array.array("i", ancillary[0][2])
+            if kind == _IN_FILE:
+                leftover = _read_file(fds[1])
+            self._take_whole(fds[0], leftover, listener, baton, had_by, adopt)
+        elif kind == _LIGHT:
+            copy = self._copies.pop(baton, None)
             if copy is not None:
-                copy.drop(Verdict.FORGET)
-        elif copy is not None:
-            os.close(fds[0])
-            self._row.add("batons")
-            copy.resume(leftover)
+                self._hand_to(copy, baton, leftover, had_by)
+            else:
+                head = _MESSAGE.pack(_BACK, listener, self._slot, place, epoch, had_by)
+                self._insist(partial(_send, self._sending[sender], head, leftover))
         else:
-            connection = socket.socket(fileno=fds[0])
+            self._insist(partial(self._send_again, sender, baton, leftover))
+        return True
+
+    def _take_whole(
+        self,
+        fd: int,
+        leftover: bytes,
+        listener: int,
+        baton: Baton | None,
+        had_by: int,
+        adopt: Callable[[Arrived], None],
+    ) -> None:
+        """Take the connection *fd*, of which there may be a copy here."""
+        copy = self._copies.pop(baton, None) if baton is not None else None
+        if copy is not None and baton is not None:
+            os.close(fd)
+            self._hand_to(copy, baton, leftover, had_by)
+        elif baton is not None and not self._batons.take(baton):
+            os.close(fd)
+        else:
+            connection = socket.socket(fileno=fd)
             connection.setblocking(False)
             self._sure = False
-            adopt(Arrived(connection, leftover, listener, baton))
-        return True
+            adopt(Arrived(connection, leftover, listener, baton, had_by))
+
+    def _hand_to(self, copy: Copy, baton: Baton, leftover: bytes, had_by: int) -> None:
+        """Let *copy*, to which the connection has come back, read on."""
+        if self._batons.take(baton):
+            self._row.add("batons")
+            copy.had_by = had_by
+            copy.resume(leftover)
+        else:
+            copy.drop(Verdict.FORGET)
 
     def _ensure_free_numbers(self) -> None:
         """Raise EMFILE unless two descriptors fit: the kernel would drop those that find no number."""
@@ -158,10 +218,8 @@ class Mover:
 
     def spare_numbers(self) -> bool:
         """Drop half of the copies, those used longest ago, since descriptors run out; return whether there were any."""
-        number = (len(self._copies) + 1) // 2
-        for _ in range(number):
-            self._copies.popitem(last=False)[1].drop(Verdict.FORGET)
-        return number > 0
+        spared = [self._evict() for _ in range((len(self._copies) + 1) // 2)]
+        return any(spared)
 
     def settled(self, baton: Baton) -> None:
         """Note that the connection will never move again: the other workers close their copies in time."""
@@ -173,7 +231,8 @@ class Mover:
         self.sweep(now)
 
     def sweep(self, now: float) -> None:
-        """Drop the copies of connections that have ended."""
+        """Drop the copies of connections that have ended, and send what had no room."""
+        self._unsent = [again for again in self._unsent if not again()]
         for baton, copy in list(self._copies.items()):
             verdict = self._batons.verdict(baton, now)
             if verdict is Verdict.KEEP:
@@ -185,31 +244,65 @@ class Mover:
         self._row.set("copies", len(self._copies))
 
     def close_copies(self) -> None:
-        """Drop all copies; the connections live on where they are."""
-        while self._copies:
-            self._copies.popitem()[1].drop(Verdict.FORGET)
+        """Drop all copies but those under way; the connections live on where they are."""
+        while self._evict():
+            pass
 
-    def _send(self, channel: socket.socket, fd: int, baton: Baton | None, listener: int, leftover: bytes) -> bool:
+    def _evict(self) -> bool:
+        """Drop the copy that was used longest ago; return whether there was one that is not under way (rule 2)."""
+        for baton, copy in self._copies.items():
+            if not self._batons.is_sent(baton):
+                del self._copies[baton]
+                copy.drop(Verdict.FORGET)
+                return True
+        return False
+
+    def _send_again(self, slot: int, baton: Baton, leftover: bytes) -> bool:
+        """Send to *slot*, with the descriptor this time, what its worker has sent back; False when there is no room."""
+        copy = self._copies.get(baton)
+        if copy is not None:
+            return self._send_whole(slot, copy, baton, leftover)
+        self._batons.end(baton)  # this is a successor: the last descriptors go with the copies of others
+        return True
+
+    def _insist(self, send: Callable[[], bool]) -> None:
+        """Call *send* now, and from `sweep` until it has succeeded."""
+        if not send():
+            self._unsent.append(send)
+
+    def _head(self, kind: int, copy: Copy, baton: Baton | None) -> bytes:
         place, epoch = (0, 0) if baton is None else (baton.place + 1, baton.epoch)
-        in_file = len(leftover) > _INLINE_BYTES
-        head = _MESSAGE.pack(listener, in_file, place, epoch)
-        fds = [fd]
+        return _MESSAGE.pack(kind, copy.listener, self._slot, place, epoch, copy.had_by | self._bit)
+
+    def _send_whole(self, slot: int, copy: Copy, baton: Baton | None, leftover: bytes) -> bool:
+        """Send the connection with its descriptor; return whether there was room."""
+        if len(leftover) <= _INLINE_BYTES:
+            return _send(self._sending[slot], self._head(_WHOLE, copy, baton), leftover, copy.fd)
         try:
-            if in_file:
-                fds.append(_write_file(leftover))
-            channel.sendmsg(
-                (head, b"" if in_file else leftover),
-                ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),),
-                socket.MSG_NOSIGNAL,
-            )
+            file = _write_file(leftover)
         except OSError as error:
             if error.errno in _FULL:
                 return False
             raise
+        try:
+            return _send(self._sending[slot], self._head(_IN_FILE, copy, baton), b"", copy.fd, file)
         finally:
-            for file in fds[1:]:
-                os.close(file)
-        return True
+            os.close(file)
+
+
+def _send(channel: socket.socket, head: bytes, leftover: bytes, *fds: int) -> bool:
+    """Send one message; return False when there is no room for it now."""
+    try:
+        if fds:
+            rights = ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),)
+            channel.sendmsg((head, leftover), rights, socket.MSG_NOSIGNAL)
+        else:
+            channel.send(head + leftover, socket.MSG_NOSIGNAL)
+    except OSError as error:
+        if error.errno in _FULL:
+            return False
+        raise
+    return True
 
 
 def shut_down(fd: int, last: bytes = b"") -> None:

@@ -265,7 +265,7 @@ class Settings:
     max_head_bytes: int = setting("largest request head", MAX_HEAD_BYTES, low=1024, high=MAX_HEAD_BYTES)
     head_timeout_s: float = setting("time a client has to send its request head", 10, low=0.1, high=DAY_S)
     key_timeout_s: float = setting("time after which a key function counts as hung", 5, low=0.1, high=DAY_S)
-    keep_alive_timeout_s: float = setting("time an idle connection is kept open", 5, low=0, high=DAY_S)
+    keep_alive_timeout_s: float = setting("time an idle connection is kept open, at least", 5, low=0, high=DAY_S)
     wait_timeout_s: float = setting(
         "time a connection may wait in a dispatcher when its slot's channel is full, and a request that moves until "
         "its slot's worker takes it",

@@ -83,7 +83,7 @@ def work(place: Boot, link: Link) -> None:
         link=link,
         row=row,
         home=Home(place.index, router, placement, [text for _, text in place.listeners]),
-        mover=Mover(batons, sending, receiving, row, settings.max_copies),
+        mover=Mover(place.index, batons, sending, receiving, row, settings.max_copies),
         listeners=tuple(socket.socket(fileno=fd) for fd, _ in place.listeners if fd >= 0),
     )
     apps.refuse_requests(settings, router.chain)

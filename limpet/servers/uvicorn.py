@@ -118,10 +118,10 @@ class SeatedServer(uvicorn.Server):
         """Keep time until the command to drain comes."""
         while not self.should_exit:
             await self.on_tick(0)
-            before = self._loop.time() - self._seat.settings.head_timeout_s
+            now = self._loop.time()
             for connection in self._http_connections():
-                connection.refuse_late_head(before)
-            self._seat.mover.sweep(self._loop.time())
+                connection.expire(now)
+            self._seat.mover.sweep(now)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _TICK_S)
 

@@ -35,7 +35,8 @@ class _Moving(Seated):
 
     listener: int = 0
     _baton: Baton | None = None
-    _fd: int = -1
+    fd: int = -1
+    had_by: int = 0
     _peer: Peer
     _initial: bytes = b""
     _pinned: bool = True  # the next request is served unasked
@@ -54,6 +55,7 @@ class _Moving(Seated):
         """Take over what came with a connection from another worker. Called before `connection_made`."""
         self.listener = arrived.listener
         self._baton = arrived.baton
+        self.had_by = arrived.had_by
         self._initial = arrived.leftover
 
     def accepted(self, handoff: Handoff) -> None:
@@ -63,7 +65,7 @@ class _Moving(Seated):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._fd = transport.get_extra_info("socket").fileno()
+        self.fd = transport.get_extra_info("socket").fileno()
         self._peer = self.seat.home.peer(transport.get_extra_info("peername"), self.listener)
         if self._initial:  # here, before the loop reads the first byte itself: the order is kept
             initial, self._initial = self._initial, b""
@@ -75,7 +77,7 @@ class _Moving(Seated):
             if self._baton is not None:
                 self.seat.mover.forget(self, self._baton)
         elif self._baton is not None:
-            self.seat.mover.ended(self._fd, self._baton)
+            self.seat.mover.ended(self.fd, self._baton)
         super().connection_lost(exc)
 
     def resume(self, leftover: bytes) -> None:
@@ -89,9 +91,9 @@ class _Moving(Seated):
     def drop(self, verdict: Verdict) -> None:
         """Close this paused copy, and do to the connection what *verdict* says."""
         if verdict is Verdict.REFUSE:
-            shut_down(self._fd, answer(503))
+            shut_down(self.fd, answer(503))
         elif verdict is Verdict.SHUT:
-            shut_down(self._fd)
+            shut_down(self.fd)
         self.transport.abort()  # closes the descriptor, and no more than that
 
     def eof_received(self) -> Any:
@@ -105,9 +107,9 @@ class _Moving(Seated):
         self.flow.pause_reading()
         return True
 
-    def refuse_late_head(self, before: float) -> None:
+    def expire(self, now: float) -> None:
         if self._wanted is None:  # else the head is here, and waits for a slot or for the client: see `_move`
-            super().refuse_late_head(before)
+            super().expire(now)
 
     def shutdown(self) -> None:
         if self._wanted is None and not self.is_followed():  # else `_move` answers, or what follows is served first
@@ -129,8 +131,6 @@ class _Moving(Seated):
         """Give the parser of *data* what it may have now; what `Seated` does, for a parser that gets it in pieces."""
         if self._refused:
             return
-        if data:
-            self._unset_keepalive_if_required()  # the parser would, but may get nothing yet
         self._unread = self._unread + data if self._unread else data
         if self._wanted is not None:
             if not self.transport.is_closing():
@@ -150,19 +150,24 @@ class _Moving(Seated):
             piece = self._next_piece() if within else self._next_head()
             if not piece:
                 break
-            super().feed(piece)
+            self._give(piece, within=within)
             if self._took_over:
                 self._upgraded()
                 return
-            if not self.in_body():
-                self._in_message, self._left, self._tail = False, 0, b""
-            elif not within:
-                self._left = _length(piece)
-            elif self._left:
-                self._left -= len(piece)
         self._unread, self._at = self._unread[self._at :], 0
         if self._wanted is not None:
             self._start_to_move()
+
+    def _give(self, piece: bytes, *, within: bool) -> None:
+        """Give the parser *piece*, a head or, *within* a message, what comes next of it."""
+        self._in_message = True
+        super().feed(piece)
+        if not self.in_body():
+            self._in_message, self._left, self._tail = False, 0, b""
+        elif not within:
+            self._left = _length(piece)
+        elif self._left:
+            self._left -= len(piece)
 
     def _next_head(self) -> bytes:
         """Take the next request head, if it is whole, is due, and belongs here."""
@@ -180,7 +185,7 @@ class _Moving(Seated):
             self._pinned = False
         elif self._belongs_elsewhere(UnparsedRequest(head, self._peer)):
             return b""
-        self._at, self._in_message = end, True
+        self._at = end
         return head
 
     def _next_piece(self) -> bytes:
@@ -209,7 +214,6 @@ class _Moving(Seated):
 
     def _start_to_move(self) -> None:
         """Stop reading, and go as soon as the earlier response has left."""
-        self._unset_keepalive_if_required()
         self.flow.pause_reading()
         self._give_up_at = 0.0
         self._move()
@@ -225,9 +229,7 @@ class _Moving(Seated):
         if self.alone:
             self._refuse()
             return
-        done, self._baton = self.seat.mover.pass_on(
-            self, self._fd, self._baton, self._wanted, self.listener, self._unread, now
-        )
+        done, self._baton = self.seat.mover.pass_on(self, self._baton, self._wanted, self._unread, now)
         self._give_up_at = self._give_up_at or now + self.seat.settings.wait_timeout_s
         if done:
             self._go_away()
@@ -266,6 +268,25 @@ class _Moving(Seated):
 class MovingHttpTools(_Moving, SeatedHttpTools):
     """The httptools protocol of a worker whose keys are per request."""
 
+    def data_received(self, data: bytes) -> None:
+        """As for all, but without a buffer and a loop in the usual case: one whole head comes, and nothing else."""
+        before = self.cycle
+        free = not (self._unread or self._in_message or self._refused or self._wanted is not None)
+        due = before is None or before.response_complete
+        found = data.find(_BLANK_LINE)
+        if not (free and due and 0 < found == len(data) - len(_BLANK_LINE)) or self.transport.is_closing():
+            super().data_received(data)
+        elif not self._pinned and self._belongs_elsewhere(UnparsedRequest(data, self._peer)):
+            self._unread = data
+            self._start_to_move()
+        else:
+            self._pinned = False
+            self._give(data, within=False)
+            if self._took_over:
+                self._upgraded()
+            elif self.cycle is not before:
+                self._request_began()
+
     def handle_websocket_upgrade(self) -> None:
         super().handle_websocket_upgrade()
         self._took_over = True
@@ -276,6 +297,10 @@ class MovingH11(_Moving, SeatedH11):
 
     h11 accepts heads that the dispatcher refuses, and might read another key in them, or another end of the message.
     """
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()  # uvicorn would, but it may get nothing yet
+        super().data_received(data)
 
     def _next_head(self) -> bytes:
         head = super()._next_head()

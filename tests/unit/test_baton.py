@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import traceback
 from dataclasses import dataclass, field
 
 import pytest
@@ -57,6 +58,12 @@ class Held:
     connection: Connection
     baton: Baton | None = None
     reads: bool = True
+    had_by: int = 0
+    listener: int = 0
+
+    @property
+    def fd(self) -> int:
+        return self.sock.fileno()
 
     def resume(self, leftover: bytes) -> None:
         self.reads = True
@@ -93,6 +100,7 @@ class Process:
         self.batons.take = take_or_die  # type: ignore[method-assign]
         memory = memoryview(bytearray(8 * len(WORKER_CELLS))).cast("Q")
         self.mover = Mover(
+            slot,
             self.batons,
             [channel.sending for channel in channels],
             channels[slot].receiving,
@@ -102,7 +110,7 @@ class Process:
 
     def adopt(self, arrived: Arrived, connections: dict[int, Connection]) -> None:
         connection = connections[int(arrived.leftover.split(b"/")[0])]
-        held = Held(self, arrived.connection, connection, arrived.baton)
+        held = Held(self, arrived.connection, connection, arrived.baton, had_by=arrived.had_by)
         self.held.append(held)
         held.resume(arrived.leftover)
 
@@ -120,6 +128,7 @@ class Crew(RuleBasedStateMachine):
         self.cells = [0] * (CELLS_PER_WORKER * SLOTS)
         self.channels = [Channel.create() for _ in range(SLOTS)]
         self.serial = 0
+        self.disturbed = False  # somebody was killed, or waited for too long
         self.now = 1000.0
         self.connections: dict[int, Connection] = {}
         self.workers = [self.spawn(slot) for slot in range(SLOTS)]
@@ -160,7 +169,7 @@ class Crew(RuleBasedStateMachine):
         held = data.draw(st.sampled_from(self.readers()))
         leftover = b"%d/%d" % (held.connection.number, held.connection.sent)
         held.connection.sent += 1
-        done, held.baton = held.process.mover.pass_on(held, held.sock.fileno(), held.baton, slot, 0, leftover, self.now)
+        done, held.baton = held.process.mover.pass_on(held, held.baton, slot, leftover, self.now)
         assert done
         held.reads = False
         if held.baton is None:
@@ -182,18 +191,16 @@ class Crew(RuleBasedStateMachine):
 
     @rule(slot=st.integers(0, SLOTS - 1), in_take=st.booleans())
     def kill(self, slot: int, in_take: bool) -> None:
+        self.disturbed = True
         worker = self.workers[slot]
         if in_take:
             worker.dies_in_take = True
             try:
                 worker.mover.receive(lambda arrived: worker.adopt(arrived, self.connections))
             except KilledError as error:  # the descriptors that it had received died with it
-                frame = error.__traceback__
-                while frame is not None and frame.tb_frame.f_code.co_name != "receive":
-                    frame = frame.tb_next
-                assert frame is not None
-                for fd in frame.tb_frame.f_locals["fds"]:
-                    os.close(fd)
+                frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+                if frames[-2].f_code.co_name == "_take_whole":
+                    os.close(frames[-2].f_locals["fd"])
         reading = [held.connection for held in worker.held if held.reads and held.baton]
         worker.die()
         self.workers[slot] = self.spawn(slot)
@@ -204,6 +211,7 @@ class Crew(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 5.0, PATIENCE_S + 1]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
+        self.disturbed |= seconds > PATIENCE_S
 
     @rule(slot=st.integers(0, SLOTS - 1))
     def sweep(self, slot: int) -> None:
@@ -225,10 +233,11 @@ class Crew(RuleBasedStateMachine):
         """In the end everybody is served or sees the end: deliver what is under way, and let the patience pass."""
         if not hasattr(self, "workers"):
             return
-        for slot in range(SLOTS):
-            worker = self.workers[slot]
-            while worker.mover.receive(lambda arrived, worker=worker: worker.adopt(arrived, self.connections)):  # type: ignore[misc]
-                pass
+        while self.in_channels():
+            for slot in range(SLOTS):
+                self.deliver(slot)
+        for connection in [] if self.disturbed else self.connections.values():
+            assert connection.over() or len(connection.served) == connection.sent, "a request was lost, and nobody died"
         self.now += PATIENCE_S + 1
         for worker in self.workers:
             worker.mover.sweep(self.now)

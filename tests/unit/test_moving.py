@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from limpet.baton import Batons, Verdict
+from limpet.baton import Baton, Batons, Verdict
 from limpet.handoff import Channel
 from limpet.moving import Arrived, Mover, shut_down
 from limpet.scoreboard import WORKER_CELLS, Row
@@ -22,7 +22,10 @@ PATIENCE_S = 30.0
 class Paused:
     """A copy that notes what becomes of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket, *, listener: int = 0, had_by: int = 0) -> None:
+        self.fd = sock.fileno()
+        self.listener = listener
+        self.had_by = had_by
         self.resumed: list[bytes] = []
         self.dropped: list[Verdict] = []
 
@@ -45,7 +48,7 @@ class Two:
             batons.alive([1, 2], 2)
             row = Row(memoryview(bytearray(8 * len(WORKER_CELLS))).cast("Q"), WORKER_CELLS)
             sending = [channel.sending for channel in self.channels]
-            self.movers.append(Mover(batons, sending, self.channels[slot].receiving, row, most_copies))
+            self.movers.append(Mover(slot, batons, sending, self.channels[slot].receiving, row, most_copies))
         self.client, self.server = socket.socketpair()
         self.arrived: list[Arrived] = []
 
@@ -93,15 +96,16 @@ def free_numbers(number: int) -> Iterator[None]:
 def test_leftover_of_any_size_arrives_whole(two: Two, size: int) -> None:
     """What was read is nowhere else: a byte that does not arrive is a request that is never served."""
     leftover, fd = os.urandom(size), two.server.fileno()
-    away, back = Paused(), Paused()
-    done, baton = two.movers[0].pass_on(away, fd, None, 1, 7, leftover, 0.0)
+    away = Paused(two.server, listener=7)
+    done, baton = two.movers[0].pass_on(away, None, 1, leftover, 0.0)
     assert done
     assert two.take(1)
     [arrived] = two.arrived
     assert (arrived.leftover, arrived.listener, arrived.baton) == (leftover, 7, baton)
     assert os.path.sameopenfile(arrived.connection.fileno(), fd)
 
-    assert two.movers[1].pass_on(back, arrived.connection.fileno(), baton, 0, 7, leftover, 0.0)[0]
+    back = Paused(arrived.connection, had_by=arrived.had_by)
+    assert two.movers[1].pass_on(back, baton, 0, leftover, 0.0)[0]
     assert two.take(0)
     assert (away.resumed, back.resumed) == ([leftover], [])
     assert not two.take(0)
@@ -109,33 +113,33 @@ def test_leftover_of_any_size_arrives_whole(two: Two, size: int) -> None:
 
 def test_message_that_does_not_fit_leaves_everything_with_its_sender(two: Two) -> None:
     """The sender goes on reading, so it must hold the baton still, and keep no copy of what it has."""
-    copy, fd = Paused(), two.server.fileno()
+    copy = Paused(two.server)
     sent = 0
-    while two.movers[0].pass_on(Paused(), fd, None, 1, 0, b"x" * 60_000, 0.0)[0]:
+    while two.movers[0].pass_on(Paused(two.server), None, 1, b"x" * 60_000, 0.0)[0]:
         sent += 1
-    done, baton = two.movers[0].pass_on(copy, fd, None, 1, 0, b"x" * 60_000, 0.0)
+    done, baton = two.movers[0].pass_on(copy, None, 1, b"x" * 60_000, 0.0)
     assert not done
     for _ in range(sent):
         assert two.take(1)
-    assert two.movers[0].pass_on(copy, fd, baton, 1, 0, b"again", 1.0) == (True, baton)
+    assert two.movers[0].pass_on(copy, baton, 1, b"again", 1.0) == (True, baton)
     assert two.take(1)
     assert two.arrived[-1].leftover == b"again"
 
 
 def test_connection_stays_when_no_memory_file_can_be_made(two: Two) -> None:
     """Without a free descriptor number a large leftover cannot travel yet; that must not end the connection."""
-    fd, leftover = two.server.fileno(), b"x" * 100_000
+    leftover = b"x" * 100_000
     with free_numbers(0):
-        done, baton = two.movers[0].pass_on(Paused(), fd, None, 1, 0, leftover, 0.0)
+        done, baton = two.movers[0].pass_on(Paused(two.server), None, 1, leftover, 0.0)
     assert not done
-    assert two.movers[0].pass_on(Paused(), fd, baton, 1, 0, leftover, 0.0) == (True, baton)
+    assert two.movers[0].pass_on(Paused(two.server), baton, 1, leftover, 0.0) == (True, baton)
     assert two.take(1)
 
 
 @pytest.mark.parametrize("free", [0, 1])
 def test_message_waits_while_there_are_no_free_descriptor_numbers(two: Two, free: int) -> None:
     """The kernel would hand out the bytes and drop the descriptors without a word."""
-    two.movers[0].pass_on(Paused(), two.server.fileno(), None, 1, 0, b"x" * 100_000, 0.0)
+    two.movers[0].pass_on(Paused(two.server), None, 1, b"x" * 100_000, 0.0)
     with free_numbers(free), pytest.raises(OSError) as caught:
         two.take(1)
     assert caught.value.errno == errno.EMFILE
@@ -145,9 +149,10 @@ def test_message_waits_while_there_are_no_free_descriptor_numbers(two: Two, free
 
 def test_copy_that_was_used_longest_ago_goes_first(two: Two) -> None:
     """The bound on descriptors; the connection lives on where it is."""
-    copies = [Paused() for _ in range(5)]
+    copies = [Paused(two.server) for _ in range(5)]
     for copy in copies:
-        two.movers[0].pass_on(copy, two.server.fileno(), None, 1, 0, b"", 0.0)
+        two.movers[0].pass_on(copy, None, 1, b"", 0.0)
+        two.take(1)
     assert [copy.dropped for copy in copies] == [[Verdict.FORGET], [Verdict.FORGET], [], [], []]
     assert two.movers[0].spare_numbers()
     assert [len(copy.dropped) for copy in copies] == [1, 1, 1, 1, 0]
@@ -155,14 +160,49 @@ def test_copy_that_was_used_longest_ago_goes_first(two: Two) -> None:
     assert not two.movers[0].spare_numbers()
 
 
+def test_message_without_descriptor_is_sent_again_with_it(two: Two) -> None:
+    """Where the connection has been, nobody may have a copy any more: the request must arrive all the same."""
+    copy = Paused(two.server, had_by=0b10)
+    _, baton = two.movers[0].pass_on(copy, None, 1, b"request", 0.0)
+    assert two.take(1)
+    assert two.arrived == []
+    assert two.take(0)
+    assert two.take(1)
+    [arrived] = two.arrived
+    assert (arrived.leftover, arrived.baton, arrived.had_by) == (b"request", baton, 0b11)
+    assert copy.dropped == []
+
+
+def test_copy_stays_while_its_message_is_under_way(two: Two) -> None:
+    """The message may come back for the descriptor, and there might be no other."""
+    copies = [Paused(two.server, had_by=0b10) for _ in range(5)]
+    for copy in copies:
+        two.movers[0].pass_on(copy, None, 1, b"", 0.0)
+    assert not two.movers[0].spare_numbers()
+    two.movers[0].close_copies()
+    assert [copy.dropped for copy in copies] == [[]] * 5
+
+
+def test_message_that_comes_back_to_a_successor_ends_the_connection(two: Two) -> None:
+    """The only descriptor died with the sender: whoever has a copy still must not wait for a reader."""
+    copy = Paused(two.server, had_by=0b10)
+    _, baton = two.movers[0].pass_on(copy, None, 1, b"request", 0.0)
+    assert baton is not None
+    two.movers[0].forget(copy, baton)
+    two.take(1)
+    two.take(0)
+    assert two.arrived == []
+    assert two.movers[0].pass_on(copy, None, 1, b"next", 0.0)[1] == Baton(baton.place, baton.epoch + 1)
+
+
 def test_copy_that_closed_by_itself_is_not_resumed(two: Two) -> None:
     """Its descriptor number may be another connection's by now."""
-    copy, newer, fd = Paused(), Paused(), two.server.fileno()
-    _, baton = two.movers[0].pass_on(copy, fd, None, 1, 0, b"", 0.0)
+    copy, newer = Paused(two.server), Paused(two.server)
+    _, baton = two.movers[0].pass_on(copy, None, 1, b"", 0.0)
     assert baton is not None
     two.movers[0].forget(newer, baton)  # some other copy: nothing happens
     two.take(1)
-    two.movers[1].pass_on(newer, fd, baton, 0, 0, b"first", 0.0)
+    two.movers[1].pass_on(newer, baton, 0, b"first", 0.0)
     two.movers[0].forget(copy, baton)
     two.take(0)
     assert copy.resumed == []
@@ -171,8 +211,8 @@ def test_copy_that_closed_by_itself_is_not_resumed(two: Two) -> None:
 
 def test_message_that_nobody_takes_in_time_is_refused_once(two: Two) -> None:
     """Whoever asked gets an answer, and is not served later when it has left."""
-    copy = Paused()
-    two.movers[0].pass_on(copy, two.server.fileno(), None, 1, 0, b"late", 0.0)
+    copy = Paused(two.server)
+    two.movers[0].pass_on(copy, None, 1, b"late", 0.0)
     two.movers[0].sweep(PATIENCE_S)
     assert copy.dropped == []
     two.movers[0].sweep(PATIENCE_S + 0.1)
@@ -183,8 +223,8 @@ def test_message_that_nobody_takes_in_time_is_refused_once(two: Two) -> None:
 
 def test_holder_that_dies_is_noticed_with_the_news(two: Two) -> None:
     """The kernel does not end a connection of which there are copies."""
-    copy = Paused()
-    two.movers[0].pass_on(copy, two.server.fileno(), None, 1, 0, b"", 0.0)
+    copy = Paused(two.server)
+    two.movers[0].pass_on(copy, None, 1, b"", 0.0)
     two.take(1)
     two.movers[0].alive([1, 2, 3], 3, 0.0)
     assert copy.dropped == []
