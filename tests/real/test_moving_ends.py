@@ -279,6 +279,26 @@ def test_client_sees_nothing_when_a_worker_is_killed_that_does_not_read_it(
             server.kill_worker(1)
 
 
+def test_request_under_way_from_a_worker_that_leaves_is_served() -> None:
+    """In a rolling reload its receiver is new and has no copy, and what it needs of the sender must outlive that."""
+    with serve() as server, Wire(("127.0.0.1", server.port)) as wire:
+        home = homes(server)
+        visit_all(wire, home, last=0)
+        leaving = server.worker(0)["pid"]
+        server.kill_worker(1)
+        before = moved(server)
+        with stopped(server, {1}):
+            asked = get(inhabitants(home)[1], "/late")
+            wire.send(asked.data)
+            wait_until(lambda: moved(server) > before, "it is in the channel")
+            os.kill(leaving, signal.SIGTERM)
+            server.wait_ready(0, other_than=leaving)
+
+        asked.check(wire.reply(), home)
+        for user in inhabitants(home).values():
+            perform(wire, [get(user, "/after")], home)
+
+
 @pytest.mark.parametrize("size", [10, 300_000])
 def test_request_under_way_to_a_worker_that_is_killed_is_served_by_the_next(
     server: Limpet, home: dict[str, int], wire: Wire, size: int
