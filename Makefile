@@ -39,7 +39,7 @@ check: $(VENV)/.dev ## style and types only
 	$(BIN)/mypy
 
 docs: $(VENV)/.dev ## write again what in docs/ is made from the code
-	$(BIN)/python -m limpet.settings > docs/settings.md
+	$(BIN)/python -m limpet.settings_page > docs/settings.md
 	$(BIN)/python -m limpet.presets benchmarks/results/products.json > docs/presets.md
 
 clean: ## remove what make has made

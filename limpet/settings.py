@@ -9,7 +9,7 @@ chain looks like is not known here: binds.py and key.py are asked.
    that has a value wins. But each is checked: a mistake that would have been overridden is still a mistake.
 2. The children trust the JSON; they check nothing again.
 
-If you change this, also run: python -m limpet.settings > docs/settings.md
+If you change this, also run: python -m limpet.settings_page > docs/settings.md
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from limpet import activation
 from limpet.declare import Setting, declared, setting
-from limpet.errors import EXIT_CODES, SettingsError, reason
+from limpet.errors import SettingsError, reason
 
 DAY_S = 86_400
 """The longest time, in seconds. Every wait ends, and who writes more than a day most likely means another unit."""
@@ -396,53 +396,3 @@ def _unknown(key: str, known: Iterable[str], path: str, is_table: bool) -> Setti
         f"unknown key `{key}` in `{path}`",
         hint=f"the nearest key is `{nearest(key, known)}`; `limpet run --help` shows all of them",
     )
-
-
-PREFACE = """\
-# Settings
-
-The command line is asked first, then the variable, then the file that `--config` names, then the preset that `--for`
-names ([presets](presets.md)), and last the default.
-
-A list is written with commas; a flag may also be repeated, and a TOML file may have an array. A switch is
-`--access-log` or `--no-access-log` on the command line, `true` or `false` elsewhere. In the file all keys
-stand at the top, in no table; an underscore in a key is as good as a dash; an unknown key is an error. Paths
-are relative to the directory in which `limpet` was started. An empty variable counts as not set.
-`WEB_CONCURRENCY` comes after the file: it is a default that the platform chose.
-
-    bind = ["127.0.0.1:8000", "unix:/run/chat.sock"]
-    by = "cookie:user,ip"
-    workers = 4
-"""
-
-
-def reference() -> str:
-    """Return docs/settings.md."""
-    settings = [
-        (
-            f"`{each.flag}`",
-            f"`{each.variable}`",
-            f"`{each.key}`" if each.in_file else "",
-            each.default,
-            f"{each.meaning}; {each.kind.allowed}" if each.kind.is_narrow else each.meaning,
-        )
-        for each in SETTINGS
-    ]
-    codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
-    return "\n".join(
-        [
-            PREFACE,
-            *_table(("Flag", "Variable", "TOML key", "Default", "Meaning"), settings),
-            "\n## Exit codes\n",
-            *_table(("Code", "Meaning"), codes),
-            "",
-        ]
-    )
-
-
-def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in [titles, ("---",) * len(titles), *rows]]
-
-
-if __name__ == "__main__":
-    print(reference(), end="")

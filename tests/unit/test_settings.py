@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet import settings
+from limpet import settings, settings_page
 from limpet.declare import Setting
 from limpet.errors import SettingsError
 from limpet.settings import SETTINGS, Settings
@@ -252,5 +252,5 @@ def test_quota_of_a_container_limits_the_workers(tmp_path: Path, quota: str, cpu
 
 
 def test_documentation_is_what_the_code_says() -> None:
-    """`python -m limpet.settings > docs/settings.md` was run after the last change."""
-    assert (Path(__file__).parents[2] / "docs" / "settings.md").read_text() == settings.reference()
+    """`python -m limpet.settings_page > docs/settings.md` was run after the last change."""
+    assert (Path(__file__).parents[2] / "docs" / "settings.md").read_text() == settings_page.reference()

@@ -1,0 +1,60 @@
+"""docs/settings.md, made from the declarations in settings.py: `python -m limpet.settings_page`.
+
+Owns the words around the tables. What a setting is called and means stands where it is declared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from limpet.errors import EXIT_CODES
+from limpet.settings import SETTINGS
+
+PREFACE = """\
+# Settings
+
+The command line is asked first, then the variable, then the file that `--config` names, then the preset that `--for`
+names ([presets](presets.md)), and last the default.
+
+A list is written with commas; a flag may also be repeated, and a TOML file may have an array. A switch is
+`--access-log` or `--no-access-log` on the command line, `true` or `false` elsewhere. In the file all keys
+stand at the top, in no table; an underscore in a key is as good as a dash; an unknown key is an error. Paths
+are relative to the directory in which `limpet` was started. An empty variable counts as not set.
+`WEB_CONCURRENCY` comes after the file: it is a default that the platform chose.
+
+    bind = ["127.0.0.1:8000", "unix:/run/chat.sock"]
+    by = "cookie:user,ip"
+    workers = 4
+"""
+
+
+def reference() -> str:
+    """Return docs/settings.md."""
+    settings = [
+        (
+            f"`{each.flag}`",
+            f"`{each.variable}`",
+            f"`{each.key}`" if each.in_file else "",
+            each.default,
+            f"{each.meaning}; {each.kind.allowed}" if each.kind.is_narrow else each.meaning,
+        )
+        for each in SETTINGS
+    ]
+    codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
+    return "\n".join(
+        [
+            PREFACE,
+            *_table(("Flag", "Variable", "TOML key", "Default", "Meaning"), settings),
+            "\n## Exit codes\n",
+            *_table(("Code", "Meaning"), codes),
+            "",
+        ]
+    )
+
+
+def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in [titles, ("---",) * len(titles), *rows]]
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
