@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from limpet import buckets
 from limpet.cookie import Attributes, Jar
 from limpet.elements import AFFINITY
+from limpet.errors import SettingsError
 from limpet.hashing import Hasher
 from limpet.key import Key, KeyChain, Trust
 from limpet.learned import Entry, Learned
@@ -81,6 +82,11 @@ class Router:
         if clocks is not None:
             jar = Jar(lines, settings.cluster, Attributes.parse(settings.affinity_cookie), clocks.wall)
         chain = KeyChain.parse(settings.by, Trust.parse(",".join(settings.trust)), load, on_error, jar)
+        if settings.learn and not chain.needs_head:
+            raise SettingsError(
+                f"`--learn` remembers ids that requests bring, and the key chain `{chain.spec}` looks for none",
+                hint="`--by header:mcp-session-id,affinity --learn header:mcp-session-id`",
+            )
         router = cls(chain, Hasher(lines[-1]), settings.workers, failover=settings.on_down == "failover")
         router.jar = jar if chain.has_affinity else None
         if clocks is not None:

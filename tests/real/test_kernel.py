@@ -250,6 +250,7 @@ def test_auto_takes_the_kernel_for_addresses() -> None:
             "`--bind unix:/run/x` is no address of its own: the kernel needs one listener for",
         ),
         ({"bind": (":80", "fd:3")}, "`--bind fd:3` is no address of its own: the kernel needs one listener for"),
+        ({"max_connections_per_worker": 9}, "`--max-connections-per-worker` needs somebody who counts"),
         ({"dispatchers": 2}, "`--dispatchers 2` asks for dispatchers, and the kernel backend has none"),
     ],
 )

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.harness import Limpet, Reply, fetch
-from tests.wire import Wire, request
+from tests.wire import Wire, request, upgrade
 
 WORKERS = 4
 ASGI, WSGI = "tests.session_app:asgi", "tests.session_app:wsgi"
@@ -146,6 +146,9 @@ def test_lost_session_is_served_at_home_or_refused() -> None:
             assert reply.status == (refused if entry["slot"] in lost else 200)
             assert (b"is gone" in reply.body) == (entry["slot"] in lost)
         assert server.totals()["lost"] == sum(entry["slot"] in lost for entry in made)
+        gone = next(entry for entry in made if entry["slot"] in lost)["id"]
+        with Wire(("127.0.0.1", server.port)) as wire:
+            assert wire.send(upgrade("/ws", mcp_session_id=gone)).reply().status == 404
 
 
 def test_id_that_nobody_uses_is_forgotten_and_one_in_use_is_not() -> None:

@@ -206,3 +206,13 @@ def test_entry_whose_halves_do_not_belong_together_is_unknown(table: Learned) ->
     assert slot_of(table, mine, 1.0) == 0
     table._cells[table._row(mine)] = other
     assert slot_of(table, other, 1.0) is None
+
+
+def test_digest_is_found_at_the_beginning_of_an_entry_alone(table: Learned) -> None:
+    """The search goes over bytes: the second half of one entry, or a part of two, may read like another id."""
+    digest = 5 << 55 | 7 << 20
+    begin = table._row(digest)
+    table._cells[0] = 1
+    table._cells[begin], table._cells[begin + 1] = 9, digest
+    table._cells[begin + 2] = 5 << 55 | 1000
+    assert slot_of(table, digest, 1.0) is None

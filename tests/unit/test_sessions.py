@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import random
+import secrets
 import uuid
+from collections import Counter
 
 import pytest
 
@@ -14,12 +17,14 @@ from limpet.errors import SettingsError
 from limpet.integrations.socketio import sticky
 from limpet.key import Key
 from limpet.learned import Learned
+from limpet.request import Peer, Request
 from limpet.router import Clocks, Router
 from limpet.scoreboard import Scoreboard
 from limpet.sessions import Sessions, Source
 from limpet.settings import Settings
 
 SLOTS = 8
+NOBODY = Peer(None, None, "")
 
 
 def worker(slot: int, *learn: str) -> tuple[Sessions, Router]:
@@ -123,3 +128,53 @@ def test_cookie_is_left_out_where_shared_caches_keep_the_response(value: bytes, 
     """Only where the response says so itself: an application that says nothing means one client."""
     here, _ = worker(0)
     assert here.may_set([(b"Cache-Control", value)]) is may
+
+
+def test_stand_in_renews_a_cookie_for_the_home_of_its_client() -> None:
+    """The secret is changed while a worker is down: its clients must find back to it."""
+    settings = Settings(app="app:app", workers=SLOTS, by="affinity")
+    board, clocks = Scoreboard.create(), Clocks(lambda: 0.0, lambda: 0.0)
+    old, new = (
+        Router.from_settings(settings, secret, clocks=clocks)
+        for secret in (b"old" * 6, b"new" * 6 + b"\n" + b"old" * 6)
+    )
+    assert old.jar is not None
+    assert new.jar is not None
+    stand_in = Sessions(settings, WorkerInfo(5, 1, 1), new, board.worker(0))
+    for slot in range(SLOTS):
+        value, _ = old.jar.mint(old.lives_at(slot), secrets.token_bytes)
+        request = Request("GET", "/", NOBODY, [(b"cookie", f"{old.jar.name}={value}".encode())])
+        header = stand_in.cookie_for(request, is_https=False)
+        assert header is not None
+        [name, renewed] = header.partition(";")[0].split("=")
+        assert name == new.jar.name
+        opened = new.jar.open(renewed.encode())
+        assert opened is not None
+        assert new.home_of(opened.digest) == slot
+
+
+def test_tries_of_a_client_fall_on_workers_by_chance() -> None:
+    """Who wants a certain worker gets it in one of N tries, whatever it does with the cookies that it was given."""
+    settings = Settings(app="app:app", workers=SLOTS, by="affinity,header:x")
+    router = Router.from_settings(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
+    assert router.jar is not None
+    draw = random.Random(3)
+    given = [router.jar.mint(router.lives_at(draw.randrange(SLOTS)), secrets.token_bytes)[0] for _ in range(50)]
+    reached: Counter[int] = Counter()
+    for attempt in range(4000):
+        value = bytearray(draw.choice(given).encode())
+        value[draw.randrange(len(value))] = draw.choice(b"ABCDEFGHabcdefgh0123-_")
+        cookie = f"{router.jar.name}=".encode() + bytes(value)
+        headers = [(b"cookie", cookie), (b"x", b"%d" % attempt)]
+        if bytes(value).decode() not in given:
+            route = router.route(NOBODY, Request("GET", "/", NOBODY, headers))
+            assert route == router.route(NOBODY, Request("GET", "/", NOBODY, headers[1:]))
+            reached[route.slot if route else -1] += 1
+    assert max(reached.values()) < reached.total() / SLOTS * 1.25  # 5 standard deviations
+
+
+def test_learning_is_refused_where_no_request_is_read_for_an_id() -> None:
+    """The table would fill, and nobody would ever look into it."""
+    settings = Settings(app="app:app", workers=SLOTS, by="ip", learn=("header:x",))
+    with pytest.raises(SettingsError, match="looks for none"):
+        Router.from_settings(settings, b"secret" * 4)
