@@ -69,8 +69,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         app='app = gr.mount_gradio_app(FastAPI(), demo, path="/")  # demo is the gr.Blocks',
         notes=(
             "`demo.launch()` starts a server of its own, in one process: leave it out.",
-            "Clients that keep no cookies, such as `gradio_client`, are placed anew with each request. They need a key "
-            "of their own: `--by header:x-client,affinity`, and the header with each request.",
+            "`gradio_client` keeps the cookie of its first answer, so it stays with one worker as a browser does.",
         ),
     ),
     "jupyter": Preset(

@@ -4,7 +4,7 @@ Owns the browser's process and the one connection over which it is driven (the D
 small part that the products need). Knows no product. Twenty browsers would take twenty times what one takes to start;
 twenty contexts of one are as far apart from each other as the server can see.
 
-1. All pages act at the same time: each is driven by a coroutine.
+1. All pages act at the same time, once all are open: each is driven by a coroutine.
 2. Every wait is for a state of the page and has a deadline.
 3. What a page could not load is in `complaints`.
 """
@@ -17,7 +17,8 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -28,9 +29,13 @@ from tests.real.browser import FLAGS
 
 DEADLINE_S: Final = 60.0  # for one state of a page; 20 pages of megabytes of script share two cores
 START_S: Final = 30.0
+DOOR: Final = 4  # pages that load at the same time; all of them are open, and act, at the same time
 
 
 PRELUDE: Final = """
+const still = new CSSStyleSheet();
+still.replaceSync('* { animation: none !important }');
+document.adoptedStyleSheets = [still];
 window.sockets = [];
 window.WebSocket = class extends WebSocket { constructor(...all) { super(...all); window.sockets.push(this) } };
 window.elements = (root = document) =>
@@ -38,7 +43,8 @@ window.elements = (root = document) =>
 window.element = (selector, part = '') =>
     elements().find((e) => e.matches(selector) && (e.innerText ?? '').includes(part));
 """
-"""Run in each document first: keeps its websockets, and finds elements, those in shadow roots too."""
+"""Run in each document first. Keeps its websockets; finds elements, those in shadow roots too; and has nothing spin,
+since twenty pages that each draw 60 pictures a second would leave no processor for the servers."""
 
 
 class Page:
@@ -53,9 +59,11 @@ class Page:
         """Return the answer to one command of the protocol."""
         return await self._browser.send(method, parameters, self._session)
 
-    async def goto(self, url: str) -> None:
-        """Open *url*; what comes then is to be waited for."""
-        await self.send("Page.navigate", url=url)
+    async def open(self, url: str, selector: str, part: str = "") -> str:
+        """Open *url*, a few pages at a time; return what `text` does once all pages of the browser are open."""
+        async with self._browser.coming_in():
+            await self.send("Page.navigate", url=url)
+            return await self.text(selector, part)
 
     async def run(self, script: str) -> Any:
         """Return the value of the expression *script*, awaited if it is a promise."""
@@ -131,13 +139,16 @@ class ProtocolError(Exception):
 
 
 class Browser:
-    """One Chromium that keeps what it knows in *profile*."""
+    """One Chromium that keeps what it knows in *profile*, for so many *pages*."""
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile: Path, pages: int = 1) -> None:
         self._profile = profile
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._pages: dict[str, Page] = {}
+        self._to_come = pages
+        self._all_in = asyncio.Event()
+        self._door = asyncio.Semaphore(DOOR)
 
     async def __aenter__(self) -> Browser:
         program = shutil.which("chromium")
@@ -179,6 +190,18 @@ class Browser:
             await page.send(f"{domain}.enable")
         await page.send("Page.addScriptToEvaluateOnNewDocument", source=PRELUDE)
         return page
+
+    @asynccontextmanager
+    async def coming_in(self) -> AsyncIterator[None]:
+        """Let a page open in the block; leave it when all have come in, or failed to."""
+        try:
+            async with self._door:
+                yield
+        finally:
+            self._to_come -= 1
+            if not self._to_come:
+                self._all_in.set()
+        await self._all_in.wait()
 
     async def send(self, method: str, parameters: Mapping[str, Any] | None = None, session: str | None = None) -> Any:
         """Return the answer to one command. Raises ProtocolError."""

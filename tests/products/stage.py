@@ -145,7 +145,7 @@ def in_browsers(play: Play) -> Client:
 
     async def crowd(url: str, sessions: int, folder: Path) -> Outcome:
         outcome = Outcome()
-        async with Browser(folder) as browser:
+        async with Browser(folder, sessions) as browser:
             await asyncio.gather(*(_one(browser, play, url, folder, number, outcome) for number in range(sessions)))
         return outcome
 

@@ -14,7 +14,7 @@ MESSAGES = 3
 
 async def play(page: Page, url: str, file: Path) -> set[int]:
     """Say something and be answered, several times; send a file."""
-    await page.goto(url)
+    await page.open(url, "#say")
     pids: set[int] = set()
     for count in range(1, MESSAGES + 1):
         await page.type("#say textarea, #say input", f"word-{count}")

@@ -14,8 +14,7 @@ CLICKS = 3
 
 async def play(page: Page, url: str, file: Path) -> set[int]:
     """Count and send a file."""
-    await page.goto(f"{url}/page")
-    pids = {pid_in(await page.text("pre", "count 0 "))}
+    pids = {pid_in(await page.open(f"{url}/page", "pre", "count 0 "))}
     for count in range(1, CLICKS + 1):
         await page.click("button")
         pids.add(pid_in(await page.text("pre", f"count {count} ")))

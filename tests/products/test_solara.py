@@ -14,8 +14,7 @@ CLICKS = 3
 
 async def play(page: Page, url: str, file: Path) -> set[int]:
     """Count, lose the websocket, and count on."""
-    await page.goto(url)
-    pids = {pid_in(await page.text(".shown", "count 0 "))}
+    pids = {pid_in(await page.open(url, ".shown", "count 0 "))}
     for count in range(1, CLICKS + 1):
         await page.click("button", "ADD")
         pids.add(pid_in(await page.text(".shown", f"count {count} ")))

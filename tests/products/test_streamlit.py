@@ -15,8 +15,7 @@ CLICKS = 3
 
 async def play(page: Page, url: str, file: Path) -> set[int]:
     """Count, send a file, see the picture made of it, lose the websocket and count on."""
-    await page.goto(url)
-    pids = {pid_in(await page.text("p", "count 0 "))}
+    pids = {pid_in(await page.open(url, "p", "count 0 "))}
     for count in range(1, CLICKS + 1):
         await page.click("button", "add")
         pids.add(pid_in(await page.text("p", f"count {count} ")))
