@@ -6,6 +6,7 @@ wrong here is the user's to repair, so it ends in an AppError whose cause keeps 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -34,7 +35,24 @@ def look_in(directories: Sequence[str]) -> None:
     sys.path[:] = [*first, *(directory for directory in sys.path if directory not in first)]
 
 
-def load(settings: Settings) -> Application:
+class PerBind(tuple[Application, ...]):
+    """The application of each bind, where binds differ in what they serve or by which key chain."""
+
+    __slots__ = ()
+
+
+def load(settings: Settings) -> Application | PerBind:
+    """Return the settings' application as its server calls it, or those of all binds. Raises AppError."""
+    wanted = [(each.app, each.server) for each in settings.served]
+    loaded = {}
+    for app, server in dict.fromkeys(wanted):
+        own: dict[str, Any] = {"app": app, "server": server}
+        loaded[app, server] = _load(dataclasses.replace(settings, **own))
+    several = len({each[1:] for each in settings.served}) > 1
+    return PerBind(loaded[each] for each in wanted) if several else loaded[wanted[0]]
+
+
+def _load(settings: Settings) -> Application:
     """Return the settings' application as the server calls it: as an ASGI 3 callable, or as a WSGI one.
 
     A server that calls ASGI gets WSGI ones in a pool of threads. Raises AppError. Runs in a worker.
@@ -81,14 +99,14 @@ def refuse_requests(settings: Settings, chain: KeyChain) -> None:
         )
 
 
-def adapter(settings: Settings) -> Callable[[Application, Any], None]:
+def adapter(settings: Settings) -> Callable[[Any, Any], None]:
     """Return the `serve` of the server's adapter. Raises AppError, as when that server is not installed."""
     kind = servers.kind(settings.server)
     if settings.server in servers.KINDS:
         found = servers.module(settings.server).serve
     else:
         found = import_object(kind.module, "server")
-    serve: Callable[[Application, Any], None] = found
+    serve: Callable[[Any, Any], None] = found
     return serve
 
 

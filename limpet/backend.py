@@ -23,7 +23,7 @@ from limpet.binds import Bind, Listener
 from limpet.bpf import Program, placing
 from limpet.errors import BackendError, reason
 from limpet.router import Router
-from limpet.servers import kind
+from limpet.servers import kind, refuse_mix
 from limpet.settings import Settings
 
 Inherited = tuple[tuple[int, str], ...]  # for each bind a descriptor, -1 for none, and its text
@@ -211,6 +211,7 @@ def _say_what_keep_alive_means(settings: Settings, router: Router) -> None:
 
 def choose(settings: Settings, router: Router) -> tuple[str, str]:
     """Return the name of the backend to take, and why. Raises BackendError if the one that was asked for cannot be."""
+    refuse_mix(settings)
     if settings.backend == "dispatcher":
         _refuse_dispatcher(settings)
         return "dispatcher", "asked for by `--backend dispatcher`"

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from limpet import activation
 from limpet.errors import ListenError, SettingsError, reason
+from limpet.served import Served
 
 MAX_PATH_BYTES = 107
 """The longest path of a unix socket, in bytes: the kernel takes 108 with a NUL at the end."""
@@ -56,7 +57,8 @@ class Bind:
 
     @classmethod
     def parse(cls, text: str) -> Bind:
-        """Return what *text* means. Raises SettingsError."""
+        """Return what *text* means; what is served there (served.py) is not asked. Raises SettingsError."""
+        text = Served.parse(text).address
         kind, _, rest = text.partition(":")
         if kind == "unix" and rest and "\0" not in rest:
             if (size := len(os.fsencode(rest))) > MAX_PATH_BYTES:

@@ -25,6 +25,7 @@ from limpet.errors import AppError, SettingsError
 from limpet.handle import Callback, Handle
 from limpet.key import KeyChain, Trust
 from limpet.naming import import_string
+from limpet.served import Served
 
 Key = str | Element | Callable[..., object]
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
@@ -76,13 +77,28 @@ class Cluster:
         if trust is not None:
             self._given["trust"] = trust if isinstance(trust, str) else list(trust)
         self._given |= _by_field(options)
-        self._binds: list[str] = []
-        self._apps: list[str] = []
+        self._binds: list[Served] = []
 
-    def listen(self, app: Any, port: int | str, host: str | None = None) -> None:
-        """Add a listener for *app*: see `limpet.listen` for the arguments. Raises SettingsError."""
-        self._apps.append(app if isinstance(app, str) else import_string(app, "application"))
-        self._binds.append(_bind(port, host))
+    def listen(
+        self,
+        app: Any,
+        port: int | str,
+        host: str | None = None,
+        *,
+        by: Key | Iterable[Key] | None = None,
+        server: str | None = None,
+    ) -> None:
+        """Add a listener for *app*: see `limpet.listen` for the arguments. Raises SettingsError.
+
+        *by* and *server* are for this listener alone, in place of those of the cluster.
+        """
+        bind = Served.parse(_bind(port, host))
+        own = {
+            "app": app if isinstance(app, str) else import_string(app, "application"),
+            "by": bind.by if by is None else chain_text(by),
+            "server": server or bind.server,
+        }
+        self._binds.append(bind._replace(**own))
 
     def start(self, *, on_ready: Callback | None = None, on_closed: Callback | None = None) -> Handle:
         """Start the server and return its handle at once. Raises SettingsError."""
@@ -112,7 +128,8 @@ class Cluster:
     def _settings(self) -> settings.Settings:
         if not self._binds:
             raise SettingsError("a cluster without a listener", hint='`cluster.listen("chat:app", 8000)`')
-        given = {"app": self._apps[0], "bind": self._binds, "app_dir": _search_path()}
+        binds = [str(each) for each in self._binds]
+        given = {"app": self._binds[0].app, "bind": binds, "app_dir": _search_path()}
         return settings.load(given | self._given, os.environ, _keyword)
 
 

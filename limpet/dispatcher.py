@@ -105,8 +105,8 @@ class Dispatcher:
             self._row.add("accepted")
             if self._stop_at is not None:
                 _let_in(connection)
-            peer = Peer.of(address, name)
-            if self._router.chain.needs_head:
+            peer = Peer.of(address, name, index)
+            if self._router.chain.at(index).needs_head:
                 deadline = now + self._settings.head_timeout_s
                 parser = HeadParser(self._settings.max_head_bytes)
                 self._look(Arrival(connection, peer, index, deadline, parser), now)

@@ -35,6 +35,7 @@ from typing import Any, Final, Self
 from limpet import control, hosted, notify
 from limpet.errors import ControlError, LimpetError, failure_of
 from limpet.link import Link, LinkClosedError, Message
+from limpet.served import Served
 from limpet.settings import Settings
 
 Callback = Callable[["Handle"], object]
@@ -240,7 +241,7 @@ def _start(settings: Settings, line: socket.socket) -> subprocess.Popen[bytes]:
 def _given_sockets(binds: Sequence[str]) -> list[int]:
     return [
         int(number)
-        for kind, _, number in (text.partition(":") for text in binds)
+        for kind, _, number in (Served.parse(text).address.partition(":") for text in binds)
         if kind == "fd" and number.isdecimal()
     ]
 

@@ -28,7 +28,7 @@ class Home:
 
     def peer(self, sockaddr: object, listener: int) -> Peer:
         """Return the far end of a connection that came in by the bind number *listener*."""
-        return Peer.of(sockaddr, self._listeners[listener])
+        return Peer.of(sockaddr, self._listeners[listener], listener)
 
     def slot_of(self, request: Request, *, keyed: bool) -> tuple[int, bool]:
         """Return the slot of *request*, and whether its connection has carried a key by now.

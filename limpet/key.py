@@ -85,6 +85,10 @@ class KeyChain:
                 hint="`[,]` is a comma and `[ ]` a blank",
             )
 
+    def at(self, bind: int) -> KeyChain:
+        """Return the chain of the bind number *bind*."""
+        return self
+
     @property
     def prefixes(self) -> tuple[int, int] | None:
         """Return the prefix lengths, IPv4's and IPv6's, of a chain that is `ip` alone; None for any other."""
@@ -141,6 +145,34 @@ class KeyChain:
                 hint=f"`limpet where '{first.spec}=KEY'` asks for a key of its first element",
             )
         return first.read(text)
+
+
+class Chains(KeyChain):
+    """The chains of binds that have chains of their own; the elements of all of them can be asked for."""
+
+    __slots__ = ("_chains",)
+
+    def __init__(self, chains: Sequence[KeyChain]) -> None:
+        elements = {element.spec: element for chain in chains for element in chain._elements}
+        self._elements = tuple(elements.values())
+        self._chains = tuple(chains)
+        self.find = self._find_at
+        self.needs_head = any(chain.needs_head for chain in chains)
+        self.spec = " | ".join(chain.spec for chain in chains)
+
+    def at(self, bind: int) -> KeyChain:
+        return self._chains[bind]
+
+    @property
+    def prefixes(self) -> tuple[int, int] | None:
+        each = {chain.prefixes for chain in self._chains}
+        return each.pop() if len(each) == 1 else None
+
+    def before_affinity(self, peer: Peer, request: Request) -> bool:
+        return self._chains[peer.bind].before_affinity(peer, request)
+
+    def _find_at(self, peer: Peer, request: Request | None) -> Key | None:
+        return self._chains[peer.bind].find(peer, request)
 
 
 def _parts(text: str) -> Iterator[str]:

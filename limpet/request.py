@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, AnyStr, Final
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes
@@ -37,22 +37,23 @@ class Peer:
     address: str | None  # None: a unix socket
     port: int | None
     listener: str
+    bind: int = field(default=0, repr=False)  # which of the server's binds that is, counted from 0
 
     @classmethod
-    def of(cls, sockaddr: Any, listener: str) -> Peer:
+    def of(cls, sockaddr: Any, listener: str, bind: int = 0) -> Peer:
         """Return the peer that `accept()` or `getpeername()` named *sockaddr*.
 
         An IPv4 client of a dual-stack listener is shown as IPv4 and a zone (`%eth0`) is dropped, so that a
         client has one address however the listener was bound.
         """
         if not isinstance(sockaddr, tuple):
-            return cls(None, None, listener)
+            return cls(None, None, listener, bind)
         address = sockaddr[0]
         if len(sockaddr) == 4:
             address = address.partition("%")[0]
             if address.startswith("::ffff:") and "." in address:
                 address = address[7:]
-        return cls(address, sockaddr[1], listener)
+        return cls(address, sockaddr[1], listener, bind)
 
 
 class Headers(Mapping[str, str]):

@@ -19,7 +19,7 @@ from limpet.cookie import Attributes, Jar
 from limpet.elements import AFFINITY
 from limpet.errors import SettingsError
 from limpet.hashing import Hasher
-from limpet.key import Key, KeyChain, Trust
+from limpet.key import Chains, Key, KeyChain, Trust
 from limpet.learned import Entry, Learned
 from limpet.request import Peer, Request
 from limpet.settings import Settings
@@ -81,7 +81,9 @@ class Router:
         jar = None
         if clocks is not None:
             jar = Jar(lines, settings.cluster, Attributes.parse(settings.affinity_cookie), clocks.wall)
-        chain = KeyChain.parse(settings.by, Trust.parse(",".join(settings.trust)), load, on_error, jar)
+        trust = Trust.parse(",".join(settings.trust))
+        chains = {each.by: KeyChain.parse(each.by, trust, load, on_error, jar) for each in settings.served}
+        chain = Chains([chains[each.by] for each in settings.served]) if len(chains) > 1 else chains.popitem()[1]
         if settings.learn and not chain.needs_head:
             raise SettingsError(
                 f"`--learn` remembers ids that requests bring, and the key chain `{chain.spec}` looks for none",

@@ -128,13 +128,13 @@ class Sessions:
 
     def cookie_for(self, request: Request, *, is_https: bool) -> str | None:
         """Return the Set-Cookie header with which to answer *request*, None when its client needs none."""
-        jar = self._router.jar
-        if jar is None:
+        jar, chain = self._router.jar, self._router.chain.at(request.peer.bind)
+        if jar is None or not chain.has_affinity:
             return None
         opened = jar.find(request)
         if opened is not None and not jar.is_due(opened):
             return None
-        if self._router.chain.before_affinity(request.peer, request):
+        if chain.before_affinity(request.peer, request):
             return None
         lives_there = self._lives_here if opened is None else self._router.lives_at(self._router.home_of(opened.digest))
         value, born = jar.mint(lives_there, secrets.token_bytes, opened)

@@ -28,6 +28,7 @@ from typing import Any, Literal
 from limpet import activation
 from limpet.declare import Setting, declared, setting
 from limpet.errors import SettingsError, reason
+from limpet.served import Served, served
 
 DAY_S = 86_400
 """The longest time, in seconds. Every wait ends, and who writes more than a day most likely means another unit."""
@@ -81,6 +82,10 @@ def check_bind(text: str) -> None:
     from limpet.binds import Bind
 
     Bind.parse(text)
+    for name, own in Served.parse(text)._asdict().items():
+        if name != "address" and own:
+            [found] = (each for each in SETTINGS if each.name == name)
+            found.read(own, f"`{name}`")
 
 
 def check_by(text: str) -> None:
@@ -141,7 +146,7 @@ class Settings:
     )
     bind: tuple[str, ...] = setting(
         "where to listen: HOST:PORT, :PORT for every address, unix:PATH, fd:N for an inherited socket, or fd:NAME for "
-        "one that the service manager passes on under that name",
+        "one that the service manager passes on under that name; ADDRESS=APP serves another application there",
         default_binds,
         shown="the sockets that the service manager passes on (LISTEN_FDS), else `127.0.0.1:8000`",
         metavar="ADDRESS",
@@ -289,6 +294,11 @@ class Settings:
         from limpet.secret import name_from_app
 
         return self.name or name_from_app(self.app)
+
+    @property
+    def served(self) -> list[Served]:
+        """Return what each bind serves, in their order."""
+        return served(self.bind, self.app, self.by, self.server)
 
     def to_json(self) -> str:
         """Return the settings as text for a child process."""

@@ -25,6 +25,12 @@ are relative to the directory in which `limpet` was started. An empty variable c
     bind = ["127.0.0.1:8000", "unix:/run/chat.sock"]
     by = "cookie:user,ip"
     workers = 4
+
+A bind may have an application of its own on the same workers, and a key chain of its own: `127.0.0.1:8001=admin:app`,
+`127.0.0.1:8001=admin:app?by=ip`, `127.0.0.1:8001?by=ip` (in a list `%2C` is a comma of the chain). uvicorn alone serves
+several.
+
+In Python a keyword is a key of the file, with underscores: `limpet.listen("chat:app", 8000, head_timeout=5)`.
 """
 
 

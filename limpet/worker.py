@@ -88,9 +88,12 @@ def work(place: Boot, link: Link) -> None:
     )
     apps.refuse_requests(settings, router.chain)
     serve = apps.adapter(settings)  # first: gevent has to be there before the application
-    app = in_session(apps.load(settings), here, settings)
-    is_asgi = servers.kind(settings.server).interface == "asgi"
-    with contextlib.nullcontext() if is_asgi else hooks.around_worker():
+    app = apps.load(settings)
+    if isinstance(app, apps.PerBind):
+        app = apps.PerBind(in_session(each, here, settings, bind) for bind, each in enumerate(app))
+    else:
+        app = in_session(app, here, settings)
+    with contextlib.nullcontext() if servers.kind(settings.server).runs_hooks else hooks.around_worker():
         serve(app, seat)
 
 

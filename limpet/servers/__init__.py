@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Final
 
 from limpet.errors import AppError, SettingsError
+from limpet.settings import Settings
 
 GROUP: Final = "limpet.servers"
 """Of the entry points by which an installed package offers a server."""
@@ -39,20 +40,36 @@ class Kind:
     closes: bool = True  # can end each connection with its response
     websocket: bool = False
     http: bool = True  # all that it serves; else connections of any protocol, in which no key can be looked for
+    runs_hooks: bool = False  # calls those of hooks.py itself, on its event loop
     extra: str | None = None  # of limpet, that installs it
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "uvicorn": Kind("limpet.servers.uvicorn", "asgi", moves=True, websocket=True),
-    "hypercorn": Kind("limpet.servers.hypercorn", "asgi", websocket=True, extra="hypercorn"),
-    "granian": Kind("limpet.servers.granian", "asgi", "accepted", websocket=True, extra="granian"),
+    "uvicorn": Kind("limpet.servers.uvicorn", "asgi", moves=True, websocket=True, runs_hooks=True),
+    "hypercorn": Kind("limpet.servers.hypercorn", "asgi", websocket=True, runs_hooks=True, extra="hypercorn"),
+    "granian": Kind("limpet.servers.granian", "asgi", "accepted", websocket=True, runs_hooks=True, extra="granian"),
     "gunicorn": Kind("limpet.servers.gunicorn", "wsgi", extra="gunicorn"),
     "stream": Kind(
-        "limpet.servers.stream", "an `async def handle(reader, writer)` or a factory of asyncio protocols", http=False
+        "limpet.servers.stream",
+        "an `async def handle(reader, writer)` or a factory of asyncio protocols",
+        http=False,
+        runs_hooks=True,
     ),
     "script": Kind("limpet.servers.script", "a function that serves on `limpet.listener()`", closes=False),
 }
 FOREIGN: Final = "whatever its adapter serves"
+
+
+def refuse_mix(settings: Settings) -> None:
+    """Raise SettingsError if the binds of *settings* serve more in one worker than its server can."""
+    first, *others = settings.served
+    for each in others:
+        if each[1:] != first[1:] and {each.server, first.server} != {"uvicorn"}:
+            raise SettingsError(
+                f"the binds `{first}` and `{each}` differ in what they serve, and only uvicorn serves several "
+                "applications, or by several key chains, in one worker",
+                hint="`--server uvicorn`, or a server of its own for each",
+            )
 
 
 @cache

@@ -99,9 +99,9 @@ class _Worker:
 
     def __init__(self, app: Callable[..., Any], seat: Seat) -> None:
         self._seat = seat
-        self._lifespan = Lifespan(app, seat.settings.app)
+        self._lifespan = Lifespan((app, seat.settings.app))
         self._is_draining = False
-        framed_app = framed(app, seat, self._lifespan.state, lambda: self._is_draining)
+        framed_app = framed(app, seat, self._lifespan.states[0], lambda: self._is_draining)
         self._servers = [_Embedded(_as_specified(framed_app), seat, listener) for listener in seat.listeners]
         take_over("_granian", "granian.access")
         self._running: list[asyncio.Task[None]] = []

@@ -92,11 +92,13 @@ class _Server:
     def __init__(self, app: Callable[..., Any], seat: Seat) -> None:
         self._seat = seat
         self._config = _config(seat)
-        self._lifespan = Lifespan(app, seat.settings.app)
+        self._lifespan = Lifespan((app, seat.settings.app))
         self._is_draining = False
         is_per_request = seat.home.router.chain.needs_head
         self._connection_class = _PlainConnection if is_per_request else _Connection
-        self._app = ASGIWrapper(framed(app, seat, self._lifespan.state, lambda: is_per_request or self._is_draining))
+        self._app = ASGIWrapper(
+            framed(app, seat, self._lifespan.states[0], lambda: is_per_request or self._is_draining)
+        )
         self._context = WorkerContext(None)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timeout_s: float | None = seat.settings.graceful_timeout_s
@@ -182,7 +184,7 @@ class _Server:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._connection_class(
-            self._app, self._loop, self._config, self._context, self._lifespan.state, reader, writer
+            self._app, self._loop, self._config, self._context, self._lifespan.states[0], reader, writer
         )
 
     def _begin(self, serving: Any) -> None:

@@ -26,8 +26,8 @@ _REFUSED: Final = b"the worker that had this session is gone\n"
 _FAILED: Final = b"Internal Server Error"
 
 
-def in_session(app: Application, sessions: Sessions, settings: Settings) -> Application:
-    """Return *app* as the worker's server is to call it."""
+def in_session(app: Application, sessions: Sessions, settings: Settings, bind: int = 0) -> Application:
+    """Return *app* as the worker's server is to call it for connections of the bind number *bind*."""
     if settings.mint == "socketio":
         from limpet.integrations import socketio
 
@@ -42,14 +42,15 @@ def in_session(app: Application, sessions: Sessions, settings: Settings) -> Appl
             f"`--by affinity`, `--learn` and `--on-lost` look into responses; `--server {settings.server}` has none",
             hint="`--server uvicorn` serves ASGI and WSGI applications",
         )
-    return InSession(app, sessions, settings.root_path.rstrip("/"))
+    return InSession(app, sessions, settings.root_path.rstrip("/"), bind)
 
 
 class InSession:
     """An ASGI application whose sessions stay with their worker."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], sessions: Sessions, root_path: str) -> None:
+    def __init__(self, app: Callable[..., Awaitable[None]], sessions: Sessions, root_path: str, bind: int) -> None:
         self._app = app
+        self._bind = bind
         self._sessions = sessions
         self._root_path = root_path.encode()
 
@@ -81,9 +82,8 @@ class InSession:
             target = target[len(self._root_path) :]
         if query := scope["query_string"]:
             target = b"%b?%b" % (target, query)
-        return Request(
-            scope.get("method", "GET"), target.decode("latin-1"), Peer.of(scope["client"], ""), scope["headers"]
-        )
+        peer = Peer.of(scope["client"], "", self._bind)
+        return Request(scope.get("method", "GET"), target.decode("latin-1"), peer, scope["headers"])
 
 
 class _Answering:

@@ -22,6 +22,30 @@ class _Reported(Exception):
 
 
 class Lifespan:
+    """The life of a worker's applications, and around it what they asked for (hooks.py)."""
+
+    def __init__(self, *named: tuple[Callable[..., Any], str]) -> None:
+        self._lives = [_Life(app, name) for app, name in named]
+
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        """What each application left for its requests."""
+        return [life.state for life in self._lives]
+
+    async def startup(self) -> None:
+        """Start the applications. Raises AppError when one says that it cannot."""
+        await hooks.start()
+        for life in self._lives:
+            await life.startup()
+
+    async def shutdown(self) -> None:
+        """Let the applications end, in the opposite order."""
+        for life in reversed(self._lives):
+            await life.shutdown()
+        await hooks.shutdown()
+
+
+class _Life:
     """The life of one application. `state` is what it left for its requests."""
 
     def __init__(self, app: Callable[..., Any], name: str) -> None:
@@ -35,7 +59,6 @@ class Lifespan:
 
     async def startup(self) -> None:
         """Start the application. Raises AppError when it says that it cannot."""
-        await hooks.start()
         self._task = asyncio.get_running_loop().create_task(self._run())
         answer, message = await self._order("startup")
         if answer == "failed":
@@ -48,7 +71,6 @@ class Lifespan:
             answer, message = await self._order("shutdown")
             if answer != "complete":
                 log.error("the shutdown of `%s` failed: %s", self._name, message)
-        await hooks.shutdown()
 
     async def _order(self, order: str) -> tuple[str, str]:
         self._orders.put_nowait(order)

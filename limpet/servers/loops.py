@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from limpet import hooks
 from limpet.door import Door
 from limpet.servers import uvloop_listening
 
@@ -17,9 +18,11 @@ _CHECK_S: Final = 0.05  # how often a worker that stops looks whether connection
 
 
 def run(name: str, main: Coroutine[Any, Any, None]) -> None:
-    """Run *main* on the loop that `--loop` *name* means."""
+    """Run *main* on the loop that `--loop` *name* means, and what the application wants done before and after it."""
     with asyncio.Runner(loop_factory=factory(name)) as runner:
+        runner.run(hooks.start())
         runner.run(main)
+        runner.run(hooks.shutdown())
 
 
 def factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

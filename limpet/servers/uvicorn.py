@@ -15,20 +15,20 @@ import contextlib
 import functools
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Final
 
 import uvicorn
 
-from limpet import hooks
+from limpet import apps
 from limpet.baton import Baton
-from limpet.errors import AppError
 from limpet.forwarded import Trust
 from limpet.handoff import Handoff
 from limpet.link import LinkClosedError
 from limpet.moving import TAKES_PER_TURN, Arrived
 from limpet.servers.corked import Turn
+from limpet.servers.lifespan import Lifespan
 from limpet.servers.proxied import Proxied
 from limpet.servers.uvicorn_listening import Listening
 from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
@@ -43,18 +43,26 @@ _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before the channel is read again after EM
 log = logging.getLogger("limpet.worker")
 
 
-def serve(app: Callable[..., Any], seat: Seat) -> None:
+def serve(app: apps.Application | apps.PerBind, seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
+    each = app if isinstance(app, apps.PerBind) else (app,) * len(seat.settings.bind)
+    if seat.settings.access_log:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # else as quiet as the rest of uvicorn
+    SeatedServer(each, seat).run()
+
+
+def _config(app: apps.Application, protocol: type[asyncio.Protocol], seat: Seat) -> uvicorn.Config:
     settings = seat.settings
     debug_headers = [("X-Limpet-Slot", str(seat.info.slot)), ("X-Limpet-Pid", str(seat.info.pid))]
     if settings.trust:
         app = Proxied(app, Trust.parse(",".join(settings.trust)))
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         interface="asgi3",
         loop=settings.loop,
-        http=_protocol(seat),
+        http=protocol,
         ws=settings.ws,
+        lifespan="off",  # see Lifespan
         workers=1,  # WEB_CONCURRENCY has had its say in the supervisor
         log_config=None,
         log_level=None,
@@ -66,14 +74,10 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
         headers=debug_headers if settings.debug_header else None,
         h11_max_incomplete_event_size=settings.max_head_bytes + _READ_BYTES,  # its 16 KiB are less than a head may have
     )
-    if settings.access_log:
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # else as quiet as the rest of uvicorn
-    SeatedServer(config, seat).run()
 
 
-def _protocol(seat: Seat) -> type[asyncio.Protocol]:
-    """Return this worker's protocol class; its attributes are those of all connections."""
-    moves = seat.home.router.chain.needs_head
+def _protocol(seat: Seat, *, moves: bool) -> type[asyncio.Protocol]:
+    """Return the protocol class of connections that move or do not; its attributes are those of all of them."""
     base: type[asyncio.Protocol] = {
         ("httptools", False): SeatedHttpTools,
         ("httptools", True): MovingHttpTools,
@@ -86,28 +90,47 @@ def _protocol(seat: Seat) -> type[asyncio.Protocol]:
 class SeatedServer(uvicorn.Server):
     """uvicorn's server with the slot's channel in place of a listening socket."""
 
-    def __init__(self, config: uvicorn.Config, seat: Seat) -> None:
-        super().__init__(config)
+    def __init__(self, each: Sequence[apps.Application], seat: Seat) -> None:
+        """*each* is the application of each bind."""
+        chains = [seat.home.router.chain.at(bind) for bind in range(len(each))]
+        self._protocols = {moves: _protocol(seat, moves=moves) for moves in {chain.needs_head for chain in chains}}
+        names = [bind.app for bind in seat.settings.served]
+        named = dict(zip(names, each, strict=True))  # one for each application, on however many binds it is
+        self._lives = Lifespan(*((app, name) for name, app in named.items()))
+        states = dict(zip(named, self._lives.states, strict=True))
+        self._binds = [  # what is served where a connection came in
+            (_config(app, self._protocols[chain.needs_head], seat), states[name])
+            for app, name, chain in zip(each, names, chains, strict=True)
+        ]
+        super().__init__(self._binds[0][0])
         self._seat = seat
         self._wake = asyncio.Event()
         self._adopting: set[asyncio.Task[Any]] = set()
         self.servers = []
         self._is_last = False  # nobody comes after this worker
-        self._listening = Listening(
-            seat.listeners, seat.settings.backlog, self.server_state.connections, self._accepted, self._adopt_accepted
-        )
+        self._listening = [
+            Listening(
+                (listener,),
+                seat.settings.backlog,
+                self.server_state.connections,
+                functools.partial(self._accepted, bind),
+                functools.partial(self._adopt_accepted, bind),
+            )
+            for bind, listener in enumerate(seat.listeners)
+        ]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then read the channel, then say READY; accept when told to."""
-        await hooks.start()
-        with _errors_of_startup() as errors:
-            await self.lifespan.startup()
-        if self.lifespan.should_exit:
-            raise AppError(f"the start-up of `{self._seat.settings.app}` failed") from _Reported("\n".join(errors))
-        self.config.ws_protocol_class = websocket_protocol(self._seat, self.config.ws_protocol_class)
+        await self._lives.startup()
         self._loop = asyncio.get_running_loop()
-        self.config.http_protocol_class.turn = Turn(self._loop)  # type: ignore[attr-defined]
-        await self._listening.prepare()
+        for config, _ in self._binds:
+            if not config.loaded:
+                config.load()
+            config.ws_protocol_class = websocket_protocol(self._seat, config.ws_protocol_class)
+        for protocol in self._protocols.values():
+            protocol.turn = Turn(self._loop)  # type: ignore[attr-defined]
+        for listening in self._listening:
+            await listening.prepare()
         self._loop.add_reader(self._seat.receiver.fileno(), self._take)
         self._loop.add_reader(self._seat.mover.fileno(), self._take_moved)
         self._loop.add_reader(self._seat.link.fileno(), self._obey)
@@ -130,9 +153,10 @@ class SeatedServer(uvicorn.Server):
 
         The move channel is read to the end: other workers learn a moment later that they must not move any more.
         """
-        self.config.http_protocol_class.draining = True  # type: ignore[attr-defined]
-        self.config.http_protocol_class.alone = self._is_last  # type: ignore[attr-defined]
-        await self._listening.leave()
+        for protocol in self._protocols.values():
+            protocol.draining, protocol.alone = True, self._is_last  # type: ignore[attr-defined]
+        for listening in self._listening:
+            await listening.leave()
         while self._take():
             pass
         self._loop.remove_reader(self._seat.receiver.fileno())
@@ -143,7 +167,7 @@ class SeatedServer(uvicorn.Server):
         if self.config.timeout_graceful_shutdown is None:
             await self._let_connections_last()
         await super().shutdown()
-        await hooks.shutdown()
+        await self._lives.shutdown()
 
     async def _let_idle_speak(self) -> None:
         """Wait a moment for requests that are under way on idle connections: the response says that they end."""
@@ -167,15 +191,15 @@ class SeatedServer(uvicorn.Server):
         super().handle_exit(sig, frame)
         self._loop.call_soon_threadsafe(self._wake.set)
 
-    def _accepted(self) -> asyncio.Protocol:
+    def _accepted(self, bind: int) -> asyncio.Protocol:
         """Return the protocol of a connection that the event loop has accepted from a listener."""
         self._seat.row.add("received")
         self._seat.row.add("connections")
-        return self._new_protocol()
+        return self._new_protocol(bind)
 
-    def _adopt_accepted(self, connection: socket.socket) -> None:
+    def _adopt_accepted(self, bind: int, connection: socket.socket) -> None:
         self._seat.row.add("received")
-        self._adopt(connection, lambda _: None)
+        self._adopt(connection, bind, lambda _: None)
 
     def _take(self) -> bool:
         """Adopt connections from the channel; return whether there may be more."""
@@ -188,7 +212,7 @@ class SeatedServer(uvicorn.Server):
                 self._pause_reading_of(self._seat.receiver.fileno(), self._take, error)
                 return False
             self._seat.row.add("received")
-            self._adopt(connection, functools.partial(_tell_accepted, handoff))
+            self._adopt(connection, handoff.listener, functools.partial(_tell_accepted, handoff))
         return True
 
     def _take_moved(self) -> None:
@@ -201,7 +225,8 @@ class SeatedServer(uvicorn.Server):
             self._pause_reading_of(self._seat.mover.fileno(), self._take_moved, error)
 
     def _adopt_moved(self, arrived: Arrived) -> None:
-        self._adopt(arrived.connection, functools.partial(_tell_arrived, arrived), arrived.baton)
+        prepare = functools.partial(_tell_arrived, arrived)
+        self._adopt(arrived.connection, arrived.listener, prepare, arrived.baton)
 
     def _pause_reading_of(self, fd: int, take: Callable[[], Any], error: OSError) -> None:
         """Leave what is in a channel there for a while: this process has no free descriptor number.
@@ -214,25 +239,30 @@ class SeatedServer(uvicorn.Server):
         self._loop.remove_reader(fd)
         self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, lambda: self.should_exit or self._loop.add_reader(fd, take))
 
-    def _adopt(self, connection: socket.socket, prepare: Callable[[Any], None], baton: Baton | None = None) -> None:
+    def _adopt(
+        self, connection: socket.socket, bind: int, prepare: Callable[[Any], None], baton: Baton | None = None
+    ) -> None:
         """Give *connection* to a new protocol, which is told by *prepare* how it came and will close it."""
         self._seat.row.add("connections")
-        task = self._loop.create_task(self._connect(connection, prepare, baton))
+        task = self._loop.create_task(self._connect(connection, bind, prepare, baton))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
 
-    def _new_protocol(self) -> asyncio.Protocol:
-        protocol: asyncio.Protocol = self.config.http_protocol_class(
-            config=self.config,  # type: ignore[call-arg]
+    def _new_protocol(self, bind: int) -> asyncio.Protocol:
+        config, state = self._binds[bind]
+        protocol: asyncio.Protocol = config.http_protocol_class(
+            config=config,  # type: ignore[call-arg]
             server_state=self.server_state,
-            app_state=self.lifespan.state,
+            app_state=state,
             _loop=self._loop,
         )
         return protocol
 
-    async def _connect(self, connection: socket.socket, prepare: Callable[[Any], None], baton: Baton | None) -> None:
+    async def _connect(
+        self, connection: socket.socket, bind: int, prepare: Callable[[Any], None], baton: Baton | None
+    ) -> None:
         def new_protocol() -> asyncio.Protocol:
-            protocol = self._new_protocol()
+            protocol = self._new_protocol(bind)
             prepare(protocol)
             return protocol
 
@@ -251,7 +281,8 @@ class SeatedServer(uvicorn.Server):
         except LinkClosedError:  # the supervisor is gone: finish what is here, then end
             self._loop.remove_reader(self._seat.link.fileno())
             commands = [{"do": "drain", "timeout": settings.graceful_timeout_s, "last": True}]
-            self._listening.close_door()
+            for listening in self._listening:
+                listening.close_door()
         for command in commands:
             if command["do"] == "drain":
                 self.config.timeout_graceful_shutdown = command["timeout"]
@@ -259,7 +290,8 @@ class SeatedServer(uvicorn.Server):
                 self.should_exit = True
                 self._wake.set()
             elif command["do"] == "accept":
-                self._listening.open()
+                for listening in self._listening:
+                    listening.open()
             elif command["do"] == "workers":
                 self._seat.home.follow(command["rows"])
                 self._seat.mover.alive(command["alive"], command["newest"], self._loop.time())
@@ -271,26 +303,3 @@ def _tell_accepted(handoff: Handoff, protocol: Seated) -> None:
 
 def _tell_arrived(arrived: Arrived, protocol: MovingHttpTools | MovingH11) -> None:
     protocol.arrived(arrived)
-
-
-class _Reported(Exception):
-    """Carries what uvicorn logged about a failed start-up as the cause of an AppError."""
-
-
-@contextlib.contextmanager
-def _errors_of_startup() -> Iterator[list[str]]:
-    """Collect what uvicorn would log as errors: the supervisor prints it once, not each worker."""
-    errors: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            errors.append(record.getMessage())
-
-    logger, collect = logging.getLogger("uvicorn.error"), Collect(logging.ERROR)
-    logger.addHandler(collect)
-    propagate, logger.propagate = logger.propagate, False
-    try:
-        yield errors
-    finally:
-        logger.removeHandler(collect)
-        logger.propagate = propagate

@@ -24,6 +24,7 @@ PURE = [
     "lifecycle",
     "request",
     "router",
+    "served",
 ]
 IMPURE_MODULES = {"socket", "os", "signal", "time", "asyncio", "logging", "subprocess", "select", "selectors"}
 IMPURE_MODULES |= {"threading"}
