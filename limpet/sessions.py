@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Id = TypeVar("Id", str, bytes)
 _TRIES: Final = 64  # for each slot there is: all fail once in 10^27 times
 _SHARED: Final = re.compile(rb"(?:^|[,\s])(?:public|s-maxage\s*=)", re.IGNORECASE)
-_NOT_FOUND_ELEMENT: Final = "header:mcp-session-id"  # MCP: a client answers 404 with a new session
+_MCP: Final = "header:mcp-session-id"  # its clients answer 404 with a new session, and end one with DELETE
 _HINT: Final = "`--learn header:x-session-id`, `--learn cookie:NAME`, `--learn 'location:/files/([^/?]+)'`"
 
 
@@ -120,7 +120,7 @@ class Sessions:
             return 0
         if self._refuses and entry.generation != self._info.generation & 0x3FFF:
             self._row.add("lost")
-            return 404 if key.element == _NOT_FOUND_ELEMENT else 410
+            return 404 if key.element == _MCP else 410
         if learned.is_due(entry, now):
             with self._one_at_a_time:
                 learned.touch(route.digest, entry, now)
@@ -153,6 +153,13 @@ class Sessions:
             for source in self._sources.get(name.lower(), ()):
                 if found := source.find(value):
                     self.learn(found)
+
+    def ended_by(self, request: Request, status: int) -> None:
+        """Forget the id whose session *request* has ended, if *status* says that it has: with MCP a DELETE does."""
+        if request.method == "DELETE" and 200 <= status < 300:
+            key = self._router.chain.find(request.peer, request)
+            if key is not None and key.element == _MCP:
+                self.forget(key.value)
 
     def learn(self, value: bytes) -> None:
         """Note that the client who brings *value* as its key belongs to this worker."""

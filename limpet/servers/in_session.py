@@ -67,7 +67,7 @@ class InSession:
         if cookie is None and not self._sessions.learns:
             await self._app(scope, receive, send)
             return
-        answering = _Answering(self._sessions, send, cookie)
+        answering = _Answering(self._sessions, send, request, cookie)
         try:
             await self._app(scope, receive, answering.send)
         except Exception:
@@ -89,9 +89,10 @@ class InSession:
 class _Answering:
     """One response on its way to the server."""
 
-    def __init__(self, sessions: Sessions, send: Any, cookie: str | None) -> None:
+    def __init__(self, sessions: Sessions, send: Any, request: Request, cookie: str | None) -> None:
         self._sessions = sessions
         self._send = send
+        self._request = request
         self._cookie = cookie
         self.started = False
 
@@ -101,6 +102,7 @@ class _Answering:
             self.started = True
             headers = [(bytes(name), bytes(value)) for name, value in message.get("headers") or ()]
             self._sessions.learned_from(headers)
+            self._sessions.ended_by(self._request, message.get("status", 0))
             if self._cookie is not None and self._sessions.may_set(headers):
                 message = message | {"headers": [*headers, (b"set-cookie", self._cookie.encode())]}
         await self._send(message)

@@ -2,14 +2,15 @@
  * Many users of the chat in examples/chat, played by the real Socket.IO client; one JSON document on stdout
  * says what each of them saw.
  *
- *   node socketio_client.js URL [--clients 50] [--mode polling|polling+upgrade|websocket]
+ *   node socketio_client.js URL [--clients 50] [--mode polling|polling+upgrade|websocket|mixed]
  *                               [--messages 10] [--deadline 30] [--pool]
  *
  * Its packages: `npm ci --prefix tests/clients`, once.
  *
  * Each client connects once (no reconnection: it would hide what this looks for), says its messages, each
  * after the acknowledgement of the one before, notes which worker acknowledged, and leaves. With
- * `polling+upgrade` the first half is said while the upgrade is under way, the second half by websocket.
+ * `polling+upgrade` the first half is said while the upgrade is under way, the second half by websocket. With `mixed`
+ * the clients take these three in turn.
  * Nothing here sleeps; `--deadline` (seconds, for all clients together) only ends a run that hangs.
  *
  * Node's client keeps no cookies, so the key must travel with every request: even clients carry it in the
@@ -28,8 +29,15 @@ const TRANSPORTS = {
   "websocket": ["websocket"],
 };
 
+/** Return the transports of client number `index`. */
+function transportsOf(mode, index) {
+  const choices = Object.values(TRANSPORTS);
+  return TRANSPORTS[mode] ?? choices[index % choices.length];
+}
+
 /** Play one user; resolves to what it saw, at the latest when `deadline` resolves, and never rejects. */
-function play(url, index, { transports, messages, agent }, deadline) {
+function play(url, index, { mode, messages, agent }, deadline) {
+  const transports = transportsOf(mode, index);
   const user = `user-${index}`;
   const carrier = index % 2 ? { extraHeaders: { Cookie: `user=${user}` } } : { query: { user } };
   const socket = io(url, { transports, agent, forceNew: true, reconnection: false, ...carrier });
@@ -80,13 +88,13 @@ const { values: options, positionals: [url] } = parseArgs({
     pool: { type: "boolean", default: false },
   },
 });
-if (!url || !(options.mode in TRANSPORTS)) {
-  console.error(`usage: node socketio_client.js URL [--mode ${Object.keys(TRANSPORTS).join("|")}] ...`);
+if (!url || !(options.mode in TRANSPORTS || options.mode === "mixed")) {
+  console.error(`usage: node socketio_client.js URL [--mode ${Object.keys(TRANSPORTS).join("|")}|mixed] ...`);
   process.exit(2);
 }
 
 const agent = options.pool ? new Agent({ keepAlive: true }) : false;
-const plan = { transports: TRANSPORTS[options.mode], messages: Number(options.messages), agent };
+const plan = { mode: options.mode, messages: Number(options.messages), agent };
 const deadline = new Promise((resolve) => setTimeout(resolve, Number(options.deadline) * 1000));
 const indexes = Array.from({ length: Number(options.clients) }, (_, index) => index);
 const clients = await Promise.all(indexes.map((index) => play(url, index, plan, deadline)));

@@ -21,20 +21,25 @@ RESULTS: Final = HERE.parent / "benchmarks" / "results" / "products.json"
 RUNS: Final = [(server, way) for server in ("limpet", "uvicorn") for way in ("plain", "nginx")]
 
 
-def version(package: str) -> str:
-    """Return the version of *package* in the products' environment."""
-    script = f"import importlib.metadata; print(importlib.metadata.version({package!r}))"
-    return subprocess.run([python(), "-c", script], check=True, capture_output=True, text=True).stdout.strip()
+def version(product: Product) -> str:
+    """Return the version of *product* where it is installed."""
+    script = f"import importlib.metadata; print(importlib.metadata.version({product.package!r}))"
+    return subprocess.run(
+        [product.python or python(), "-c", script], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def measured(product: Product) -> dict[str, Any]:
     """Return what came of all runs of *product*."""
     runs: dict[str, Any] = {}
     for server, way in RUNS:
+        if server == "uvicorn" and product.refuses:
+            runs[f"{server} {way}"] = {"refused": product.refuses}
+            continue
         outcome = played(product, server, way)
         runs[f"{server} {way}"] = {"failures": sorted(outcome.failures), "workers": len(outcome.pids)}
         print(f"{product.name} on {server}, {way}: {len(outcome.failures)} of {SESSIONS} failed", flush=True)
-    return {"version": version(product.package), "sessions": SESSIONS, "runs": runs}
+    return {"version": version(product), "sessions": SESSIONS, "runs": runs}
 
 
 def main(names: list[str]) -> None:

@@ -53,6 +53,9 @@ class Product:
     client: Client
     flags: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    plain: tuple[str, ...] = ()  # how Python runs several workers of it without limpet, if not by uvicorn
+    refuses: str = ""  # why it has no workers of its own at all
+    python: str = ""  # that has it, if not that of the products
 
 
 @dataclass
@@ -85,15 +88,18 @@ def on_limpet(product: Product, *flags: str) -> Iterator[int]:
     given += ("--start-timeout", f"{START_S:g}")
     with tempfile.TemporaryDirectory(prefix="limpet-product-") as folder:
         env = environment(product, folder)
-        with Limpet(product.app, *given, python=python(), env=env, cwd=Path(folder), start_s=START_S) as server:
+        with Limpet(
+            product.app, *given, python=product.python or python(), env=env, cwd=Path(folder), start_s=START_S
+        ) as server:
             yield server.port
 
 
 @contextmanager
 def on_uvicorn(product: Product) -> Iterator[int]:
-    """Yield the port of uvicorn's own workers, which take connections as they come."""
-    command = [python(), "-m", "uvicorn", product.app, "--port", "0", "--workers", str(WORKERS)]
-    command += ["--timeout-graceful-shutdown", "1", "--no-use-colors"]
+    """Yield the port of uvicorn's own workers, or the product's, which take connections as they come."""
+    uvicorn = ["-m", "uvicorn", product.app, "--port", "0", "--workers", str(WORKERS)]
+    uvicorn += ["--timeout-graceful-shutdown", "1", "--no-use-colors"]
+    command = [product.python or python(), *(product.plain or uvicorn)]
     with tempfile.TemporaryDirectory(prefix="limpet-product-") as folder:
         process = subprocess.Popen(
             command,
@@ -109,7 +115,7 @@ def on_uvicorn(product: Product) -> Iterator[int]:
 
         def started() -> bool:
             assert process.poll() is None, "".join(said)
-            return "".join(said).count("Application startup complete") >= WORKERS
+            return len(re.findall("Application startup complete|Booting worker", "".join(said))) >= WORKERS
 
         try:
             wait_until(started, "uvicorn's workers have started", START_S)

@@ -35,3 +35,5 @@ def test_each_session_is_with_the_worker_that_made_it_until_it_ends() -> None:
         assert {len(session["pids"]) for session in sessions} == {1}
         assert len({pid for session in sessions for pid in session["pids"]}) == WORKERS
         assert limpet.totals()["learned_hits"] >= 8 * SESSIONS
+        ids = [f"header:mcp-session-id={session['id']}" for session in sessions]
+        assert not any(entry["learned"] for entry in limpet.where(*ids))  # DELETE has ended them

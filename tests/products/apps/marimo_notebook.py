@@ -1,4 +1,4 @@
-"""A notebook of marimo that counts, and says which process does."""
+"""A notebook of marimo that counts, says which process does, and shows a picture that is a file of that process."""
 
 import marimo
 
@@ -18,7 +18,9 @@ def _():
 
 @app.cell
 def _(add, mo, os):
-    mo.md(f"count {add.value} pid {os.getpid()} end")
+    pixels = bytes((add.value * 40, 100, 200)) * 100 * 100
+    netpbm = b"P6 100 100 255\n" + pixels
+    mo.vstack([mo.md(f"count {add.value} pid {os.getpid()} end"), mo.download(netpbm, filename=f"{add.value}.ppm")])
     return
 
 

@@ -23,12 +23,15 @@ NOTES = 5
 DEADLINE_S = 30.0
 
 
-async def session(url: str, number: int) -> set[int]:
-    """Remember things, be told of each, recall them, and end the session; return the pids that have answered."""
+async def session(url: str, number: int) -> tuple[set[int], str]:
+    """Remember things, be told of each, recall them, end the session; return who has answered, and its id."""
     streaming, told = asyncio.Event(), asyncio.Semaphore(0)
     statuses: list[tuple[str, int]] = []
+    name = ""
 
     async def watch(response: httpx2.Response) -> None:
+        nonlocal name
+        name = response.headers.get("mcp-session-id", name)
         statuses.append((response.request.method, response.status_code))
         if response.request.method == "GET":
             streaming.set()
@@ -52,7 +55,7 @@ async def session(url: str, number: int) -> set[int]:
                 pids.add(check(await client.call_tool("recall", {}), kept))
         assert ("DELETE", 200) in statuses, statuses
         assert {status for _, status in statuses} <= {200, 202}, statuses
-    return pids
+    return pids, name
 
 
 def check(result: Any, expected: list[str]) -> int:
@@ -66,7 +69,8 @@ async def bounded(url: str, number: int) -> dict[str, Any]:
     """Return what came of one session."""
     try:
         async with asyncio.timeout(DEADLINE_S):
-            return {"pids": sorted(await session(url, number)), "error": None}
+            pids, name = await session(url, number)
+            return {"pids": sorted(pids), "id": name, "error": None}
     except Exception as error:  # noqa: BLE001  # whatever it is, it is what came of this session
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]

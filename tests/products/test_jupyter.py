@@ -1,0 +1,25 @@
+"""Jupyter Server: kernels live in the worker that started them; scripts and gateways know them by an id in the path."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import HERE
+from tests.products.programs import by_program
+from tests.products.stage import Product, all_at_home, played
+
+PRODUCT = Product(
+    "jupyter",
+    "jupyter-server",
+    "limpet.integrations.jupyter:serve",
+    by_program("jupyter_sessions.py"),
+    env={"JUPYTER_TOKEN": "secret", "JUPYTER_CONFIG_DIR": str(HERE / "products" / "apps")},
+    refuses="one process only",
+)
+
+
+@pytest.mark.products
+@pytest.mark.parametrize("way", ["plain", "nginx"])
+def test_each_kernel_is_found_by_its_id(way: str) -> None:
+    """Requests and websockets of a kernel come on connections of their own, without a cookie."""
+    all_at_home(played(PRODUCT, "limpet", way))
