@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PRODUCTS ?= .venv-products
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill soak docs products measure-products clean
+.PHONY: help run test check quick kill reloads soak docs products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -22,6 +22,9 @@ quick: $(VENV)/.dev ## the tests that start no process, in seconds
 
 kill: $(VENV)/.dev ## kill a hundred workers under load, on each backend
 	$(BIN)/pytest -m slow tests/real/test_kill.py
+
+reloads: $(VENV)/.dev ## 50 rolling reloads under load, on each backend
+	$(BIN)/pytest -m slow tests/real/test_reload.py
 
 soak: $(VENV)/.dev ## the long forms of what moves: 10,000 requests on a connection, 200 kills, real proxies, 10,000 sessions
 	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py tests/real/test_affinity.py
@@ -41,6 +44,7 @@ check: $(VENV)/.dev ## style and types only
 docs: $(VENV)/.dev ## write again what in docs/ is made from the code
 	$(BIN)/python -m limpet.settings_page > docs/settings.md
 	$(BIN)/python -m limpet.presets benchmarks/results/products.json > docs/presets.md
+	$(BIN)/python -m limpet.lifecycle docs/lifecycle.md
 
 clean: ## remove what make has made
 	rm -rf $(VENV) $(PRODUCTS) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The command line: `limpet run`, `check`, `presets`, `status`, `where`, `stop`.
+"""The command line: `limpet run`, `check`, `presets`, `status`, `where`, `reload`, `stop`.
 
 Turns arguments into settings or a request to a running server, calls who does the work, prints the answer, and
 turns errors into exit codes. Decides nothing else.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -23,8 +24,10 @@ import click
 
 from limpet import __version__, settings
 from limpet.declare import Setting
-from limpet.errors import INTERRUPTED, LimpetError, SettingsError
+from limpet.errors import INTERRUPTED, AppError, LimpetError, SettingsError
 
+_POLL_S = 0.1  # how often a command that waits asks the server how far it is
+_BAR_WIDTH = 24  # of progress, in characters
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -83,6 +86,7 @@ def control_option(command: Command) -> Command:
     return click.option(control.flag, envvar=control.variable, metavar=control.kind.metavar, help=meaning)(command)
 
 
+no_wait_option = click.option("--no-wait", is_flag=True, help="return as soon as the server has begun")
 json_option = click.option("--json", "as_json", is_flag=True, help="print the answer of the server as JSON")
 
 
@@ -142,12 +146,24 @@ def where(keys: tuple[str, ...], control: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--wait-for-connections", is_flag=True, help="let clients finish, however long their connections last")
-@click.option("--no-wait", is_flag=True, help="return as soon as the server has begun to stop")
+@no_wait_option
 @control_option
 def stop(control: str | None, wait_for_connections: bool, no_wait: bool) -> None:
     """Stop a running server; return when it has ended."""
     request = {"command": "stop", "wait_for_connections": wait_for_connections}
     _ask(control, request, until_end=None if no_wait else settings.DAY_S)
+
+
+@cli.command()
+@no_wait_option
+@json_option
+@control_option
+def reload(control: str | None, as_json: bool, no_wait: bool) -> None:
+    """Give each slot a new worker, one after the other, without losing a request; return when that is done.
+
+    A new worker that does not become ready ends it: the old ones go on, and the exit code is 4.
+    """
+    _follow(control, {"command": "reload"}, as_json=as_json, no_wait=no_wait)
 
 
 def status_text(answer: dict[str, Any]) -> str:
@@ -195,6 +211,30 @@ def _aligned(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> list[st
         )
         for line in cells
     ]
+
+
+def _follow(control: str | None, request: dict[str, Any], *, as_json: bool, no_wait: bool) -> None:
+    """Ask for a change and wait for its end, with progress on a terminal. Raises AppError if it fails."""
+    change = _ask(control, request)
+    shows = sys.stderr.isatty() and not as_json
+    while not no_wait and change["state"] in ("waiting", "running"):
+        if shows:
+            click.echo(f"\r{progress(change)}", nl=False, err=True)
+        time.sleep(_POLL_S)
+        change = _ask(control, {"command": "change", "number": change["change"]})
+    if shows:
+        click.echo(f"\r{progress(change)}", err=True)
+    if as_json:
+        click.echo(json.dumps(change, indent=2))
+    if change["state"] == "failed":
+        raise AppError(f"{change['why']} failed: {change['message']}", hint="`limpet status` shows which workers serve")
+
+
+def progress(change: dict[str, Any]) -> str:
+    """Return one line that shows how far *change* is."""
+    done, of = change["renewed"], change["slots"]
+    filled = _BAR_WIDTH * done // max(1, of)
+    return f"{change['why']} [{'#' * filled}{'-' * (_BAR_WIDTH - filled)}] {done}/{of} {change['state']}"
 
 
 def _ask(control: str | None, request: dict[str, Any], **waiting: Any) -> dict[str, Any]:

@@ -1,10 +1,16 @@
 """The life of a slot, and of a dispatcher: which state follows which event, and what is to be done then.
 
-Pure: a table and the clock of the back-off. The supervisor reports events and carries out the answer.
+Pure: a table and the clock of the back-off. The supervisor reports events and carries out the answer; slot.py has the
+processes. `python -m limpet.lifecycle docs/lifecycle.md` puts the table into that document as a diagram.
 
-How it works: (state, event) -> (next state, action). A pair that is not in the table cannot happen; if it does, that
-is a bug, and `happened` says so. Back-off counts deaths before READY only: a worker that has served and was killed is
-replaced at once, whereas one that cannot start must not eat the machine.
+How it works: (state, event) -> (next state, action). A slot has one process in charge, at most one successor that is
+starting, and predecessors that drain, of which the table knows nothing: they have a deadline and no way back. A pair
+that is not in the table cannot happen; if it does, that is a bug, and `happened` says so.
+
+1. Back-off counts deaths before READY only: a worker that has served and was killed is replaced at once, whereas one
+   that cannot start must not eat the machine.
+2. A successor that does not become ready changes nothing for who is in charge.
+3. That the operator drains a slot (`limpet drain`) is no state of this table: it outlasts crashes and reloads.
 """
 
 from __future__ import annotations
@@ -16,22 +22,37 @@ from typing import Final
 
 
 class State(StrEnum):
-    """What a slot is doing; these words are in `status`, logs and docs."""
+    """What a slot is doing."""
 
     STARTING = "starting"
     READY = "ready"
+    RENEWING = "renewing"  # ready, and a successor is starting
     DRAINING = "draining"
     BACKOFF = "backoff"
     STOPPED = "stopped"
+
+    @property
+    def word(self) -> str:
+        """What `status`, logs and docs call it: whether a successor is starting is nothing that clients could see."""
+        return State.READY.value if self is State.RENEWING else self.value
+
+    @property
+    def serves(self) -> bool:
+        """Whether the process in charge takes new clients."""
+        return self in (State.READY, State.RENEWING)
 
 
 class Event(StrEnum):
     """What can happen to a slot."""
 
     START = "start"  # the server wants it to serve
-    ANNOUNCED = "announced"  # its process said READY
-    DIED = "died"  # its process was reaped
+    ANNOUNCED = "announced"  # the process in charge said READY
+    DIED = "died"  # the process in charge was reaped
     RETRY_DUE = "retry due"  # the back-off is over
+    LEFT = "left"  # the process in charge drains, since somebody sent it a signal
+    RENEW = "renew"  # the server wants another process in charge
+    SUCCESSOR_ANNOUNCED = "successor announced"
+    SUCCESSOR_DIED = "successor died"
     STOP = "stop"  # the server wants it to end
 
 
@@ -42,7 +63,13 @@ class Action(StrEnum):
     SPAWN = "spawn"
     OPEN = "open"  # it serves from now on
     RETRY_LATER = "retry later"
-    DRAIN = "drain"
+    SPAWN_SUCCESSOR = "spawn successor"
+    SWITCH = "switch"  # the successor takes charge, the other one drains
+    KEEP = "keep"  # the successor is no more: the one in charge stays
+    PROMOTE = "promote"  # the one in charge is no more: the successor, still starting, is in charge
+    REPLACE = "replace"  # the one in charge goes on draining as a predecessor, another one is spawned
+    RETIRE = "retire"  # the same, and the successor, still starting, is in charge
+    DRAIN = "drain"  # a successor is killed, and a predecessor from now on
     KILL = "kill"
 
 
@@ -53,11 +80,21 @@ _TABLE: Final[Mapping[tuple[State, Event], tuple[State, Action]]] = {
     (State.STARTING, Event.DIED): (State.BACKOFF, Action.RETRY_LATER),
     (State.STARTING, Event.STOP): (State.DRAINING, Action.KILL),  # it has nothing that could be lost
     (State.BACKOFF, Event.RETRY_DUE): (State.STARTING, Action.SPAWN),
+    (State.BACKOFF, Event.RENEW): (State.STARTING, Action.SPAWN),
     (State.BACKOFF, Event.STOP): (State.STOPPED, Action.NOTHING),
     (State.READY, Event.DIED): (State.STARTING, Action.SPAWN),
+    (State.READY, Event.LEFT): (State.STARTING, Action.REPLACE),
+    (State.READY, Event.RENEW): (State.RENEWING, Action.SPAWN_SUCCESSOR),
     (State.READY, Event.STOP): (State.DRAINING, Action.DRAIN),
+    (State.RENEWING, Event.SUCCESSOR_ANNOUNCED): (State.READY, Action.SWITCH),
+    (State.RENEWING, Event.SUCCESSOR_DIED): (State.READY, Action.KEEP),
+    (State.RENEWING, Event.DIED): (State.STARTING, Action.PROMOTE),
+    (State.RENEWING, Event.LEFT): (State.STARTING, Action.RETIRE),
+    (State.RENEWING, Event.STOP): (State.DRAINING, Action.DRAIN),
     (State.DRAINING, Event.ANNOUNCED): (State.DRAINING, Action.NOTHING),  # said before it read the command
+    (State.DRAINING, Event.LEFT): (State.DRAINING, Action.NOTHING),
     (State.DRAINING, Event.DIED): (State.STOPPED, Action.NOTHING),
+    (State.DRAINING, Event.START): (State.STARTING, Action.REPLACE),
     (State.DRAINING, Event.STOP): (State.DRAINING, Action.NOTHING),
 }
 
@@ -80,9 +117,9 @@ class Life:
             self.state, action = _TABLE[self.state, event]
         except KeyError:
             raise RuntimeError(f"a slot that is {self.state} cannot see `{event}`") from None
-        if action is Action.SPAWN:
+        if action in (Action.SPAWN, Action.SPAWN_SUCCESSOR, Action.REPLACE):
             self.generation += 1
-        elif action is Action.OPEN:
+        elif action in (Action.OPEN, Action.SWITCH):
             self.deaths_before_ready = 0
         elif action is Action.RETRY_LATER:
             self.deaths_before_ready += 1
@@ -93,3 +130,28 @@ class Life:
 def backoff_s(deaths: int) -> float:
     """Return how long to wait before the next try after *deaths* deaths before READY in a row."""
     return min(FIRST_BACKOFF_S * 2.0 ** min(deaths - 1, 30), LONGEST_BACKOFF_S)
+
+
+def diagram() -> str:
+    """Return the table as a Mermaid state diagram, which docs/lifecycle.md shows."""
+    lines = ["stateDiagram-v2", f"    [*] --> {State.STOPPED}"]
+    for (state, event), (after, action) in _TABLE.items():
+        does = "" if action is Action.NOTHING else f" / {action}"
+        lines.append(f"    {state} --> {after}: {event}{does}")
+    return "\n".join(lines)
+
+
+def inserted(text: str) -> str:
+    """Return the document *text* with the diagram in its Mermaid block."""
+    before, _, rest = text.partition("```mermaid\n")
+    return f"{before}```mermaid\n{diagram()}\n```{rest.partition('```')[2]}"
+
+
+if __name__ == "__main__":
+    import sys
+
+    with open(sys.argv[1], "r+") as file:
+        document = inserted(file.read())
+        file.seek(0)
+        file.truncate()
+        file.write(document)

@@ -4,7 +4,7 @@ Owns the framing, one JSON object a line on a stream socketpair, and nothing of 
 in whatever way, the kernel closes its end and the child reads the end of the line; the channels cannot tell that,
 since the supervisor keeps both of their ends.
 
-Down: {"do": "accept" | "workers" | "drain" | "stop", ...}. Up: {"news": "ready" | "failed", ...}.
+Down: {"do": "accept" | "workers" | "drain" | "stop", ...}. Up: {"news": "ready" | "leaving" | "left" | "failed", ...}.
 """
 
 from __future__ import annotations

@@ -9,7 +9,10 @@ on: no transport, protocol or parser is made again, which is most of what a move
 
 The message carries the descriptor unless a worker of that slot has had the connection; which slots have, travels
 along. A receiver that has no copy after all (it was evicted, or a successor) sends the message back, and the sender,
-whose copy stays until the baton was taken, sends it again with the descriptor.
+whose copy stays until the baton was taken, sends it again with the descriptor. For that a worker that is replaced reads
+its channel until nothing of its own is under way, and only then its successor does (`settle`).
+
+An idle connection may be given away for good, as at the end of a worker: then whose request comes next is not decided.
 
 1. `pass_on` sends the whole of what was read and not served: what is not in the message is still in the kernel.
 2. Copies are bounded: the one that was used longest ago is closed, but none whose message is under way.
@@ -39,6 +42,12 @@ _WHOLE: Final = 0  # kinds: with the descriptor
 _IN_FILE: Final = 1  # with the descriptor, and the bytes in a memory file
 _LIGHT: Final = 2  # without: the receiver should have a copy
 _BACK: Final = 3  # a light message whose receiver has none
+_KIND: Final = 3  # mask
+_UNDECIDED: Final = (
+    4  # with a kind: the connection is idle, and whose request comes next is for the receiver to find out
+)
+_KEYED: Final = 8  # it has carried a key
+_SILENT: Final = 16  # it has carried no request at all
 _MOST_TOLD: Final = 64  # slots for which it travels along that they had the connection; to others it goes whole
 _INLINE_BYTES: Final = 60_000  # of leftover in the message itself; more travels in a memory file
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
@@ -50,8 +59,8 @@ TAKES_PER_TURN: Final = 32  # messages, so that connections already here do not 
 _new_baton: Final = partial(tuple.__new__, Baton)  # skips the Python function that `Baton()` is: once for each move
 
 
-class Copy(Protocol):
-    """A connection that this worker has open but does not read: the adapter's protocol object."""
+class Connection(Protocol):
+    """A connection of this worker: the adapter's protocol object."""
 
     @property
     def fd(self) -> int:
@@ -59,6 +68,10 @@ class Copy(Protocol):
 
     listener: int  # number of the bind by which it came
     had_by: int  # bit set of the slots that had it, as far as is known here
+
+
+class Copy(Connection, Protocol):
+    """A connection that this worker has open but does not read."""
 
     def resume(self, leftover: bytes) -> None:
         """Read again, after *leftover*, whose first request belongs here."""
@@ -75,6 +88,9 @@ class Arrived(NamedTuple):
     listener: int
     baton: Baton | None
     had_by: int
+    decided: bool = True  # the bytes begin with a request that belongs here
+    keyed: bool = True
+    silent: bool = False
 
 
 class Mover:
@@ -99,6 +115,8 @@ class Mover:
         self._copies: OrderedDict[Baton, Copy] = OrderedDict()
         self._unsent: list[Callable[[], bool]] = []  # what had no room, to be tried again
         self._sure = False
+        self._may_be_light = True
+        self._awaited: set[Baton] = set()  # what was under way when that ended
         self._buffers = [bytearray(_MESSAGE.size + _INLINE_BYTES)]
 
     def fileno(self) -> int:
@@ -116,7 +134,7 @@ class Mover:
         baton = baton or self._batons.claim(now)
         if baton is not None:
             self._batons.send(baton, now)
-        if baton is not None and copy.had_by >> slot & 1 and len(leftover) <= _INLINE_BYTES:
+        if baton is not None and copy.had_by >> slot & self._may_be_light and len(leftover) <= _INLINE_BYTES:
             sent = _send(self._sending[slot], self._head(_LIGHT, copy, baton), leftover)
         else:
             sent = self._send_whole(slot, copy, baton, leftover)
@@ -130,6 +148,39 @@ class Mover:
             if len(self._copies) > self._most_copies:
                 self._evict()
         return True, baton
+
+    def give(
+        self,
+        connection: Connection,
+        baton: Baton | None,
+        slot: int,
+        leftover: bytes,
+        now: float,
+        *,
+        keyed: bool,
+        silent: bool,
+    ) -> bool:
+        """Send *connection*, which is idle, to *slot* for good; return whether that was done. Blocks never.
+
+        Done: the caller closes its descriptor, and no more than that. Not done: the channel is full, it still reads.
+        """
+        if baton is not None:
+            self._batons.send(baton, now)
+        flags = _UNDECIDED | _KEYED * keyed | _SILENT * silent
+        if self._send_whole(slot, connection, baton, leftover, flags):
+            self._row.add("given")
+            return True
+        if baton is not None:
+            self._batons.keep(baton)
+        return False
+
+    def settle(self) -> bool:
+        """Send descriptors along from now on; return whether no message is under way that might come back."""
+        if self._may_be_light:
+            self._may_be_light = False
+            self._awaited = set(self._copies)
+        self._awaited = {baton for baton in self._awaited if self._batons.is_sent(baton)}
+        return not (self._unsent or self._awaited)
 
     def receive(self, adopt: Callable[[Arrived], None], *, sure: bool = False) -> bool:
         """Take the next message; return False when none waits. A connection without a copy here goes to *adopt*.
@@ -150,11 +201,12 @@ class Mover:
         leftover = bytes(data[_MESSAGE.size : size])
         baton = _new_baton((place - 1, epoch)) if place else None
         self._sure = True
-        if baton is None or kind < _LIGHT:
+        if kind & _UNDECIDED or baton is None or kind < _LIGHT:
             fds = array.array("i", ancillary[0][2])
-            if kind == _IN_FILE:
+            if kind & _KIND == _IN_FILE:
                 leftover = _read_file(fds[1])
-            self._take_whole(fds[0], leftover, listener, baton, had_by, adopt)
+            state = not kind & _UNDECIDED, not kind & _UNDECIDED or bool(kind & _KEYED), bool(kind & _SILENT)
+            self._take_whole(fds[0], leftover, listener, baton, had_by, state, adopt)
         elif kind == _LIGHT:
             copy = self._copies.pop(baton, None)
             if copy is not None:
@@ -173,10 +225,14 @@ class Mover:
         listener: int,
         baton: Baton | None,
         had_by: int,
+        state: tuple[bool, bool, bool],
         adopt: Callable[[Arrived], None],
     ) -> None:
-        """Take the connection *fd*, of which there may be a copy here."""
+        """Take the connection *fd*, of which there may be a copy here: of no use when what comes next is undecided."""
         copy = self._copies.pop(baton, None) if baton is not None else None
+        if copy is not None and not state[0]:
+            copy.drop(Verdict.FORGET)
+            copy = None
         if copy is not None and baton is not None:
             os.close(fd)
             self._hand_to(copy, baton, leftover, had_by)
@@ -186,7 +242,7 @@ class Mover:
             connection = socket.socket(fileno=fd)
             connection.setblocking(False)
             self._sure = False
-            adopt(Arrived(connection, leftover, listener, baton, had_by))
+            adopt(Arrived(connection, leftover, listener, baton, had_by, *state))
 
     def _hand_to(self, copy: Copy, baton: Baton, leftover: bytes, had_by: int) -> None:
         """Let *copy*, to which the connection has come back, read on."""
@@ -270,14 +326,14 @@ class Mover:
         if not send():
             self._unsent.append(send)
 
-    def _head(self, kind: int, copy: Copy, baton: Baton | None) -> bytes:
+    def _head(self, kind: int, copy: Connection, baton: Baton | None) -> bytes:
         place, epoch = (0, 0) if baton is None else (baton.place + 1, baton.epoch)
         return _MESSAGE.pack(kind, copy.listener, self._slot, place, epoch, copy.had_by | self._bit)
 
-    def _send_whole(self, slot: int, copy: Copy, baton: Baton | None, leftover: bytes) -> bool:
+    def _send_whole(self, slot: int, copy: Connection, baton: Baton | None, leftover: bytes, flags: int = 0) -> bool:
         """Send the connection with its descriptor; return whether there was room."""
         if len(leftover) <= _INLINE_BYTES:
-            return _send(self._sending[slot], self._head(_WHOLE, copy, baton), leftover, copy.fd)
+            return _send(self._sending[slot], self._head(_WHOLE | flags, copy, baton), leftover, copy.fd)
         try:
             file = _write_file(leftover)
         except OSError as error:
@@ -285,7 +341,7 @@ class Mover:
                 return False
             raise
         try:
-            return _send(self._sending[slot], self._head(_IN_FILE, copy, baton), b"", copy.fd, file)
+            return _send(self._sending[slot], self._head(_IN_FILE | flags, copy, baton), b"", copy.fd, file)
         finally:
             os.close(file)
 

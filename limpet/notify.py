@@ -117,6 +117,6 @@ def _alive(lives: list[Life]) -> bool:
 
 def _status(phase: str, lives: list[Life]) -> str:
     """Return the line that `systemctl status` shows."""
-    ready = sum(life.state is State.READY for life in lives)
+    ready = sum(life.state.serves for life in lives)
     text = f"{ready} of {len(lives)} workers ready"
     return text if phase == "ready" else f"{phase}, {text}"

@@ -30,10 +30,15 @@ _NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *VARIABLES})
 class Child:
     """A running dispatcher or worker. `link` is this side of the line to it."""
 
-    def __init__(self, role: str, place: boot.Boot, link: Link) -> None:
-        """Start the process. Raises OSError when the system has no room for it."""
+    def __init__(self, role: str, place: boot.Boot, link: Link, now: float) -> None:
+        """Start the process. *now* is monotonic. Raises OSError when the system has no room for it."""
         self.row = place.row
         self.serial = place.serial
+        self.generation = place.generation
+        self.started_at = now
+        self.kill_at = float("inf")  # monotonic: when its time to drain is over
+        self.leaves_by = 0.0  # monotonic: until then it may still read the slot's channels; its successor waits for it
+        self.is_open = False  # told to take connections
         self.link = link
         self.failure: Message | None = None  # what it said of its failure, or what it is killed for
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}

@@ -27,6 +27,10 @@ class Past:
         self.slots: list[Counter[str]] = [Counter() for _ in range(slots)]
         self.dispatchers: Counter[str] = Counter()
 
+    def grow(self, slots: int) -> None:
+        """Make room for *slots* slots."""
+        self.slots += [Counter() for _ in range(slots - len(self.slots))]
+
     def add_worker(self, slot: int, row: Row) -> None:
         """Take over the figures of a dead worker of *slot*, and clear its row for the next."""
         self.slots[slot].update(_totals(row))
@@ -43,18 +47,20 @@ class Past:
 def status(server: Supervisor) -> dict[str, Any]:
     """Return the answer to `limpet status`."""
     slots = [_slot(server, number) for number in range(len(server.slots))]
-    totals = sum((Counter(past) for past in server.past.slots), Counter()) + Counter(server.past.dispatchers)
+    totals = sum((Counter(past) for past in server.estate.past.slots), Counter()) + Counter(
+        server.estate.past.dispatchers
+    )
     for member in server.slots:
-        if member.child is not None:
-            totals.update(_totals(server.board.worker(member.child.row)))
+        for child in member.children:
+            totals.update(_totals(server.estate.board.worker(child.row)))
     dispatchers = []
     for member in server.dispatchers:
-        row = server.board.dispatcher(member.number)
+        row = server.estate.board.dispatcher(member.number)
         totals.update(_totals(row))
         pid = member.child.pid if member.child else None
-        dispatchers.append({"pid": pid, "state": member.life.state.value, "pending": row["pending"]})
-    totals.update(_totals(server.board.supervisor()))
-    rows = (server.board.worker(0), server.board.dispatcher(0), server.board.supervisor())
+        dispatchers.append({"pid": pid, "state": member.word, "pending": row["pending"]})
+    totals.update(_totals(server.estate.board.supervisor()))
+    rows = (server.estate.board.worker(0), server.estate.board.dispatcher(0), server.estate.board.supervisor())
     names = [name for row in rows for name in _totals(row)]
     return {
         "pid": os.getpid(),
@@ -65,7 +71,8 @@ def status(server: Supervisor) -> dict[str, Any]:
         "by": server.router.chain.spec,
         "slots": slots,
         "dispatchers": dispatchers,
-        "totals": {"connections": sum(slot["connections"] for slot in slots), **{name: totals[name] for name in names}},
+        "change": server.rolling.changes.summary(),
+        "totals": {"connections": sum(_connections(slot) for slot in slots), **{name: totals[name] for name in names}},
     }
 
 
@@ -89,7 +96,7 @@ def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
                 "slot": route.slot,
                 "home": route.home,
                 "pid": member.child.pid if member.child else None,
-                "state": member.life.state.value,
+                "state": member.word,
                 "element": key.element,
                 "learned": route.learned is not None,
             }
@@ -98,23 +105,40 @@ def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _slot(server: Supervisor, number: int) -> dict[str, Any]:
-    member = server.slots[number]
-    past = server.past.slots[number]
-    row = server.board.worker(member.child.row).values() if member.child else {}
-    waiting = sum(server.board.waiting(index, number)["waiting"] for index in range(len(server.dispatchers)))
+    """Return what to say of a slot: of the worker in charge, and what all its workers have counted."""
+    member, board = server.slots[number], server.estate.board
+    rows = [board.worker(child.row) for child in member.children]
+    counted = Counter(server.estate.past.slots[number])
+    for row in rows:
+        counted.update(_totals(row))
+    in_charge = board.worker(member.child.row).values() if member.child else {}
+    waiting = sum(board.waiting(index, number)["waiting"] for index in range(len(server.dispatchers)))
     return {
         "slot": number,
         "pid": member.child.pid if member.child else None,
-        "generation": member.life.generation,
-        "state": member.life.state.value,
-        "connections": row.get("connections", 0),
-        "requests": row.get("requests", 0) + past["requests"],
-        "returns": row.get("returns", 0) + past["returns"],
-        "batons": row.get("batons", 0) + past["batons"],
-        "copies": row.get("copies", 0),
+        "generation": member.child.generation if member.child else member.life.generation,
+        "state": member.word,
+        "connections": in_charge.get("connections", 0),
+        "requests": counted["requests"],
+        "returns": counted["returns"],
+        "batons": counted["batons"],
+        "copies": in_charge.get("copies", 0),
         "learned": learned.size(number) if (learned := server.router.learned) else 0,
-        "queued": server.channels[number].queued() + waiting + server.backend.queued(number),
+        "queued": server.estate.channels[number].queued() + waiting + server.backend.queued(number),
+        "starting": member.successor.pid if member.successor else None,
+        "draining": [
+            {
+                "pid": child.pid,
+                "generation": child.generation,
+                "connections": board.worker(child.row)["connections"],
+            }
+            for child in member.predecessors
+        ],
     }
+
+
+def _connections(slot: dict[str, Any]) -> int:
+    return int(slot["connections"] + sum(child["connections"] for child in slot["draining"]))
 
 
 def _totals(row: Row) -> dict[str, int]:

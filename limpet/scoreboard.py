@@ -43,6 +43,7 @@ WORKER_CELLS: Final[Mapping[str, str]] = {
     "learned_evicted": "learned ids that had to make room for others",
     "lost": "requests refused: the worker that made their session is gone",
     "asking_since_ns": "monotonic time since which the worker waits for a key function; 0 while it does not",
+    "given": "idle connections given to another worker, as at the end of this one",
 }
 DISPATCHER_CELLS: Final[Mapping[str, str]] = {
     "busy_since_ns": "monotonic time at which the current turn, or its latest search for a key, began; 0 in between",

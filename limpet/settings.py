@@ -278,7 +278,14 @@ class Settings:
         low=0.1,
         high=DAY_S,
     )
+    max_surge: int = setting("slots that a reload renews at the same time", 1, low=1, high=MAX_WORKERS)
     start_timeout_s: float = setting("time a worker has to become ready", 60, low=0.1, high=DAY_S)
+    websocket_spread_s: float = setting(
+        "time over which a worker that is replaced tells its websockets to go, lest all come back at once",
+        3,
+        low=0,
+        high=DAY_S,
+    )
     graceful_timeout_s: float = setting("time a worker has to finish when it stops", 30, low=0, high=DAY_S)
 
     access_log: bool = setting("log each request", False)

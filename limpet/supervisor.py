@@ -1,14 +1,16 @@
 """The supervisor process: starts the children, keeps what must outlive them, and obeys the operator.
 
-Owns the backend with its listeners, both ends of every slot's channel, the scoreboard and the control socket, for
-life. Which state follows which event is decided by lifecycle.py, how a child is started by process.py, how connections
-get to the workers by backend.py, what `status` says by report.py.
+Owns the loop, the order of starting and stopping, and what follows each event of a slot's life. Which state follows
+which event is decided by lifecycle.py, which process has which part in a slot by slot.py, how a child is equipped by
+estate.py and started by process.py, how connections get to the workers by backend.py, which slot of a rolling change
+is next by roll.py, who hangs by health.py, what commands mean by commands.py.
 
 1. It never reads a client's byte and never imports the application or a key function.
 2. Signal handlers only record and wake; everything happens in the loop of `run`.
 3. Nobody can connect before all slots are ready: listeners are bound at the start, but listen only then.
 4. A death is handled after all that the dead child said.
 5. To stop: the dispatchers first, then the workers, so that what was accepted is served.
+6. A slot's new worker is ready before the old one is told to drain, and takes over after that.
 """
 
 from __future__ import annotations
@@ -17,42 +19,31 @@ import contextlib
 import logging
 import selectors
 import signal
-import socket
 import time
 from typing import Final
 
-from limpet import backend, boot, control, logs, notify, process, report, secret, signals
+from limpet import backend, commands, control, health, logs, notify, process, secret, signals
 from limpet.backlog import Watch
-from limpet.control import ControlServer, Message
-from limpet.errors import AppError, LimpetError, SettingsError, reason
-from limpet.handoff import Channel
+from limpet.control import ControlServer
+from limpet.errors import AppError, ControlError, LimpetError, SettingsError, reason
+from limpet.estate import Estate
 from limpet.hosted import Program
 from limpet.learned import Learned
-from limpet.lifecycle import Action, Event, Life, State
+from limpet.lifecycle import Action, Event, State
 from limpet.link import Link, LinkClosedError
+from limpet.process import Child
+from limpet.roll import Change
+from limpet.rolling import Rolling
 from limpet.router import Clocks, Router
-from limpet.scoreboard import MAX_WORKERS, Scoreboard
+from limpet.servers import kind
 from limpet.settings import Settings
+from limpet.slot import Member
 
 _TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
+_LEAVE_S: Final = 1.0  # that a successor waits for its predecessor to leave the channels; one that hangs never does
 _HARD_STOP_S: Final = 2.0  # after the graceful timeout: for cancelled requests and the application's own shutdown
-_OBEYED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
+_OBEYED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1)
 log = logging.getLogger("limpet")
-
-
-class Member:
-    """One slot or one dispatcher: its life, and the process it has now."""
-
-    def __init__(self, role: str, number: int) -> None:
-        self.role = role
-        self.number = number
-        self.life = Life()
-        self.child: process.Child | None = None
-        self.started_at = 0.0  # monotonic, of the process
-        self.cause: LimpetError | None = None  # why the last process ended
-
-    def __str__(self) -> str:
-        return f"{self.role} {self.number}" + (f" (pid {self.child.pid})" if self.child else "")
 
 
 class Supervisor:
@@ -69,23 +60,20 @@ class Supervisor:
         self.settings = settings
         self.router = router
         self.backend = chosen
-        self.board = Scoreboard.create()
-        self.router.learned = Learned(self.board.learned(), settings.learn_idle_s)
-        self.channels = [Channel.create() for _ in range(settings.workers)]
-        self._moves = [Channel.create() for _ in range(settings.workers)]  # between workers: moving.py
-        self._serial = 0
+        self.estate = Estate(settings, kept.value, chosen)
+        self.router.learned = Learned(self.estate.board.learned(), settings.learn_idle_s)
         self.slots = [Member("worker", number) for number in range(settings.workers)]
         self.dispatchers = [Member("dispatcher", number) for number in range(chosen.dispatchers)]
-        self.past = report.Past(settings.workers)
-        self._secret = kept
+        self.rolling = Rolling(self.slots, self._happened)
         self._selector = selectors.DefaultSelector()
         self._control = ControlServer(
-            *control.listen(settings.control, cluster_name(settings)), self._answer, self._selector
+            *control.listen(settings.control, cluster_name(settings)),
+            lambda request: commands.answer(self, request),
+            self._selector,
         )
         self._program = program
         if program is not None:
             program.watch(self, self._selector)
-        self._free_rows = list(range(MAX_WORKERS - 1, -1, -1))
         self._watch: Watch | None = None
         self._manager = notify.Manager()
         self.serving = False
@@ -120,6 +108,7 @@ class Supervisor:
         if not wait_for_connections:
             self._stop_by = time.monotonic() + self.settings.graceful_timeout_s
             self._kill_at = self._stop_by + _HARD_STOP_S
+        self.rolling.cancel("the server stops")
         log.info("stopping")
         self._owing = {slot.number for slot in self.slots if self.backend.queued(slot.number)}
         self.backend.close()  # first: who gets in after a dispatcher has looked for the last time would be reset
@@ -135,8 +124,11 @@ class Supervisor:
                 self._happened(member, Event.STOP)
         if all(member.life.state is State.STOPPED for member in self.dispatchers):
             for slot in self.slots:
-                owing = slot.number in self._owing or self.channels[slot.number].queued()
-                self._hear(slot)  # after that look: whoever has emptied the channel has said READY before
+                owing = slot.number in self._owing or self.estate.channels[slot.number].queued()
+                if slot.child is not None:
+                    self._hear(
+                        slot, slot.child
+                    )  # after that look: whoever has emptied the channel has said READY before
                 if not (slot.life.state is State.STARTING and owing):
                     self._happened(slot, Event.STOP)
 
@@ -144,16 +136,22 @@ class Supervisor:
         return [*self.dispatchers, *self.slots]
 
     def _ended(self) -> bool:
-        return self.stopping and all(member.life.state is State.STOPPED for member in self._members())
+        return self.stopping and not any(
+            member.children or member.life.state is not State.STOPPED for member in self._members()
+        )
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGCHLD:
             for member in self._members():
-                self._reap(member)
-            process.reap_orphans({member.child.pid for member in self._members() if member.child is not None})
+                for child in member.children:
+                    self._reap(member, child)
+            process.reap_orphans({child.pid for member in self._members() for child in member.children})
         elif number == signal.SIGUSR1:
             if logs.reopen():
                 log.info("the log file was opened anew")
+        elif number == signal.SIGHUP:
+            with contextlib.suppress(LimpetError):  # it says so in the log
+                self.reload()
         elif self.stopping:
             self._kill_at = 0.0
         else:
@@ -162,79 +160,84 @@ class Supervisor:
     def _happened(self, member: Member, event: Event) -> None:
         """Let *event* happen to *member* and do what follows."""
         match member.life.happened(event, time.monotonic()):
-            case Action.SPAWN:
+            case Action.SPAWN | Action.SPAWN_SUCCESSOR:
                 self._spawn(member)
+            case Action.REPLACE | Action.RETIRE as action:
+                self._give_time(member.retire())
+                if action is Action.REPLACE:
+                    self._spawn(member)
             case Action.OPEN:
                 self._open(member)
+            case Action.SWITCH:
+                old = member.retire()
+                self._drain(old, "drain", succeeded=True)
+                self._open(member)
+                log.info("%s drains", member.name(old))
+            case Action.PROMOTE:
+                member.promote()
+            case Action.KEEP:
+                self.rolling.failed(member)
             case Action.RETRY_LATER:
                 self._start_failed(member)
             case Action.DRAIN:
-                command = "drain" if member.role == "worker" else "stop"
-                left_s = max(0.0, self._stop_by - time.monotonic())  # the dispatchers may have used up much of it
-                timeout_s = None if left_s == float("inf") else left_s
-                self._tell(member, {"do": command, "timeout": timeout_s, "last": self.stopping})
+                member.dismiss_successor()
+                for child in member.children:
+                    self._drain(child, "drain" if member.role == "worker" else "stop")
             case Action.KILL if member.child is not None:
                 member.child.kill()
 
     def _spawn(self, member: Member) -> None:
-        """Start a process for *member*. That the system has no room for one counts as its death."""
+        """Start the process that *member* wants. That the system has no room for one counts as its death."""
         try:
-            ours, theirs = Link.pair()
+            child = self.estate.spawn(member)
         except OSError as error:
-            self._not_spawned(member, error)
+            hint = "`ulimit -n` and `ulimit -u` show how many descriptors and processes are allowed"
+            member.cause = LimpetError(f"cannot start {member.role} {member.number}: {reason(error)}", hint=hint)
+            is_successor = member.life.state is State.RENEWING
+            self._happened(member, Event.SUCCESSOR_DIED if is_successor else Event.DIED)
             return
-        row = self._free_rows.pop() if member.role == "worker" else member.number
-        member.started_at = time.monotonic()
-        try:
-            with theirs:
-                member.child = process.Child(member.role, self._place(member, theirs, row), ours)
-        except OSError as error:
-            ours.close()
-            if member.role == "worker":
-                self._free_rows.append(row)
-            self._not_spawned(member, error)
-            return
-        self._selector.register(ours, selectors.EVENT_READ, lambda _: self._hear(member))
+        if member.life.state is State.RENEWING:
+            member.successor = child
+        else:
+            member.child = child
+        self._selector.register(child.link, selectors.EVENT_READ, lambda _: self._hear(member, child))
 
-    def _not_spawned(self, member: Member, error: OSError) -> None:
-        hint = "`ulimit -n` and `ulimit -u` show how many descriptors and processes are allowed"
-        member.cause = LimpetError(f"cannot start {member}: {reason(error)}", hint=hint)
-        self._happened(member, Event.DIED)
+    def _drain(self, child: Child, command: str, *, succeeded: bool = False) -> None:
+        """Tell *child* to finish what it has, and whether another has its place; note when its time is over."""
+        left_s = self._give_time(child)
+        timeout_s = None if left_s == float("inf") else left_s
+        child.link.send({"do": command, "timeout": timeout_s, "last": self.stopping, "succeeded": succeeded})
 
-    def _place(self, member: Member, theirs: socket.socket, row: int) -> boot.Boot:
-        is_worker = member.role == "worker"
-        channels = [self.channels[member.number]] if is_worker else self.channels
-        move_fds = (
-            [channel.fds[0] for channel in self._moves] + [self._moves[member.number].fds[1]] if is_worker else []
-        )
-        self._serial += is_worker
-        return boot.Boot(
-            settings=self.settings,
-            secret=self._secret.value.hex(),
-            link_fd=theirs.fileno(),
-            scoreboard_fd=self.board.fd,
-            channel_fds=tuple(channel.fds for channel in channels),
-            listeners=self.backend.inherited(member.number if is_worker else None),
-            index=member.number,
-            generation=member.life.generation,
-            row=row,
-            serial=self._serial if is_worker else 0,
-            move_fds=tuple(move_fds),
-        )
+    def _give_time(self, child: Child) -> float:
+        """Note when *child* is killed if it has not drained by then; return how long it may take, in seconds."""
+        now = time.monotonic()
+        # On a stop the dispatchers may have used up much of the time.
+        left_s = max(0.0, self._stop_by - now) if self.stopping else self.settings.graceful_timeout_s
+        child.kill_at = now + left_s + _HARD_STOP_S
+        if child.is_open and kind(self.settings.server).moves:  # the others never say that they have left
+            child.leaves_by = now + _LEAVE_S
+        return left_s
 
-    def _hear(self, member: Member) -> None:
-        """Take in what the member's process says; at the end of the line its death will be seen by SIGCHLD."""
-        child = member.child
-        if child is None:
+    def _hear(self, member: Member, child: Child) -> None:
+        """Take in what *child* says; at the end of the line its death will be seen by SIGCHLD."""
+        if child.link.closed:
             return
         try:
             for message in child.link.receive():
                 if message["news"] == "ready":
-                    self._happened(member, Event.ANNOUNCED)
+                    event = member.announced(child)
+                    if event is not None:
+                        self._happened(member, event)
                 elif message["news"] == "failed":
                     child.failure = message
+                elif message["news"] == "left":
+                    child.leaves_by = 0.0
+                    self._let_take(member)
+                elif message["news"] == "leaving" and child is member.child:
+                    log.info("%s drains: it was told so by a signal; it is replaced", member)
+                    self._happened(member, Event.LEFT)
                 elif message["news"] == "stop":
-                    log.info("%s asked to stop the server", member)
+                    log.info("%s asked to stop the server", member.name(child))
                     self.stop(wait_for_connections=message["wait_for_connections"])
         except LinkClosedError:
             self._hang_up(child.link)
@@ -244,43 +247,54 @@ class Supervisor:
             self._selector.unregister(link)
             link.close()
 
-    def _reap(self, member: Member) -> None:
-        """Take note of the member's death, if it has died, and do what follows."""
-        child = member.child
-        if child is None or not child.ended():
+    def _reap(self, member: Member, child: Child) -> None:
+        """Take note of the death of *child*, if it has died, and do what follows."""
+        if not child.ended():
             return
-        self._hear(member)
+        self._hear(member, child)
         self._hang_up(child.link)  # whether or not the line has ended: a process that it forked may hold its side
-        if member.role == "worker":
-            self.past.add_worker(member.number, self.board.worker(child.row))
-            self._free_rows.append(child.row)
-        else:
-            self.past.add_dispatcher(self.board, member.number)
-        if member.life.state is State.READY:
-            log.error("%s %s; it is replaced", member, child.how_it_ended())
+        self.estate.bury(member, child)
+        served = child is member.child and member.life.state.serves
+        if served:
+            log.error("%s %s; it is replaced", member.name(child), child.how_it_ended())
         if child.failure and child.failure["detail"] and not self.stopping:  # all slots may have the same one
-            log.error("%s failed\n%s", member, child.failure["detail"].rstrip())
-        member.cause = _cause(member, child)
-        member.child = None
-        self._happened(member, Event.DIED)
+            log.error("%s failed\n%s", member.name(child), child.failure["detail"].rstrip())
+        cause = _cause(member, child)
+        event = member.remove(child)
+        if event is not None:
+            member.cause = cause
+            self._happened(member, event)
+        else:
+            if child.failure is None:
+                log.info("%s has drained: it %s", member.name(child), child.how_it_ended())
+            self._let_take(member)
         self._tell_workers()
         if self.stopping:
             ended_early = member.role == "worker" and member.life.state is State.STOPPED  # as by a signal of its own
-            if ended_early and self.channels[member.number].queued() and time.monotonic() < self._kill_at:
+            queued = ended_early and self.estate.channels[member.number].queued()
+            if queued and time.monotonic() < self._kill_at:
                 self._happened(member, Event.START)
             self._go_on_stopping()
 
     def _open(self, member: Member) -> None:
         """Let *member*, which is ready, take part."""
-        seconds = time.monotonic() - member.started_at
+        assert member.child is not None
+        seconds = time.monotonic() - member.child.started_at
         log.log(logging.INFO if member.role == "worker" else logging.DEBUG, "%s ready after %.1f s", member, seconds)
         self._tell_workers()
+        self.rolling.succeeded(member)
         if self.serving:
-            self._tell(member, {"do": "accept"})
+            self._let_take(member)
             if self.stopping:
                 self._go_on_stopping()
         elif all(item.life.state is State.READY for item in self._members()):
             self._begin()
+
+    def _let_take(self, member: Member) -> None:
+        """Let the process in charge take connections once its predecessors have left the channels to it."""
+        if self.serving and member.may_open(time.monotonic()) and member.child is not None:
+            member.child.is_open = True
+            member.child.link.send({"do": "accept"})
 
     def _begin(self) -> None:
         """Let clients connect: everybody is ready."""
@@ -290,9 +304,9 @@ class Supervisor:
             self._fail(error)
             return
         self.serving = True
-        self._watch = Watch(self.backend.doors(), self.settings.backlog, self.board.supervisor())
+        self._watch = Watch(self.backend.doors(), self.settings.backlog, self.estate.board.supervisor())
         for member in self._members():
-            self._tell(member, {"do": "accept"})
+            self._let_take(member)
         urls = " and ".join(self.backend.urls)
         count = f"{len(self.slots)} worker{'s' if len(self.slots) > 1 else ''}"
         log.info("serving %s at %s with %s, by %s", self.settings.app, urls, count, self.settings.by)
@@ -305,6 +319,7 @@ class Supervisor:
         if self.serving:
             wait_s = member.life.retry_at - time.monotonic()
             log.error("%s did not start, next try in %.1f s: %s", member, wait_s, cause.message)
+            self.rolling.failed(member)
         elif not self.stopping:
             self._fail(cause)
 
@@ -316,72 +331,64 @@ class Supervisor:
         for member in self._members():
             self._happened(member, Event.STOP)
 
-    def _tell(self, member: Member, message: Message) -> None:
-        if member.child is not None:
-            member.child.link.send(message)
+    def reload(self) -> Change:
+        """Begin to renew the workers of all slots. Raises ControlError while there is nothing to be renewed."""
+        if not self.serving or self.stopping:
+            what = "stops" if self.stopping else "is starting"
+            log.warning("not reloaded: the server %s", what)
+            raise ControlError(f"the server {what}")
+        return self.rolling.request("reload", range(len(self.slots)), self.settings.max_surge)
 
     def _tell_workers(self) -> None:
         """Tell everybody which workers live, and which row of the scoreboard belongs to the one in each slot."""
-        ready = [slot.child if slot.life.state is State.READY else None for slot in self.slots]
+        ready = [slot.child if slot.life.state.serves else None for slot in self.slots]
         if self.router.follow([child is not None for child in ready]) and self.serving and not self.stopping:
             self.backend.follow(self.router.owners)
         message = {
             "do": "workers",
             "rows": [child and child.row for child in ready],
-            "alive": [slot.child.serial for slot in self.slots if slot.child is not None],
-            "newest": self._serial,
+            "alive": [child.serial for slot in self.slots for child in slot.children],
+            "newest": self.estate.newest_serial,
         }
         for member in self._members():
-            self._tell(member, message)
+            for child in member.children:
+                child.link.send(message)
 
     def _tick(self, now: float) -> None:
         """Do what is due."""
         self._control.expire(now)
         self._manager.look(self, now)
-        if self._watch is not None and not self.stopping:
-            self._watch.look(now)
+        if not self.stopping:
+            if self._watch is not None:
+                self._watch.look(now)
+            self.rolling.go_on()
         for member in self._members():
+            self._let_take(member)
             if member.life.state is State.BACKOFF and member.life.retry_at <= now:
                 self._happened(member, Event.RETRY_DUE)
-            elif member.life.state is State.STARTING and now - member.started_at > self.settings.start_timeout_s:
-                self._kill(member, f"was not ready after {self.settings.start_timeout_s:g} s")
-            elif self._hangs(member, now):
-                self._kill(member, f"has not moved for {self.settings.key_timeout_s:g} s (a key function that hangs?)")
-            if now >= self._kill_at and member.child is not None:
-                member.child.kill()
+            starting = member.starting()
+            if starting is not None and now - starting.started_at > self.settings.start_timeout_s:
+                self._kill(member, starting, f"was not ready after {self.settings.start_timeout_s:g} s")
+            fault = health.fault(member, self.estate.board, self.settings, now)
+            if fault and member.child is not None:
+                self._kill(member, member.child, fault)
+            for child in member.children:
+                if now >= min(child.kill_at, self._kill_at):
+                    child.kill()
 
-    def _hangs(self, member: Member, now: float) -> bool:
-        if member.role == "dispatcher":
-            since_ns = self.board.dispatcher(member.number)["busy_since_ns"]
-        else:
-            since_ns = self.board.worker(member.child.row)["asking_since_ns"] if member.child else 0
-        return 0 < since_ns < (now - self.settings.key_timeout_s) * 1e9
-
-    def _kill(self, member: Member, why: str) -> None:
+    def _kill(self, member: Member, child: Child, why: str) -> None:
         """End a process that does not do what it should; its death follows."""
-        if member.child is not None and member.child.failure is None:
-            log.error("%s %s; it is killed", member, why)
-            member.child.failure = {"message": f"{member} {why}", "hint": None, "detail": ""}
-            member.child.kill()
-
-    def _answer(self, request: Message) -> Message:
-        """Obey a command from the control socket."""
-        match request.get("command"):
-            case "status":
-                return report.status(self)
-            case "where":
-                return report.where(self, request)
-            case "stop":
-                self.stop(wait_for_connections=bool(request.get("wait_for_connections")))
-                return {"stopping": True}
-        return {"error": f"this server does not know the command `{request.get('command')}`"}
+        if child.failure is None:
+            log.error("%s %s; it is killed", member.name(child), why)
+            child.failure = {"message": f"{member.name(child)} {why}", "hint": None, "detail": ""}
+            child.kill()
 
 
-def _cause(member: Member, child: process.Child) -> LimpetError:
+def _cause(member: Member, child: Child) -> LimpetError:
     """Return why *child* has ended, in its own words if it had any."""
     failure = child.failure
     if failure is None:
-        return AppError(f"{member} {child.how_it_ended()} before it was ready")
+        return AppError(f"{member.name(child)} {child.how_it_ended()} before it was ready")
     kind = SettingsError if failure.get("code") == SettingsError.exit_code else AppError
     return kind(failure["message"], hint=failure["hint"])
 

@@ -125,7 +125,7 @@ class _Server:
         """Take what waits, let idle clients speak once more, finish what is in flight."""
         self._is_draining = True
         began = self._loop.time()
-        await self._listening.leave()
+        await self._listening.leave(take_rest=True)
         while self._take():
             pass
         self._loop.remove_reader(self._seat.receiver.fileno())

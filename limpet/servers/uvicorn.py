@@ -5,7 +5,7 @@ what it would see had uvicorn accepted the connection itself.
 
 1. A connection is in `_adopting` or in uvicorn's set of connections. It counts as the worker's from the moment at which
    it is taken from the channel until its protocol loses it: placement adds the count to what is still in the channel.
-2. READY is said when the channel is being read and signal handlers are in place, not before.
+2. READY is said last, when signal handlers are in place; the channels are read after the command to accept.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from limpet.moving import TAKES_PER_TURN, Arrived
 from limpet.servers.corked import Turn
 from limpet.servers.lifespan import Lifespan
 from limpet.servers.proxied import Proxied
+from limpet.servers.uvicorn_draining import let_go
 from limpet.servers.uvicorn_listening import Listening
 from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
 from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, websocket_protocol
@@ -39,6 +40,7 @@ _TICK_S: Final = 1.0  # date header, head deadlines
 _READ_BYTES: Final = 262_144  # what an event loop reads at once; Seated counts the bytes of a head after that
 _IDLE_S: Final = 1.0  # how long a draining worker leaves idle connections open: longer than a round trip
 _CHECK_S: Final = 0.05  # how often a draining worker looks whether connections have ended
+_SETTLE_S: Final = 0.5  # how long a worker that is replaced waits for those to whom it has sent: they read at once
 _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before the channel is read again after EMFILE
 log = logging.getLogger("limpet.worker")
 
@@ -107,7 +109,9 @@ class SeatedServer(uvicorn.Server):
         self._wake = asyncio.Event()
         self._adopting: set[asyncio.Task[Any]] = set()
         self.servers = []
+        self._is_told = False  # by the supervisor to drain, not by a signal
         self._is_last = False  # nobody comes after this worker
+        self._is_succeeded = False  # another worker is in charge of the slot
         self._listening = [
             Listening(
                 (listener,),
@@ -120,7 +124,7 @@ class SeatedServer(uvicorn.Server):
         ]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the application, then read the channel, then say READY; accept when told to."""
+        """Start the application, then say READY; take connections when told to."""
         await self._lives.startup()
         self._loop = asyncio.get_running_loop()
         for config, _ in self._binds:
@@ -131,8 +135,6 @@ class SeatedServer(uvicorn.Server):
             protocol.turn = Turn(self._loop)  # type: ignore[attr-defined]
         for listening in self._listening:
             await listening.prepare()
-        self._loop.add_reader(self._seat.receiver.fileno(), self._take)
-        self._loop.add_reader(self._seat.mover.fileno(), self._take_moved)
         self._loop.add_reader(self._seat.link.fileno(), self._obey)
         self.started = True
         self._seat.ready()
@@ -149,25 +151,58 @@ class SeatedServer(uvicorn.Server):
                 await asyncio.wait_for(self._wake.wait(), _TICK_S)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take what is in the channels still, let the requests finish, then end the application.
+        """Let the requests finish and the connections go, then end the application.
 
-        The move channel is read to the end: other workers learn a moment later that they must not move any more.
+        Who waits in the channel or behind the listeners is left to the slot's next worker if that is there already,
+        else taken. The move channel is left to that worker in any case. If there will be none, it is read to the end:
+        others learn a moment later not to move any more.
         """
-        for protocol in self._protocols.values():
-            protocol.draining, protocol.alone = True, self._is_last  # type: ignore[attr-defined]
+        if not self._is_told:
+            self._seat.link.send({"news": "leaving"})
+        self._tell_protocols()
+        until = self._drain_by()
         for listening in self._listening:
-            await listening.leave()
-        while self._take():
+            await listening.leave(take_rest=not self._is_succeeded)
+        while not self._is_succeeded and self._take():
             pass
         self._loop.remove_reader(self._seat.receiver.fileno())
+        if not self._is_last:
+            await self._settle()
         if self._adopting:
             await asyncio.wait(self._adopting)
         self._seat.mover.close_copies()
-        await self._let_idle_speak()
+        if not self._is_last:
+            spread_s = min(self._seat.settings.websocket_spread_s, (until - self._loop.time()) / 2)
+            await let_go(self.server_state.connections, until, spread_s, lambda: self._is_last)
+        if self._is_last:
+            self._tell_protocols()
+            until = self._drain_by()
+            await self._let_idle_speak()
         if self.config.timeout_graceful_shutdown is None:
             await self._let_connections_last()
+        else:
+            self.config.timeout_graceful_shutdown = max(0.0, until - self._loop.time())  # type: ignore[assignment]
         await super().shutdown()
         await self._lives.shutdown()
+
+    def _tell_protocols(self) -> None:
+        """Let all connections know that this worker drains, and whether others will be there."""
+        for protocol in self._protocols.values():
+            protocol.draining, protocol.alone = True, self._is_last  # type: ignore[attr-defined]
+
+    async def _settle(self) -> None:
+        """Leave the move channel to the next worker, when nothing can come back that only this one could repeat."""
+        until = self._loop.time() + _SETTLE_S
+        while not self._seat.mover.settle() and self._loop.time() < until:
+            self._seat.mover.sweep(self._loop.time())
+            await asyncio.sleep(_CHECK_S / 10)
+        self._loop.remove_reader(self._seat.mover.fileno())
+        self._seat.link.send({"news": "left"})
+
+    def _drain_by(self) -> float:
+        """Return the loop time at which the time to drain is over."""
+        timeout_s = self.config.timeout_graceful_shutdown
+        return self._loop.time() + (float("inf") if timeout_s is None else timeout_s)
 
     async def _let_idle_speak(self) -> None:
         """Wait a moment for requests that are under way on idle connections: the response says that they end."""
@@ -274,6 +309,14 @@ class SeatedServer(uvicorn.Server):
             connection.close()
             self._seat.row.add("connections", -1)
 
+    def _begin_to_take(self) -> None:
+        """Take what comes to the slot: nobody else does, but for a predecessor that is being told not to."""
+        if not self.should_exit:
+            self._loop.add_reader(self._seat.receiver.fileno(), self._take)
+            self._loop.add_reader(self._seat.mover.fileno(), self._take_moved)
+            for listening in self._listening:
+                listening.open()
+
     def _obey(self) -> None:
         settings = self._seat.settings
         try:
@@ -286,12 +329,12 @@ class SeatedServer(uvicorn.Server):
         for command in commands:
             if command["do"] == "drain":
                 self.config.timeout_graceful_shutdown = command["timeout"]
-                self._is_last = command["last"]
+                self._is_told, self._is_last = True, command["last"]
+                self._is_succeeded = command.get("succeeded", False)
                 self.should_exit = True
                 self._wake.set()
             elif command["do"] == "accept":
-                for listening in self._listening:
-                    listening.open()
+                self._begin_to_take()
             elif command["do"] == "workers":
                 self._seat.home.follow(command["rows"])
                 self._seat.mover.alive(command["alive"], command["newest"], self._loop.time())
@@ -301,5 +344,5 @@ def _tell_accepted(handoff: Handoff, protocol: Seated) -> None:
     protocol.accepted(handoff)
 
 
-def _tell_arrived(arrived: Arrived, protocol: MovingHttpTools | MovingH11) -> None:
+def _tell_arrived(arrived: Arrived, protocol: Seated) -> None:
     protocol.arrived(arrived)

@@ -81,12 +81,13 @@ class Listening:
     def close_door(self) -> None:
         """Let no new client in."""
         for listener in self._listeners:
-            close_door(listener)
+            if listener.fileno() >= 0:  # else this worker has left it already
+                close_door(listener)
 
-    async def leave(self) -> None:
-        """Adopt who waits, then give up the listeners.
+    async def leave(self, *, take_rest: bool) -> None:
+        """Adopt who waits, with *take_rest*, then give up the listeners.
 
-        A successor would take them too; but there may be none, as when a service manager signals all processes.
+        Without it a successor takes them; but there may be none, as when a service manager signals all processes.
         """
         self._is_open = False
         if self._opening is not None:
@@ -99,7 +100,9 @@ class Listening:
         self._let_in()
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
-            for _ in range(self._backlog):  # a bound: while the server lives, others may come as fast as these go
+            for _ in range(
+                self._backlog if take_rest else 0
+            ):  # a bound: while the server lives, others may come as fast as these go
                 if not self._accept(listener):
                     break
             listener.close()

@@ -33,10 +33,7 @@ _BLANK_LINE: Final = b"\r\n\r\n"
 class _Moving(Seated):
     """What both parsers' protocols have in common; a mixin before SeatedHttpTools or SeatedH11."""
 
-    listener: int = 0
     _baton: Baton | None = None
-    fd: int = -1
-    had_by: int = 0
     _peer: Peer
     _initial: bytes = b""
     _pinned: bool = True  # the next request is served unasked
@@ -53,7 +50,8 @@ class _Moving(Seated):
 
     def arrived(self, arrived: Arrived) -> None:
         """Take over what came with a connection from another worker. Called before `connection_made`."""
-        self.listener = arrived.listener
+        super().arrived(arrived)
+        self._pinned, self._keyed = arrived.decided, arrived.keyed
         self._baton = arrived.baton
         self.had_by = arrived.had_by
         self._initial = arrived.leftover
@@ -65,7 +63,6 @@ class _Moving(Seated):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.fd = transport.get_extra_info("socket").fileno()
         self._peer = self.seat.home.peer(transport.get_extra_info("peername"), self.listener)
         if self._initial:  # here, before the loop reads the first byte itself: the order is kept
             initial, self._initial = self._initial, b""
@@ -117,6 +114,19 @@ class _Moving(Seated):
 
     def is_followed(self) -> bool:
         return bool(self._unread)
+
+    def is_idle(self) -> bool:
+        return not (self._pinned or self._away or self._in_message or self._wanted is not None) and super().is_idle()
+
+    def holds_head(self) -> bool:
+        return False  # it gets whole ones only
+
+    def _give_away(self, slot: int, *, silent: bool) -> bool:
+        now = self.loop.time()
+        done = self.seat.mover.give(self, self._baton, slot, self._unread, now, keyed=self._keyed, silent=silent)
+        if done:
+            self._baton = None
+        return done
 
     def resume_writing(self) -> None:
         super().resume_writing()

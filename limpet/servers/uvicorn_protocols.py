@@ -29,7 +29,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from limpet.handoff import Handoff
-from limpet.moving import shut_down
+from limpet.moving import Arrived, shut_down
 from limpet.refusal import LINGER_S, answer
 from limpet.servers.corked import SENT, Corked, Turn
 from limpet.worker import Seat
@@ -101,6 +101,15 @@ class Seated(asyncio.Protocol):
     _refused: bool = False
     _idle_since: float | None = None  # loop time at which the last response ended; None before that, and in a request
     _unread: bytes = b""  # came, but waits for the response that is under way
+    _came_idle: bool = False  # from another worker, between two requests
+    listener: int = 0
+    had_by: int = 0
+    fd: int = -1
+
+    def arrived(self, arrived: Arrived) -> None:
+        """Take over what came with a connection from another worker. Called before `connection_made`."""
+        self.listener = arrived.listener
+        self._came_idle = not (arrived.decided or arrived.silent)
 
     def accepted(self, handoff: Handoff) -> None:
         """Take over what came with a connection from the dispatcher. Called before `connection_made`."""
@@ -108,7 +117,11 @@ class Seated(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._corked = Corked(transport, self.turn)
-        self._head_since = self.loop.time()
+        self.fd = transport.get_extra_info("socket").fileno()
+        if self._came_idle:
+            self._idle_since = self.loop.time()
+        else:
+            self._head_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -141,6 +154,8 @@ class Seated(asyncio.Protocol):
 
     def _await_head(self, size: int) -> None:
         """Note that *size* bytes of an unfinished head came; 0 when it was the rest of a body that nobody wants."""
+        if self._refused:  # just now, by what this very head asked for
+            return
         if self._head_since is None or not size:
             self._head_since = self.loop.time()
         self._head_bytes += size
@@ -200,6 +215,25 @@ class Seated(asyncio.Protocol):
         self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
 
+    def hand_on(self) -> None:
+        """Give the connection to the slot's next worker if it is idle: that loses nothing, as closing it would."""
+        if not self.transport.is_closing() and not self.transport.get_write_buffer_size() and self.is_idle():
+            silent = self.cycle is None and not self._came_idle
+            if self._give_away(self.seat.home.slot, silent=silent):
+                self.transport.abort()  # closes the descriptor, and no more than that
+
+    def _give_away(self, slot: int, *, silent: bool) -> bool:
+        return self.seat.mover.give(self, None, slot, b"", self.loop.time(), keyed=False, silent=silent)
+
+    def is_idle(self) -> bool:
+        """Return whether no request is being served or read, so that another worker could take the connection."""
+        between = self.cycle is None or self.cycle.response_complete
+        return between and not (self._refused or self.holds_head())
+
+    def holds_head(self) -> bool:
+        """Return whether the parser has a part of a request head, which nobody else could get."""
+        raise NotImplementedError
+
     def shutdown(self) -> None:
         """End the connection after the request it has, or has sent already; at once when there is none."""
         idle = self.cycle is None or self.cycle.response_complete
@@ -209,6 +243,7 @@ class Seated(asyncio.Protocol):
 
 class SeatedHttpTools(Seated, HttpToolsProtocol):
     _in_body: bool = False
+    _has_begun: bool = False  # the parser has the first byte of a message, but not its end
     _cut_short: bool = False  # httptools takes what asks for an upgrade to have no body, but this one has
     _repeating: bool = False  # a parser is given a head that is known
 
@@ -254,6 +289,13 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
             self.flow.resume_reading()
             self._idle_since = self.loop.time()
 
+    def holds_head(self) -> bool:
+        return self._has_begun
+
+    def on_message_begin(self) -> None:
+        self._has_begun = True
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         if self._repeating:
             return
@@ -265,7 +307,7 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._cut_short:
             return
-        self._in_body = False
+        self._in_body = self._has_begun = False
         super().on_message_complete()
 
 
@@ -273,17 +315,29 @@ class SeatedH11(Seated, H11Protocol):
     def in_body(self) -> bool:
         return self.conn.their_state is h11.SEND_BODY
 
+    def holds_head(self) -> bool:
+        return bool(self.conn.trailing_data[0])
+
     def handle_websocket_upgrade(self, event: Any) -> None:
         super().handle_websocket_upgrade(event)
         pass_on(self.transport, self.conn.trailing_data[0])
 
 
-class _SeatedWebSocket(asyncio.Protocol):
-    """What each of uvicorn's websocket protocols gains: its end is counted."""
+class SeatedWebSocket(asyncio.Protocol):
+    """What each of uvicorn's websocket protocols gains: its end is counted, and it can be told to go."""
 
     seat: ClassVar[Seat]
     transport: asyncio.Transport
     moved: bool = False  # other workers may have copies, which would hold back the FIN
+
+    def is_open(self) -> bool:
+        """Return whether the handshake is complete, so that `shutdown` says 1012 and not 500."""
+        event = getattr(self, "handshake_completed_event", None)
+        return bool(event.is_set() if event is not None else getattr(self, "handshake_complete", False))
+
+    def shutdown(self) -> None:
+        """Say 1012 and end the connection: uvicorn's own."""
+        super().shutdown()  # type: ignore[misc]
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.moved:
@@ -293,7 +347,7 @@ class _SeatedWebSocket(asyncio.Protocol):
         self.seat.row.add("connections", -1)
 
 
-class _PatientWebSocket(_SeatedWebSocket):
+class _PatientWebSocket(SeatedWebSocket):
     """What those gain that do not expect frames before they have answered the handshake: frames wait for that.
 
     Else websockets-sansio would send its pong before the 101, and wsproto would lose them.
@@ -323,7 +377,7 @@ def websocket_protocol(seat: Seat, plain: type[asyncio.Protocol] | None) -> type
     """Return uvicorn's websocket protocol *plain* with what it gains in this worker, None for none."""
     if plain is None:
         return None
-    seated = _SeatedWebSocket if hasattr(plain, "asgi_send") else _PatientWebSocket  # the former reads when it has sent
+    seated = SeatedWebSocket if hasattr(plain, "asgi_send") else _PatientWebSocket  # the former reads when it has sent
     return type("SeatedWebSocket", (seated, plain), {"seat": seat})
 
 

@@ -23,6 +23,7 @@ PURE = [
     "learned",
     "lifecycle",
     "request",
+    "roll",
     "router",
     "served",
 ]

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from limpet.lifecycle import LONGEST_BACKOFF_S, Action, Event, Life, State, backoff_s
+from limpet.lifecycle import LONGEST_BACKOFF_S, Action, Event, Life, State, backoff_s, inserted
+
+
+class World(NamedTuple):
+    """A slot's state and its processes: None, "starting" or "ready"."""
+
+    state: State
+    in_charge: str | None
+    successor: str | None
 
 
 def life(state: State) -> Life:
@@ -18,9 +28,10 @@ def test_every_state_accepts_the_events_that_the_supervisor_can_see_in_it() -> N
     possible = {
         State.STOPPED: {Event.START, Event.STOP},
         State.STARTING: {Event.ANNOUNCED, Event.DIED, Event.STOP},
-        State.READY: {Event.DIED, Event.STOP},
-        State.DRAINING: {Event.ANNOUNCED, Event.DIED, Event.STOP},
-        State.BACKOFF: {Event.RETRY_DUE, Event.STOP},
+        State.READY: {Event.DIED, Event.LEFT, Event.RENEW, Event.STOP},
+        State.RENEWING: {Event.DIED, Event.LEFT, Event.SUCCESSOR_ANNOUNCED, Event.SUCCESSOR_DIED, Event.STOP},
+        State.DRAINING: {Event.START, Event.ANNOUNCED, Event.LEFT, Event.DIED, Event.STOP},
+        State.BACKOFF: {Event.RETRY_DUE, Event.RENEW, Event.STOP},
     }
     for state, event in itertools.product(State, Event):
         if event in possible[state]:
@@ -28,6 +39,74 @@ def test_every_state_accepts_the_events_that_the_supervisor_can_see_in_it() -> N
         else:
             with pytest.raises(RuntimeError, match=f"{state} cannot see `{event}`"):
                 life(state).happened(event, 0.0)
+
+
+def after(world: World, event: Event) -> World:
+    """Return the *world* in which *event* has happened, and what the table wants has been done."""
+    slot = life(world.state)
+    action = slot.happened(event, 0.0)
+    in_charge, successor = world.in_charge, world.successor
+    match event:
+        case Event.DIED:
+            in_charge = None
+        case Event.SUCCESSOR_DIED:
+            successor = None
+        case Event.ANNOUNCED:
+            in_charge = "ready"
+        case Event.SUCCESSOR_ANNOUNCED:
+            successor = "ready"
+    match action:
+        case Action.SPAWN:
+            assert in_charge is None, "two processes in charge"
+            in_charge = "starting"
+        case Action.REPLACE:
+            in_charge = "starting"
+        case Action.SPAWN_SUCCESSOR:
+            assert successor is None, "two successors"
+            successor = "starting"
+        case Action.SWITCH | Action.PROMOTE | Action.RETIRE:
+            assert successor is not None
+            in_charge, successor = successor, None
+        case Action.DRAIN:
+            successor = None  # killed, and a predecessor from now on
+    return World(slot.state, in_charge, successor)
+
+
+def possible_events(world: World) -> set[Event]:
+    """Return what can happen in *world*, by what processes there are and what the supervisor may want."""
+    wishes = {
+        State.STOPPED: {Event.START},
+        State.DRAINING: {Event.START},
+        State.BACKOFF: {Event.RETRY_DUE, Event.RENEW},
+        State.READY: {Event.RENEW},
+    }
+    events = {Event.STOP} | wishes.get(world.state, set())
+    if world.in_charge:
+        events.add(Event.DIED)
+    if world.in_charge == "starting":
+        events.add(Event.ANNOUNCED)
+    if world.in_charge == "ready":
+        events.add(Event.LEFT)
+    if world.successor:
+        events.add(Event.SUCCESSOR_DIED)
+    if world.successor == "starting":
+        events.add(Event.SUCCESSOR_ANNOUNCED)
+    return events
+
+
+def test_whatever_happens_to_the_processes_is_in_the_table_and_makes_sense() -> None:
+    """All worlds that can be reached are visited: in none the supervisor would crash, or lose track of a process."""
+    seen, todo = set(), [World(State.STOPPED, None, None)]
+    while todo:
+        world = todo.pop()
+        if world in seen:
+            continue
+        seen.add(world)
+        assert (world.in_charge is None) == (world.state in (State.STOPPED, State.BACKOFF)), world
+        assert not world.state.serves or world.in_charge == "ready", world
+        assert world.successor == ("starting" if world.state is State.RENEWING else None), world
+        todo += [after(world, event) for event in possible_events(world)]
+    assert {world.state for world in seen} == set(State)
 
 
 def test_worker_that_served_and_died_is_replaced_at_once() -> None:
@@ -79,3 +158,10 @@ def test_stopping_a_worker_that_is_not_ready_kills_it() -> None:
 def test_backoff_of_many_deaths_does_not_overflow() -> None:
     """A slot that has failed for a year must still be tried."""
     assert backoff_s(10**6) == LONGEST_BACKOFF_S
+
+
+def test_diagram_in_the_docs_is_the_table() -> None:
+    """`make docs` writes it: a diagram that was drawn would soon be wrong."""
+    document = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text()
+    assert document == inserted(document)
+    assert f"    {State.READY} --> {State.RENEWING}: {Event.RENEW}" in document

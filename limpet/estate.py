@@ -1,0 +1,91 @@
+"""What outlives the children: the channels of every slot, the scoreboard, and the numbers that are given only once.
+
+Owns both ends of each slot's channel and move channel, the shared memory and its free rows, and the secret; puts
+together from them what a new process is told and inherits. Knows nothing of states: the supervisor says whom to start.
+
+1. Both ends of every channel stay open here, so that what is in one survives the death of either side.
+2. A row is free again when its process was reaped and its figures were added to the slot's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import time
+
+from limpet import backend, boot, report
+from limpet.handoff import Channel
+from limpet.link import Link
+from limpet.process import Child
+from limpet.scoreboard import MAX_WORKERS, Scoreboard
+from limpet.settings import Settings
+from limpet.slot import Member
+
+
+class Estate:
+    """What the supervisor keeps for the slots and dispatchers of one server."""
+
+    def __init__(self, settings: Settings, secret: bytes, chosen: backend.Backend) -> None:
+        self.settings = settings  # what the next child is told
+        self.board = Scoreboard.create()
+        self.channels: list[Channel] = []
+        self.moves: list[Channel] = []  # between workers: moving.py
+        self.past = report.Past(0)
+        self.newest_serial = 0
+        self._secret = secret
+        self._backend = chosen
+        self._free_rows = list(range(MAX_WORKERS - 1, -1, -1))
+        self.grow(settings.workers)
+
+    def grow(self, slots: int) -> None:
+        """Make what *slots* slots need. Raises OSError."""
+        while len(self.channels) < slots:
+            channel = Channel.create()
+            self.moves.append(Channel.create())
+            self.channels.append(channel)
+        self.past.grow(slots)
+
+    def spawn(self, member: Member) -> Child:
+        """Start a process for *member*. Raises OSError when the system has no room for it."""
+        if member.role == "worker" and not self._free_rows:
+            raise OSError(errno.EAGAIN, "all rows of the scoreboard are in use")
+        ours, theirs = Link.pair()
+        row = self._free_rows.pop() if member.role == "worker" else member.number
+        try:
+            with theirs:
+                return Child(member.role, self._place(member, theirs.fileno(), row), ours, time.monotonic())
+        except OSError:
+            ours.close()
+            if member.role == "worker":
+                self._free_rows.append(row)
+            raise
+
+    def bury(self, member: Member, child: Child) -> None:
+        """Keep the figures of *child*, which was reaped, and free its row."""
+        if member.role == "worker":
+            self.past.add_worker(member.number, self.board.worker(child.row))
+            self._free_rows.append(child.row)
+        else:
+            self.past.add_dispatcher(self.board, member.number)
+
+    def _place(self, member: Member, link_fd: int, row: int) -> boot.Boot:
+        common = boot.Boot(
+            settings=self.settings,
+            secret=self._secret.hex(),
+            link_fd=link_fd,
+            scoreboard_fd=self.board.fd,
+            channel_fds=tuple(channel.fds for channel in self.channels),
+            listeners=self._backend.inherited(None if member.role == "dispatcher" else member.number),
+            index=member.number,
+            generation=member.life.generation,
+            row=row,
+        )
+        if member.role == "dispatcher":
+            return common
+        self.newest_serial += 1
+        return dataclasses.replace(
+            common,
+            channel_fds=(self.channels[member.number].fds,),
+            serial=self.newest_serial,
+            move_fds=(*(channel.fds[0] for channel in self.moves), self.moves[member.number].fds[1]),
+        )
