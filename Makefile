@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PRODUCTS ?= .venv-products
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads soak docs products measure-products clean
+.PHONY: help run test check quick kill reloads soak matrix docs products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -35,6 +35,9 @@ products: $(VENV)/.dev $(PRODUCTS)/.done ## 20 sessions at once of each product 
 measure-products: $(VENV)/.dev $(PRODUCTS)/.done ## the same, and on uvicorn's own workers; write down how many fail
 	LIMPET_TEST_PRODUCTS=$(abspath $(PRODUCTS)) $(BIN)/python -m tests.products.record
 	$(MAKE) docs
+
+matrix: $(VENV)/.dev ## every server on every backend; writes the table in docs/servers.md
+	$(BIN)/pytest -m matrix tests/matrix
 
 check: $(VENV)/.dev ## style and types only
 	$(BIN)/ruff check .

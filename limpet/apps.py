@@ -63,9 +63,9 @@ def _load(settings: Settings) -> Application:
             app = app()
         except Exception as error:
             raise AppError(f"the factory `{settings.app}` raised {_name(error)}: {error}") from error
-    kind = servers.kind(settings.server)
-    if kind.interface not in ("asgi", "wsgi"):
-        return _fitting(app, kind, settings)
+    wanted = servers.interface(settings)
+    if wanted not in ("asgi", "wsgi"):
+        return _fitting(app, wanted, settings)
     interface = settings.interface if settings.interface != "auto" else interface_of(app)
     made_for = servers.at_home(app)
     if interface is None or (made_for and settings.interface == "auto"):
@@ -74,18 +74,16 @@ def _load(settings: Settings) -> Application:
             f"`{settings.app}` is {_kind(app)}, not an ASGI or WSGI application",
             hint=f"`--server {made_for}`" if made_for else other,
         )
-    if kind.interface == "wsgi":
+    if wanted == "wsgi":
         return _only_wsgi(app, interface, settings)
     return wsgi(app) if interface == "wsgi" else asgi(app)
 
 
-def _fitting(app: Application, kind: servers.Kind, settings: Settings) -> Application:
+def _fitting(app: Application, wanted: str, settings: Settings) -> Application:
     """Return *app* if it is what the server serves. Raises AppError."""
     if settings.server in servers.KINDS and not servers.module(settings.server).fits(app):
         hint = "`--server uvicorn` serves ASGI and WSGI" if interface_of(app) else "`--factory` if it returns that"
-        raise AppError(
-            f"`{settings.app}` is {_kind(app)}, and `--server {settings.server}` serves {kind.interface}", hint=hint
-        )
+        raise AppError(f"`{settings.app}` is {_kind(app)}, and `--server {settings.server}` serves {wanted}", hint=hint)
     return app
 
 
@@ -103,7 +101,10 @@ def adapter(settings: Settings) -> Callable[[Any, Any], None]:
     """Return the `serve` of the server's adapter. Raises AppError, as when that server is not installed."""
     kind = servers.kind(settings.server)
     if settings.server in servers.KINDS:
-        found = servers.module(settings.server).serve
+        module = servers.module(settings.server)
+        if hasattr(module, "prepare"):
+            module.prepare(settings)
+        found = module.serve
     else:
         found = import_object(kind.module, "server")
     serve: Callable[[Any, Any], None] = found
@@ -248,7 +249,7 @@ def check(settings: Settings) -> list[str]:
     head = "the request head is read" if chain.needs_head else "nothing is read"
     name, why = backend.choose(settings, router)
     return [
-        f"application {settings.app}: {interface or servers.kind(settings.server).interface}",
+        f"application {settings.app}: {interface or servers.interface(settings)}",
         f"key chain {chain.spec}: {head}",
         f"backend {name}: {why}",
     ]

@@ -53,13 +53,13 @@ class Door:
         self.shut = False
         self._seat = seat
         self._stop: Callable[[], object] | None = None
-        self._is_ready = False
+        self._begin_to_drain: Callable[[], object] = lambda: None
+        self.is_ready = False
         self._lock = threading.Lock()
         self._may_accept = threading.Event()
         self._asked_at = math.inf  # monotonic: when the server asked for the descriptor
         self._until = math.inf  # monotonic: the end of the graceful timeout
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._shut_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         current.open_door(self)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.signalled)
@@ -83,6 +83,10 @@ class Door:
         self._seat.receiver.probe()
         return [FdListener(self._seat.receiver, self.tally, self, family=family, name=name)]
 
+    def on_drain(self, callback: Callable[[], object]) -> None:
+        """Call *callback* when `draining` begins: responses shall end their connections."""
+        self._begin_to_drain = callback
+
     def on_stop(self, callback: Callable[[], object]) -> None:
         """Call *callback* when the server shall stop: finish what is in flight, at most `left_s`, and return."""
         self._stop = callback
@@ -97,8 +101,8 @@ class Door:
     def enter(self) -> None:
         """Say READY, once; on the kernel backend wait until limpet listens."""
         with self._lock:
-            if not self._is_ready:
-                self._is_ready = True
+            if not self.is_ready:
+                self.is_ready = True
                 self._seat.ready()
         if self._seat.listeners:
             self._may_accept.wait()
@@ -108,10 +112,6 @@ class Door:
         if self._asked_at == math.inf:
             self._asked_at = time.monotonic()
             os.eventfd_write(self._wake_fd, 1)
-
-    def fileno(self) -> int:
-        """Return what is readable once the gate is shut."""
-        return self._shut_fd
 
     # --- commands
 
@@ -151,13 +151,13 @@ class Door:
         return None
 
     def _patience_ms(self) -> float | None:
-        if self._is_ready or self._asked_at == math.inf:
+        if self.is_ready or self._asked_at == math.inf:
             return None
         return max(0.0, self._asked_at + PROBE_S - time.monotonic()) * 1000 + 1
 
     def _refuse_if_deaf(self) -> None:
         """End this process if its server has not accepted in time: it listens on the descriptor, in vain."""
-        if self._is_ready or time.monotonic() < self._asked_at + PROBE_S:
+        if self.is_ready or time.monotonic() < self._asked_at + PROBE_S:
             return
         error = AppError(
             f"the server of `{self._seat.settings.app}` took the descriptor of limpet's listener, and has not called "
@@ -175,10 +175,10 @@ class Door:
         began = time.monotonic()
         self._until = math.inf if timeout is None else began + timeout
         self.draining = True
+        self._begin_to_drain()
         if last or not self._seat.listeners:
             self._wait_while(self._waiting, self._until if last else min(began + _IDLE_S, self._until))
         self.shut = True
-        os.eventfd_write(self._shut_fd, 1)
         self._may_accept.set()
         self._wait_while(lambda: self.tally.open, min(time.monotonic() + _IDLE_S, self._until))
         if self._stop is not None:
@@ -188,7 +188,7 @@ class Door:
         os._exit(0)
 
     def _waiting(self) -> int:
-        if not self._is_ready:
+        if not self.is_ready:
             return 0
         return self._seat.receiver.queued() + sum(backlog(listener).waiting for listener in self._seat.listeners)
 

@@ -7,7 +7,7 @@ channel: they would wait for ever. Servers may close them; what they stand for i
 1. The descriptors are shared with other processes, and so is O_NONBLOCK: it stays set. Time-outs are the object's own.
 2. A gate is passed before a connection is taken and when a server listens; behind one that is shut nobody comes.
 3. What is set on them is swallowed: options of TCP do not fit a channel, and all processes would have the others.
-4. The classes are made when the worker starts, so their base is the standard library's whatever is patched later.
+4. Adapters import this file before anything is patched, so the classes are the standard library's.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from limpet.handoff import Receiver
 from limpet.kernel import open_door
 from limpet.scoreboard import Row
 
+_Socket = socket.socket  # rule 4
 _Address = Any  # of `socket`: a tuple or a path
 _ANY: Final = {socket.AF_INET: ("0.0.0.0", 0), socket.AF_INET6: ("::", 0, 0, 0), socket.AF_UNIX: ""}
 
 
 class Gate(Protocol):
-    """What stands before the connections of a worker: see door.py. Readable once it is shut."""
+    """What stands before the connections of a worker: see door.py."""
 
     shut: bool
 
@@ -38,9 +39,6 @@ class Gate(Protocol):
 
     def asked(self) -> None:
         """Note that the server knows the descriptor."""
-
-    def fileno(self) -> int:
-        """Return what becomes readable when the gate is shut."""
 
 
 class Tally:
@@ -72,7 +70,7 @@ class Tally:
         self._row.set("connections", self.open)
 
 
-class Counted(socket.socket):
+class Counted(_Socket):
     """A client connection that counts until it is closed, or given up by `detach`."""
 
     _tally: Tally | None = None
@@ -105,7 +103,7 @@ class Counted(socket.socket):
             tally.ended()
 
 
-class _Listener(socket.socket):
+class _Listener(_Socket):
     """What both kinds have in common."""
 
     def __init__(self, fd: int, tally: Tally | None, gate: Gate | None) -> None:
@@ -140,26 +138,36 @@ class _Listener(socket.socket):
         connection.settimeout(socket.getdefaulttimeout())  # as a connection that was accepted
         return connection, peer
 
+    def _accept(self) -> tuple[int, _Address]:
+        """Return a descriptor in place of the connection, and block never: gevent makes a socket of its own from it."""
+        if self._gate is not None:
+            self._gate.enter()
+        if self._is_shut():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        connection, peer = self._next()
+        return connection.detach(), peer
+
     def _accepted(self) -> tuple[socket.socket, _Address]:
         if self._gate is not None:
             self._gate.enter()
         until = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         while True:
-            if self._gate is not None and self._gate.shut:
-                shut = errno.EAGAIN if self._timeout_s == 0 else errno.EINVAL  # as of a socket that was shut down
-                raise OSError(shut, os.strerror(shut))
             try:
+                if self._is_shut():
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                 return self._next()
             except BlockingIOError:
                 if self._timeout_s == 0:
                     raise
             self._wait(until)
 
+    def _is_shut(self) -> bool:
+        return self._gate is not None and self._gate.shut
+
     def _wait(self, until: float | None) -> None:
         poll = select.poll()  # looked up now: gevent's, where that is patched in
-        poll.register(socket.socket.fileno(self), select.POLLIN)
-        if self._gate is not None:
-            poll.register(self._gate.fileno(), select.POLLIN)
+        if not self._is_shut():  # else whoever waits is left to wait: an error could end a program with clients
+            poll.register(_Socket.fileno(self), select.POLLIN)
         left_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000
         if not poll.poll(left_ms):
             raise TimeoutError(errno.ETIMEDOUT, "timed out")
@@ -292,10 +300,10 @@ class SlotListener(_Listener):
     def _next(self) -> tuple[socket.socket, _Address]:
         while True:
             try:
-                fd, peer = socket.socket._accept(self)  # type: ignore[attr-defined]  # of C
+                fd, peer = _Socket._accept(self)  # type: ignore[attr-defined]  # of C
             except ConnectionError:  # reset while it waited
                 continue
-            connection = socket.socket(self.family, self.type, self.proto, fileno=fd)
+            connection = _Socket(self.family, self.type, self.proto, fileno=fd)
             connection.setblocking(False)
             open_door(connection)  # it may have come through one that was closed behind it
             return connection, peer

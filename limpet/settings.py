@@ -217,7 +217,10 @@ class Settings:
     ws: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = setting(
         "websocket library of the workers", "auto"
     )
-    threads: int = setting("how many requests a worker of gunicorn serves at once", 32, low=1, high=1024)
+    worker_class: Literal["gthread", "sync", "gevent", "asgi", "uvicorn-worker"] = setting(
+        "worker class of gunicorn; the last two serve ASGI", "gthread"
+    )
+    threads: int = setting("how many requests a worker of gunicorn or waitress serves at once", 32, low=1, high=1024)
     root_path: str = setting("path under which a proxy offers the application", "", metavar="PATH")
 
     backend: Literal["auto", "kernel", "dispatcher"] = setting(

@@ -11,6 +11,7 @@ Owns what Jupyter's own start would do otherwise: where it listens, and how the 
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
 from jupyter_client.multikernelmanager import MultiKernelManager
 from jupyter_server.serverapp import ServerApp
@@ -22,11 +23,11 @@ from tornado.web import OutputTransform
 import limpet
 
 
-class Ends(OutputTransform):  # type: ignore[misc]  # mypy does not see the types of Jupyter and tornado
+class Ends(OutputTransform):
     """Ends each connection with its response, but for websockets, which tornado's own `no_keep_alive` would end too."""
 
     def __init__(self, request: HTTPServerRequest) -> None:
-        self._connection = request.connection
+        self._connection: Any = request.connection
 
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
@@ -37,7 +38,7 @@ class Ends(OutputTransform):  # type: ignore[misc]  # mypy does not see the type
         return status_code, headers, chunk
 
 
-class Server(ServerApp):  # type: ignore[misc]
+class Server(ServerApp):  # type: ignore[misc]  # mypy does not see the types of Jupyter
     """A Jupyter Server in a slot."""
 
     def init_httpserver(self) -> None:

@@ -10,7 +10,8 @@ server that accepts from a socket it is given: docs/own-server.md shows an adapt
 1. `received` and `connections` are what placement goes by, so every adapter that takes from `seat.receiver` keeps them.
    All others may stay 0 where the server does not show what they count; docs/servers.md says which.
 2. What a server can do is written down in `KINDS` alone: backend.py refuses by it, docs and tests are held against it.
-3. Whether an application of the server's own kind fits is said by the adapter's `fits(app)`, before anything starts.
+3. An adapter's `prepare(settings)`, if it has one, is called before the application is imported.
+4. Whether an application of the server's own kind fits is said by the adapter's `fits(app)`, before anything starts.
 """
 
 from __future__ import annotations
@@ -49,14 +50,25 @@ KINDS: Final[Mapping[str, Kind]] = {
     "hypercorn": Kind("limpet.servers.hypercorn", "asgi", websocket=True, runs_hooks=True, extra="hypercorn"),
     "granian": Kind("limpet.servers.granian", "asgi", "accepted", websocket=True, runs_hooks=True, extra="granian"),
     "gunicorn": Kind("limpet.servers.gunicorn", "wsgi", extra="gunicorn"),
+    "waitress": Kind("limpet.servers.waitress", "wsgi", extra="waitress"),
+    "aiohttp": Kind(
+        "limpet.servers.aiohttp", "an `aiohttp.web.Application`", websocket=True, runs_hooks=True, extra="aiohttp"
+    ),
+    "tornado": Kind(
+        "limpet.servers.tornado", "a `tornado.web.Application`", websocket=True, runs_hooks=True, extra="tornado"
+    ),
     "stream": Kind(
         "limpet.servers.stream",
         "an `async def handle(reader, writer)` or a factory of asyncio protocols",
-        http=False,
         runs_hooks=True,
+        http=False,
     ),
+    "socketserver": Kind("limpet.servers.socketserver", "a handler class, as for `socketserver` or `http.server`"),
     "script": Kind("limpet.servers.script", "a function that serves on `limpet.listener()`", closes=False),
 }
+ASGI_CLASSES: Final = frozenset({"asgi", "uvicorn-worker"})
+"""Of gunicorn's workers, those that call ASGI."""
+
 FOREIGN: Final = "whatever its adapter serves"
 
 
@@ -92,6 +104,12 @@ def kind(name: str) -> Kind:
     raise SettingsError(
         f"there is no server `{name}`", hint=f"the servers are {known}; `module:function` is an adapter of your own"
     )
+
+
+def interface(settings: Settings) -> str:
+    """Return what the server of *settings* calls: "asgi", "wsgi", or in words what else APP has to be."""
+    is_asgi = settings.server == "gunicorn" and settings.worker_class in ASGI_CLASSES
+    return "asgi" if is_asgi else kind(settings.server).interface
 
 
 def module(name: str) -> ModuleType:

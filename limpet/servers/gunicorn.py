@@ -19,7 +19,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -28,12 +28,12 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from limpet.errors import reason
 from limpet.fd_listener import FdListener, SlotListener
-from limpet.forwarded import Trust
 from limpet.kernel import close_door
 from limpet.link import LinkClosedError
 from limpet.logs import Hourly, take_over
-from limpet.servers.counted import debug_headers
-from limpet.servers.proxied import reported
+from limpet.servers import gunicorn_classes
+from limpet.servers.counted import framed_wsgi
+from limpet.settings import Settings
 from limpet.worker import Seat
 
 _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before accepting is tried again after EMFILE
@@ -42,12 +42,21 @@ _FOREVER_S: Final = 1e9  # for an end without a deadline
 log = logging.getLogger("limpet.worker")
 
 
+def prepare(settings: Settings) -> None:
+    """Get ready what has to be there before the application. Raises AppError for a class that is not installed."""
+    if settings.worker_class != "gthread":
+        gunicorn_classes.prepare(settings)
+
+
 def serve(app: Callable[..., Any], seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out."""
     config = _config(seat)
+    if seat.settings.worker_class != "gthread":
+        gunicorn_classes.serve(app, seat, config, _Loaded)
+        return
     logger = config.logger_class(config)
     take_over("gunicorn.error", "gunicorn.access")
-    _Worker(seat, _Loaded(_framed(app, seat)), config, logger).init_process()
+    _Worker(seat, _Loaded(framed_wsgi(app, seat)), config, logger).init_process()
 
 
 def _config(seat: Seat) -> Config:
@@ -59,7 +68,7 @@ def _config(seat: Seat) -> Config:
         "keepalive": 0 if is_per_request else max(1, round(settings.keep_alive_timeout_s)),
         "loglevel": "warning",
         "accesslog": "-" if settings.access_log else None,
-        "forwarded_allow_ips": "",  # see _framed; gunicorn would believe this machine
+        "forwarded_allow_ips": "",  # see framed_wsgi; gunicorn would believe this machine
     }
     config = Config()
     for name, value in values.items():
@@ -192,25 +201,3 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         self._may_accept = True
         if was_accepting:
             self.set_accept_enabled(True)
-
-
-def _framed(app: Callable[..., Any], seat: Seat) -> Callable[..., Any]:
-    """Return *app* with what limpet's settings say of each request and response."""
-    headers, root_path = debug_headers(seat), seat.settings.root_path.rstrip("/")
-    trust = Trust.parse(",".join(seat.settings.trust))
-
-    def framed(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if seat.settings.trust:
-            environ |= reported(environ, trust)
-        if root_path:
-            environ["SCRIPT_NAME"] = root_path
-            if environ["PATH_INFO"].startswith(f"{root_path}/"):
-                environ["PATH_INFO"] = environ["PATH_INFO"].removeprefix(root_path)
-
-        def start_labelled(status: str, given: list[tuple[str, str]], *rest: Any) -> Any:
-            return start_response(status, [*given, *headers], *rest)
-
-        answer: Iterable[bytes] = app(environ, start_labelled if headers else start_response)
-        return answer
-
-    return framed

@@ -34,7 +34,7 @@ def in_session(app: Application, sessions: Sessions, settings: Settings, bind: i
         socketio.install()
     if sessions.is_idle:
         return app
-    interface = servers.kind(settings.server).interface
+    interface = servers.interface(settings)
     if interface == "wsgi":
         return InSessionWsgi(app, sessions)
     if interface != "asgi":

@@ -45,6 +45,17 @@ class Proxied:
         return reported
 
 
+def believed(sockaddr: Any, headers: list[tuple[bytes, bytes]], trust: Trust) -> tuple[str | None, str | None]:
+    """Return address and scheme that trusted proxies report of a client, None for what they do not."""
+    peer = Peer.of(sockaddr, "")
+    if peer.address not in trust:
+        return None, None
+    request = Request("", "", peer, headers)
+    address = client_address(peer, request, trust)
+    scheme = _SCHEMES.get((request.header_bytes(b"x-forwarded-proto") or b"").lower())
+    return address if address != peer.address else None, scheme
+
+
 def reported(environ: dict[str, Any], trust: Trust) -> dict[str, Any]:
     """Return what differs in a WSGI *environ* when its client and scheme are as trusted proxies report them."""
     address, port = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_PORT")

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, Final
 
 from limpet.door import Door
+from limpet.errors import AppError
 from limpet.servers import uvloop_listening
 from limpet.worker import Seat
 
@@ -48,6 +49,11 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
     result = app()
     if inspect.iscoroutine(result):
         asyncio.run(result)
+    if not door.is_ready:
+        raise AppError(
+            f"`{seat.settings.app}` returned before it accepted anybody",
+            hint="it has to serve on `limpet.listener()` until it is told to stop",
+        )
 
 
 class _Program:

@@ -1,0 +1,79 @@
+"""The adapter for waitress: its threads serve a WSGI application, its loop in the main thread reads and writes.
+
+Owns that loop's end, and which responses end their connections. Connections come through the door.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.server import BaseWSGIServer, create_server
+from waitress.task import WSGITask
+
+from limpet.door import Door
+from limpet.servers.counted import framed_wsgi
+from limpet.worker import Seat
+
+_TURN_S: Final = 0.1  # how late the loop may notice that it shall end
+
+
+def serve(app: Callable[..., Any], seat: Seat) -> None:
+    """Serve *app* until the command to drain has been carried out."""
+    settings, door = seat.settings, Door(seat)
+    connections: dict[int, Any] = {}
+    is_told = False
+
+    def tell() -> None:
+        nonlocal is_told
+        is_told = True
+
+    door.on_stop(tell)
+    server = create_server(
+        framed_wsgi(app, seat, door.tally.requested),
+        map=connections,
+        sockets=door.listeners(),
+        threads=settings.threads,
+        channel_timeout=max(1, math.ceil(settings.keep_alive_timeout_s)),
+        cleanup_interval=1,
+        max_request_header_size=settings.max_head_bytes,
+        connection_limit=1_000_000,  # descriptor numbers are the limit
+        asyncore_use_poll=True,
+        clear_untrusted_proxy_headers=False,  # see proxied.py
+    )
+    closing = _closing(lambda: seat.home.router.chain.needs_head or door.draining)
+    for each in list(connections.values()):
+        if isinstance(each, BaseWSGIServer):
+            each.channel_class = closing
+    while not is_told or (door.tally.open and door.left_s):
+        wasyncore.loop(_TURN_S, use_poll=True, map=connections, count=1)
+        if is_told:
+            _end_idle(connections)
+    server.task_dispatcher.shutdown()
+
+
+def _closing(closes: Callable[[], bool]) -> type[HTTPChannel]:
+    """Return waitress's channel, in which responses end their connections when *closes* says so."""
+
+    class Closing(WSGITask):  # type: ignore[misc]
+        def service(self) -> None:
+            if closes():
+                self.request.headers["CONNECTION"] = "close"  # as if the client had asked for it
+            super().service()
+
+    class Channel(HTTPChannel):  # type: ignore[misc]
+        task_class = Closing
+
+    return Channel
+
+
+def _end_idle(connections: dict[int, Any]) -> None:
+    """End connections that have no request, and the listeners."""
+    for each in list(connections.values()):
+        if isinstance(each, BaseWSGIServer):
+            each.accepting = False
+        elif isinstance(each, HTTPChannel) and not (each.requests or each.request or each.total_outbufs_len):
+            each.handle_close()
