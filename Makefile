@@ -46,6 +46,7 @@ check: $(VENV)/.dev ## style and types only
 
 docs: $(VENV)/.dev ## write again what in docs/ is made from the code
 	$(BIN)/python -m limpet.settings_page > docs/settings.md
+	$(BIN)/python -m limpet.api_page > docs/api.md
 	$(BIN)/python -m limpet.presets benchmarks/results/products.json > docs/presets.md
 	$(BIN)/python -m limpet.lifecycle docs/lifecycle.md
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limpet.cluster import Cluster, listen
     from limpet.current import WorkerInfo, current_worker, listener
-    from limpet.elements import Cookie, Forwarded, Header, Ip, Path, Query
+    from limpet.elements import Affinity, Cookie, Forwarded, Header, Ip, Path, Query
     from limpet.errors import LimpetError
     from limpet.handle import Handle
     from limpet.hooks import on_shutdown, on_start
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "cluster": ("Cluster", "listen"),
     "current": ("WorkerInfo", "current_worker", "listener"),
-    "elements": ("Cookie", "Forwarded", "Header", "Ip", "Path", "Query"),
+    "elements": ("Affinity", "Cookie", "Forwarded", "Header", "Ip", "Path", "Query"),
     "errors": ("LimpetError",),
     "handle": ("Handle",),
     "hooks": ("on_shutdown", "on_start"),
@@ -36,6 +36,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Affinity",
     "Cluster",
     "Cookie",
     "Forwarded",

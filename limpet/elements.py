@@ -126,7 +126,7 @@ class Ip(Element):
 
 
 class Forwarded(Ip):
-    """The address of the client as trusted proxies report it: see forwarded.py."""
+    """The address of the client as the proxies in `--trust` report it, masked as for `Ip`."""
 
     kind = "forwarded"
     needs_head = True
@@ -207,10 +207,7 @@ class Path(Element):
 
 
 class Affinity(Element):
-    """Limpet's own cookie: see cookie.py. Without *jar* it can only be named, never asked.
-
-    Its value is a digest already, that of the key by which the cookie was made.
-    """
+    """A cookie that limpet makes for clients who have none: docs/sessions.md."""
 
     spec = AFFINITY
 
