@@ -16,6 +16,7 @@ CLIENT = ROOT / "tests" / "products" / "clients" / "mcp_sessions.py"
 WORKERS = 2  # each imports for seconds; tests/products/ has four
 SESSIONS = 8
 RUN_S = 90.0
+JSON = {"content_type": "application/json", "accept": "application/json, text/event-stream"}
 
 
 def play(url: str) -> list[dict[str, Any]]:
@@ -37,3 +38,7 @@ def test_each_session_is_with_the_worker_that_made_it_until_it_ends() -> None:
         assert limpet.totals()["learned_hits"] >= 8 * SESSIONS
         ids = [f"header:mcp-session-id={session['id']}" for session in sessions]
         assert not any(entry["learned"] for entry in limpet.where(*ids))  # DELETE has ended them
+        statuses = [
+            limpet.request("/mcp", "POST", b"{}", **JSON, host=host).status for host in ("here:1", "localhost:1")
+        ]
+        assert statuses[0] == 421 != statuses[1]  # the SDK sees the Host that the client has sent
