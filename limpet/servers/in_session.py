@@ -32,7 +32,7 @@ def in_session(app: Application, sessions: Sessions, settings: Settings, bind: i
         from limpet.integrations import socketio
 
         socketio.install()
-    if sessions.is_idle:
+    if sessions.is_idle or not servers.kind(settings.served[bind].server).http:
         return app
     interface = servers.interface(settings)
     if interface == "wsgi":

@@ -17,6 +17,7 @@ import pytest
 
 from limpet.errors import ControlError
 from tests.harness import Limpet, Reply
+from tests.real.fronts import Front
 from tests.wire import Wire, request
 
 WORKERS = 4
@@ -246,6 +247,27 @@ def test_pooled_connection_keeps_new_clients_and_old_ones_apart(server: Limpet) 
             other = pooled.send(request("/private", cookie=cookie)).reply()
             assert other.json()["slot"] == slot
             assert "set-cookie" not in other.headers
+
+
+@on_uvicorn
+def test_sessions_behind_a_proxy_with_pooled_connections_stay(server: Limpet) -> None:
+    """nginx sends the requests of all browsers, old ones and new ones, over a few connections in any order."""
+
+    def browse(front: int) -> int:
+        with Wire(("127.0.0.1", front)) as wire:
+            first = wire.send(request("/private")).reply()
+            cookie = cookie_of(first)
+            for _ in range(6):
+                reply = wire.send(request("/private", cookie=cookie)).reply()
+                assert (reply.json()["slot"], "set-cookie" in reply.headers) == (first.json()["slot"], False)
+            return int(first.json()["slot"])
+
+    with Front("nginx", server.port) as front, ThreadPoolExecutor(8) as pool:
+        before = server.totals()["returns"]
+        slots = Counter(pool.map(browse, [front.port] * 160))
+        assert server.totals()["returns"] > before
+    assert set(slots) == set(range(WORKERS))
+    assert max(slots.values()) < 160 / WORKERS * 1.5
 
 
 @on_uvicorn
