@@ -89,12 +89,13 @@ def _fitting(app: Application, wanted: str, settings: Settings) -> Application:
 
 def refuse_requests(settings: Settings, chain: KeyChain) -> None:
     """Raise SettingsError if *chain*, its functions loaded, reads requests and the server serves what has none."""
-    if chain.needs_head and not servers.kind(settings.server).http:
-        raise SettingsError(
-            f"the key chain `{chain.spec}` looks into requests, and `--server {settings.server}` serves connections of "
-            "any protocol",
-            hint="`--by ip`, or `--by python:module:function` with a function of a `limpet.Peer`",
-        )
+    for bind, each in enumerate(settings.served):
+        if chain.at(bind).needs_head and not servers.kind(each.server).http:
+            raise SettingsError(
+                f"the key chain `{chain.at(bind).spec}` looks into requests, and `--server {each.server}` serves "
+                "connections of any protocol",
+                hint="`--by ip`, or `--by python:module:function` with a function of a `limpet.Peer`",
+            )
 
 
 def adapter(settings: Settings) -> Callable[[Any, Any], None]:

@@ -33,12 +33,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from limpet import control, hosted, notify
-from limpet.errors import ControlError, LimpetError, failure_of
+from limpet.errors import AppError, ControlError, LimpetError, failure_of
 from limpet.link import Link, LinkClosedError, Message
 from limpet.served import Served
 from limpet.settings import Settings
 
 Callback = Callable[["Handle"], object]
+_POLL_S: Final = 0.1  # between looks at a change
 _END_S: Final = 5.0  # for a supervisor that was told to end at once
 log = logging.getLogger("limpet")
 
@@ -117,6 +118,13 @@ class Handle:
         answer: list[dict[str, Any]] = self._ask({"command": "where", "keys": list(keys)})["keys"]
         return answer
 
+    def reload(self) -> None:
+        """Give each slot a new worker, one after another, and return when all are in charge.
+
+        Raises AppError when a new worker does not become ready: the old ones go on serving.
+        """
+        self._change({"command": "reload"})
+
     def close(self, wait_for_connections: bool = False, timeout: float | None = None) -> None:
         """Stop the server; return when its last process has ended.
 
@@ -171,6 +179,15 @@ class Handle:
         if self._state is _State.CLOSED:
             raise ControlError("the server has ended")
         return control.ask(self._control, request, **waiting)
+
+    def _change(self, request: Message) -> None:
+        """Ask for a change and wait for its end. Raises AppError if it fails."""
+        change = self._ask(request)
+        while change["state"] in ("waiting", "running"):
+            self._wait_for(lambda: self._state is _State.CLOSED, _POLL_S)
+            change = self._ask({"command": "change", "number": change["change"]})
+        if change["state"] == "failed":
+            raise AppError(f"{change['why']} failed: {change['message']}")
 
     def _wait_for(self, state: Callable[[], bool], timeout: float | None) -> bool:
         with self._changed:

@@ -73,15 +73,20 @@ FOREIGN: Final = "whatever its adapter serves"
 
 
 def refuse_mix(settings: Settings) -> None:
-    """Raise SettingsError if the binds of *settings* serve more in one worker than its server can."""
-    first, *others = settings.served
-    for each in others:
-        if each[1:] != first[1:] and {each.server, first.server} != {"uvicorn"}:
+    """Raise SettingsError if the binds of *settings* serve more in one worker than its server can.
+
+    In a worker of uvicorn there may be several applications, key chains, and streams beside HTTP.
+    """
+    for each in settings.served:
+        alike = (each.app, each.by, each.server) == (settings.app, settings.by, settings.server)
+        if not (alike or (settings.server == "uvicorn" and each.server in ("uvicorn", "stream"))):
             raise SettingsError(
-                f"the binds `{first}` and `{each}` differ in what they serve, and only uvicorn serves several "
-                "applications, or by several key chains, in one worker",
+                f"the bind `{each}` differs from what `--server {settings.server}` serves elsewhere, and only uvicorn "
+                "serves several applications, or by several key chains, in one worker",
                 hint="`--server uvicorn`, or a server of its own for each",
             )
+    if settings.server == "uvicorn" and all(each.server == "stream" for each in settings.served):
+        raise SettingsError("all binds are of `server=stream`", hint="`--server stream` for all of them")
 
 
 @cache

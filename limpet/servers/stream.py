@@ -23,7 +23,7 @@ log = logging.getLogger("limpet.worker")
 
 def fits(app: object) -> bool:
     """Return whether *app* is an `async def handle(reader, writer)` or makes protocols."""
-    return _is_handler(app) or _is_factory(app)
+    return is_handler(app) or _is_factory(app)
 
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
@@ -33,7 +33,7 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
 
 async def _serve(app: Callable[..., Any], seat: Seat) -> None:
     loop, door = asyncio.get_running_loop(), Door(seat)
-    handlers = _Handlers(app, door) if _is_handler(app) else None
+    handlers = _Handlers(app, door) if is_handler(app) else None
     server = await loop.create_server(handlers.new_protocol if handlers else app, sock=door.listener())
     await loops.told_to_stop(door)
     server.close()
@@ -77,7 +77,8 @@ class _Handlers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _is_handler(app: object) -> bool:
+def is_handler(app: object) -> bool:
+    """Return whether *app* is an `async def handle(reader, writer)`."""
     call = app if inspect.isroutine(app) else getattr(app, "__call__", None)  # noqa: B004 - the method itself
     return inspect.iscoroutinefunction(call) and _takes(app, 2)
 

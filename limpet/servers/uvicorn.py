@@ -34,6 +34,7 @@ from limpet.servers.uvicorn_draining import let_go
 from limpet.servers.uvicorn_listening import Listening
 from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
 from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, websocket_protocol
+from limpet.servers.uvicorn_streams import Streams
 from limpet.worker import Seat
 
 _TICK_S: Final = 1.0  # date header, head deadlines
@@ -94,17 +95,18 @@ class SeatedServer(uvicorn.Server):
 
     def __init__(self, each: Sequence[apps.Application], seat: Seat) -> None:
         """*each* is the application of each bind."""
-        chains = [seat.home.router.chain.at(bind) for bind in range(len(each))]
+        served, chains = seat.settings.served, [seat.home.router.chain.at(bind) for bind in range(len(each))]
+        self._streams = {bind: Streams(each[bind], seat) for bind, at in enumerate(served) if at.server == "stream"}
+        spoken = [bind for bind in range(len(each)) if bind not in self._streams]  # those of HTTP
         self._protocols = {moves: _protocol(seat, moves=moves) for moves in {chain.needs_head for chain in chains}}
-        names = [bind.app for bind in seat.settings.served]
-        named = dict(zip(names, each, strict=True))  # one for each application, on however many binds it is
+        named = {served[bind].app: each[bind] for bind in spoken}  # one each, on however many binds it is
         self._lives = Lifespan(*((app, name) for name, app in named.items()))
         states = dict(zip(named, self._lives.states, strict=True))
-        self._binds = [  # what is served where a connection came in
-            (_config(app, self._protocols[chain.needs_head], seat), states[name])
-            for app, name, chain in zip(each, names, chains, strict=True)
-        ]
-        super().__init__(self._binds[0][0])
+        self._binds = {  # what is served where a connection came in
+            bind: (_config(each[bind], self._protocols[chains[bind].needs_head], seat), states[served[bind].app])
+            for bind in spoken
+        }
+        super().__init__(self._binds[spoken[0]][0])
         self._seat = seat
         self._wake = asyncio.Event()
         self._adopting: set[asyncio.Task[Any]] = set()
@@ -127,7 +129,7 @@ class SeatedServer(uvicorn.Server):
         """Start the application, then say READY; take connections when told to."""
         await self._lives.startup()
         self._loop = asyncio.get_running_loop()
-        for config, _ in self._binds:
+        for config, _ in self._binds.values():
             if not config.loaded:
                 config.load()
             config.ws_protocol_class = websocket_protocol(self._seat, config.ws_protocol_class)
@@ -182,7 +184,7 @@ class SeatedServer(uvicorn.Server):
             await self._let_connections_last()
         else:
             self.config.timeout_graceful_shutdown = max(0.0, until - self._loop.time())  # type: ignore[assignment]
-        await super().shutdown()
+        await asyncio.gather(super().shutdown(), *(streams.end(until) for streams in self._streams.values()))
         await self._lives.shutdown()
 
     def _tell_protocols(self) -> None:
@@ -284,8 +286,12 @@ class SeatedServer(uvicorn.Server):
         task.add_done_callback(self._adopting.discard)
 
     def _new_protocol(self, bind: int) -> asyncio.Protocol:
+        protocol: asyncio.Protocol
+        if bind in self._streams:
+            protocol = self._streams[bind].new_protocol()
+            return protocol
         config, state = self._binds[bind]
-        protocol: asyncio.Protocol = config.http_protocol_class(
+        protocol = config.http_protocol_class(
             config=config,  # type: ignore[call-arg]
             server_state=self.server_state,
             app_state=state,
@@ -298,7 +304,8 @@ class SeatedServer(uvicorn.Server):
     ) -> None:
         def new_protocol() -> asyncio.Protocol:
             protocol = self._new_protocol(bind)
-            prepare(protocol)
+            if bind not in self._streams:
+                prepare(protocol)
             return protocol
 
         try:

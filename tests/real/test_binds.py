@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import re
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ from websockets.sync.client import connect
 
 import limpet
 from limpet.errors import SettingsError
-from tests.harness import PATIENCE_S, Limpet, fetch
+from tests.harness import PATIENCE_S, Limpet, fetch, wait_until
 from tests.traffic import homes
 
 SHOP, ADMIN = "tests.bind_apps:shop", "tests.bind_apps:admin"
+SOURCES = [f"127.0.{number}.3" for number in range(1, 7)]
 USERS = [f"user-{number}" for number in range(12)]
 
 
@@ -63,15 +65,15 @@ def test_each_bind_has_its_application_and_a_client_one_home(http: str, tmp_path
             with contextlib.closing(http_client(port)) as connection:  # of all users: it moves
                 for user in USERS * 2:
                     assert fetch(connection, x_user=user).json() == {"app": name, "state": name, "slot": slots[user]}
-            with connect(f"ws://127.0.0.1:{port}", additional_headers={"x-user": USERS[0]}) as socket:
-                assert json.loads(socket.recv(PATIENCE_S))["app"] == name
+            with connect(f"ws://127.0.0.1:{port}", additional_headers={"x-user": USERS[0]}) as page:
+                assert json.loads(page.recv(PATIENCE_S))["app"] == name
         assert server.totals()["batons"]
     notes = Counter((tmp_path / "note").read_text().splitlines())
     assert notes == {f"lifespan.{kind} {name}": 3 for kind in ("startup", "shutdown") for name in ("shop", "admin")}
 
 
-def http_client(port: int) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+def http_client(port: int, source: str = "127.0.0.1") -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S, source_address=(source, 0))
 
 
 def test_each_bind_has_its_application_on_the_kernel_backend(tmp_path: Path) -> None:
@@ -108,6 +110,34 @@ def test_cluster_listens_with_several_applications(tmp_path: Path, monkeypatch: 
         shop, admin = (int(address.rpartition(":")[2]) for address in handle.addresses)
         assert [ask(port)["app"] for port in (shop, admin)] == ["shop", "admin"]
         assert handle.status()["by"] == "header:x-user,path:^/(a{1,2})&[,]? | ip/24"
+
+
+@pytest.mark.parametrize("backend", ["dispatcher", "kernel"])
+def test_stream_beside_http_has_the_same_home_and_its_own_end(backend: str, tmp_path: Path) -> None:
+    """A feed over plain TCP and the pages about it share what a worker has in memory, and one drain."""
+    gate = tmp_path / "gate"
+    bind = "127.0.0.1:0=tests.real.test_stream:gated?server=stream"
+    arguments = ("--workers", "3", "--by", "ip", "--backend", backend, "--bind", bind)
+    with Limpet("tests.apps:echo", *arguments, env={"TEST_GATE": str(gate)}) as server:
+        feed, web = (int(url.rpartition(":")[2]) for url in server.status()["binds"])
+        for source in SOURCES:
+            [home] = server.where(source)
+            with socket.create_connection(("127.0.0.1", feed), PATIENCE_S, (source, 0)) as client:
+                client.sendall(b"who\n")
+                assert client.makefile().readline() == f"{home['slot']} {home['pid']}\n"
+            with contextlib.closing(http_client(web, source)) as connection:
+                assert fetch(connection).json()["pid"] == home["pid"]
+        wait_until(lambda: not server.status()["totals"]["connections"], "all connections are counted off")
+        with socket.create_connection(("127.0.0.1", feed), PATIENCE_S) as client:
+            client.sendall(b"wait\n")
+            client.makefile().readline()
+            server.signal()
+            wait_until(lambda: "stopping" in server.log, "the server stops")
+            gate.touch()
+            client.sendall(b"who\n")
+            client.shutdown(socket.SHUT_WR)
+            assert client.makefile().read().endswith("bye\n")
+        assert server.wait_ended() == 0
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,20 @@ def test_program_gets_a_handle_of_a_server_that_brings_clients_home(listen: Call
         get(handle.address)
 
 
+def test_reload_gives_each_slot_a_new_worker_or_says_why_not(
+    listen: Callable[..., limpet.Handle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that has changed its application's files or data knows when all workers have them."""
+    monkeypatch.setenv("TEST_FAULT", str(tmp_path / "fault"))
+    with listen("tests.apps:fragile") as handle:
+        handle.reload()
+        assert [slot["generation"] for slot in handle.status()["slots"]] == [2, 2]
+        (tmp_path / "fault").touch()
+        with pytest.raises(AppError, match="reload failed"):
+            handle.reload()
+        assert get(handle.address)["slot"] in (0, 1)
+
+
 def test_handle_can_be_closed_from_anywhere_and_again(listen: Callable[..., limpet.Handle]) -> None:
     """Two parts of a program may both think that they are the last: neither is wrong, and both wait for the end."""
     ended: list[str] = []
