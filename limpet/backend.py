@@ -267,6 +267,11 @@ def _refuse_settings(settings: Settings, router: Router) -> None:
             "`--max-connections-per-worker` needs somebody who counts, and the kernel places by address alone",
             hint="leave it out, or `--backend dispatcher`",
         )
+    if settings.on_down == "refuse":
+        raise BackendError(
+            "`--on-down refuse` asks for an answer, and the kernel gives none",
+            hint="`--on-down wait` or `failover`, or `--backend dispatcher`",
+        )
     if settings.dispatchers > 1:
         raise BackendError(
             f"`--dispatchers {settings.dispatchers}` asks for dispatchers, and the kernel backend has none",

@@ -1,4 +1,4 @@
-"""The command line: `limpet run`, `check`, `presets`, `status`, `where`, `reload`, `stop`.
+"""The command line: `limpet run`, `check`, `presets`, `status`, `where`, `reload`, `drain`, `stack`, `stop`.
 
 Turns arguments into settings or a request to a running server, calls who does the work, prints the answer, and
 turns errors into exit codes. Decides nothing else.
@@ -24,9 +24,10 @@ import click
 
 from limpet import __version__, settings
 from limpet.declare import Setting
-from limpet.errors import INTERRUPTED, AppError, LimpetError, SettingsError
+from limpet.errors import INTERRUPTED, AppError, ControlError, LimpetError, SettingsError
 
 _POLL_S = 0.1  # how often a command that waits asks the server how far it is
+_STACK_S = 5.0  # how long a worker may take to write its stacks
 _BAR_WIDTH = 24  # of progress, in characters
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -166,6 +167,53 @@ def reload(control: str | None, as_json: bool, no_wait: bool) -> None:
     _follow(control, {"command": "reload"}, as_json=as_json, no_wait=no_wait)
 
 
+@cli.command()
+@click.argument("slot", type=int)
+@no_wait_option
+@json_option
+@control_option
+def drain(control: str | None, as_json: bool, no_wait: bool, slot: int) -> None:
+    """Send no new clients to SLOT; those who are at home there stay."""
+    _hold(control, {"command": "drain", "slot": slot}, as_json=as_json)
+
+
+@cli.command()
+@click.argument("slot", type=int)
+@no_wait_option
+@json_option
+@control_option
+def undrain(control: str | None, as_json: bool, no_wait: bool, slot: int) -> None:
+    """Send new clients to SLOT again."""
+    _hold(control, {"command": "undrain", "slot": slot}, as_json=as_json)
+
+
+def _hold(control: str | None, request: dict[str, Any], *, as_json: bool) -> None:
+    answer = _ask(control, request)
+    if as_json:
+        click.echo(json.dumps(answer))
+
+
+@cli.command()
+@click.argument("slot", type=int)
+@control_option
+def stack(control: str | None, slot: int) -> None:
+    """Show where the worker of SLOT is in its code, whether or not its event loop is blocked."""
+    request = {"command": "stack", "slot": slot}
+    _ask(control, request)
+    before, deadline = "", time.monotonic() + _STACK_S
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        found = _ask(control, request | {"read": True})["stack"]
+        if found and found == before:  # it is written line by line
+            click.echo(found, nl=False)
+            return
+        before = found
+    raise ControlError(
+        f"the worker of slot {slot} does not answer: it is stopped, or waits in the kernel",
+        hint="`limpet status --json` shows its pid; `ps -o stat,wchan PID` what it waits for",
+    )
+
+
 def status_text(answer: dict[str, Any]) -> str:
     """Return the answer to `status` as people read it."""
     columns = ("slot", "state", "pid", "generation", "connections", "requests", "queued")
@@ -250,9 +298,11 @@ def _restated(error: click.ClickException) -> SettingsError:
     if isinstance(error, click.NoSuchOption):
         nearest = " or ".join(f"`{name}`" for name in error.possibilities or ())
         return SettingsError(f"unknown option `{error.option_name}`", hint=f"{nearest}; {hint}" if nearest else hint)
-    message, _, nearest = error.format_message().rstrip(".").replace("'", "`").partition(". Did you mean ")
+    message, _, nearest = error.format_message().rstrip(".").replace("'", "`").partition("Did you mean ")
+    message = message.rstrip(" .(")
     if nearest:
-        hint = f"{nearest.rstrip('?')}; {hint}"
+        nearest = " or ".join(nearest.removeprefix("one of: ").rstrip("?)").split(", "))
+        hint = f"{nearest}; {hint}"
     return SettingsError(message[:1].lower() + message[1:], hint=hint)
 
 

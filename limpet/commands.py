@@ -7,14 +7,18 @@ Owns the names and the answers. The supervisor does what is asked; how an answer
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from limpet import report
+from limpet import report, stack
 from limpet.control import Message
-from limpet.errors import LimpetError
+from limpet.errors import ControlError, LimpetError, reason
+from limpet.slot import Member
 
 if TYPE_CHECKING:
     from limpet.supervisor import Supervisor
+
+log = logging.getLogger("limpet")
 
 
 def answer(server: Supervisor, request: Message) -> Message:
@@ -36,7 +40,40 @@ def _answer(server: Supervisor, request: Message) -> Message:
             return {"stopping": True}
         case "reload":
             return server.reload().summary()
+        case "drain" | "undrain" as command:
+            return _hold(server, server.slot(request.get("slot")), command == "drain")
+        case "stack":
+            return _stack(server, request)
         case "change":
             change = server.rolling.changes.find(request.get("number"))
             return change.summary() if change else {"error": f"there is no change `{request.get('number')}`"}
     return {"error": f"this server does not know the command `{request.get('command')}`"}
+
+
+def _stack(server: Supervisor, request: Message) -> Message:
+    """Have the worker of a slot write its stacks, or with `read` return what it has written."""
+    member = server.slot(request.get("slot"))
+    child = member.child
+    if child is None or child.stack_fd is None:
+        raise ControlError(f"slot {member.number} has no worker that is ready")
+    try:
+        if request.get("read"):
+            return {"pid": child.pid, "stack": stack.read(child.pid, child.stack_fd)}
+        stack.ask(child.pid, child.stack_fd)
+    except OSError as error:
+        raise ControlError(f"cannot look at {member}: {reason(error)}") from None
+    return {"pid": child.pid}
+
+
+def _hold(server: Supervisor, slot: Member, held: bool) -> Message:
+    """Send no new clients to *slot*, or do so again."""
+    if server.backend.name == "kernel":
+        raise ControlError(
+            "the kernel backend goes by addresses alone, and knows no new clients",
+            hint="`--backend dispatcher`; `limpet reload` renews workers on each backend",
+        )
+    if slot.is_held != held:
+        slot.is_held = held
+        log.info("worker %d %s new clients", slot.number, "gets no" if held else "gets")
+        server.tell_workers()
+    return {"slot": slot.number, "state": slot.word}

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from limpet.errors import SettingsError
 
-UNITS = {"_s": "seconds", "_bytes": "bytes"}
+UNITS = {"_s": "seconds", "_bytes": "bytes", "_mib": "MiB"}
 
 SWITCH = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 

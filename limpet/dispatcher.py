@@ -61,6 +61,7 @@ class Dispatcher:
         self._row = row
         self._arrivals: dict[int, Arrival] = {}
         self._refused: dict[int, Refused] = {}
+        self._refused_slots: list[int] = []  # whose clients are not to wait
         self._accepting = False
         self._accept_again_at = 0.0
         self._stop_at: float | None = None
@@ -147,6 +148,9 @@ class Dispatcher:
             slot, digest = placed, 0
         else:
             slot, digest = route.slot, route.digest
+        if slot in self._refused_slots:
+            self._refuse(connection, 503, "the worker of this client is being replaced", now)
+            return
         handoff = Handoff(listener, slot, digest, int(now * 1e9))
         if self._outboxes[slot].put(connection, handoff, now + self._settings.wait_timeout_s, self._settings.queue):
             self._row.add("handed")
@@ -210,8 +214,9 @@ class Dispatcher:
             if command["do"] == "accept":
                 self._start_accepting()
             elif command["do"] == "workers":
-                self._placement.follow(command["rows"])
-                self._router.follow([row is not None for row in command["rows"]])
+                self._placement.follow(command["rows"], command["held"])
+                self._router.follow(command["up"])
+                self._refused_slots = command["refused"]
             elif command["do"] == "stop":
                 self._stop(now, command["timeout"])
 

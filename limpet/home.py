@@ -5,8 +5,7 @@ Owns what a worker knows of where requests belong. Asked by the server adapter; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from limpet.link import Message
 from limpet.placement import Placement
 from limpet.request import Peer, Request
 from limpet.router import Router
@@ -21,10 +20,10 @@ class Home:
         self.placement = placement
         self._listeners = listeners
 
-    def follow(self, rows: Sequence[int | None]) -> None:
-        """Take note of the scoreboard row of the worker that is in each slot now, None for none that is ready."""
-        self.placement.follow(rows)
-        self.router.follow([row is not None for row in rows])
+    def follow(self, news: Message) -> None:
+        """Take note of what the supervisor says of the workers, and of which slots are up."""
+        self.placement.follow(news["rows"], news["held"])
+        self.router.follow(news["up"])
 
     def peer(self, sockaddr: object, listener: int) -> Peer:
         """Return the far end of a connection that came in by the bind number *listener*."""

@@ -16,7 +16,7 @@ that is not in the table cannot happen; if it does, that is a bug, and `happened
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -100,6 +100,8 @@ _TABLE: Final[Mapping[tuple[State, Event], tuple[State, Action]]] = {
 
 FIRST_BACKOFF_S: Final = 0.5  # after the first death before READY; doubles with each
 LONGEST_BACKOFF_S: Final = 30.0
+CRASHES: Final = 5  # deaths after READY, within the window, that are a crash loop
+CRASH_WINDOW_S: Final = 60
 
 
 @dataclass(slots=True)
@@ -110,6 +112,17 @@ class Life:
     generation: int = 0
     deaths_before_ready: int = 0
     retry_at: float = 0.0
+    crashes: list[float] = field(default_factory=list)  # monotonic times of the last deaths after READY
+
+    def crashed(self, now: float) -> bool:
+        """Note a death after READY; return whether with it a crash loop begins."""
+        was_loop = self.is_crash_loop(now)
+        self.crashes = [*self.crashes, now][-CRASHES:]
+        return self.is_crash_loop(now) and not was_loop
+
+    def is_crash_loop(self, now: float) -> bool:
+        """Return whether it dies again and again after READY. That delays nothing: its clients wait."""
+        return len(self.crashes) == CRASHES and now - self.crashes[0] < CRASH_WINDOW_S
 
     def happened(self, event: Event, now: float) -> Action:
         """Enter the state that follows *event* and return what is to be done. *now* is monotonic."""

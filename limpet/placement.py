@@ -14,7 +14,7 @@ come one after another, each gone before the next, would else all get slot 0.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from limpet.buckets import rank
 from limpet.key import Key, KeyChain, Trust
@@ -42,10 +42,12 @@ class Placement:
         self._queued = queued
         self._placed = [0] * router.slots
         self._workers: list[Row | None] = [None] * router.slots
+        self._open = list(range(router.slots))  # the slots that take new clients
 
-    def follow(self, rows: Sequence[int | None]) -> None:
-        """Take note of the scoreboard row of the worker that is in each slot now, None for none."""
+    def follow(self, rows: Sequence[int | None], held: Collection[int] = ()) -> None:
+        """Take note of the scoreboard row of the worker in each slot, None for none; who is new goes to none *held*."""
         self._workers = [None if row is None else self._board.worker(row) for row in rows]
+        self._open = [slot for slot in range(len(rows)) if slot not in held] or list(range(len(rows)))
 
     def place(self, peer: Peer) -> int | None:
         """Return the slot for the client at *peer*, and count it there; None when all are full."""
@@ -56,7 +58,7 @@ class Placement:
         return slot
 
     def _least(self, peer: Peer) -> Iterable[int]:
-        slots = range(self._router.slots)
+        slots = self._open
         return sorted(slots, key=self._load) if self._most else (min(slots, key=self._load),)
 
     def _load(self, slot: int) -> tuple[bool, int, int]:
@@ -69,11 +71,12 @@ class Placement:
         return self._queued(slot) + (worker["connections"] if worker else 0)
 
     def _random(self, peer: Peer) -> Iterable[int]:
-        slots = range(self._router.slots)
+        slots = self._open
         return random.sample(slots, len(slots)) if self._most else (random.choice(slots),)
 
     def _hash(self, peer: Peer) -> Iterable[int]:
         """Hash the client's address as `--by ip` does; clients of a unix socket have none and share one home."""
         key = self._by_address.find(peer, None) or Key(value=b"", element="place", is_address=False)
         route = self._router.where(key)
-        return (route.slot, *rank(route.bucket, self._router.slots)) if self._most else (route.slot,)
+        ranked = (route.slot, *rank(route.bucket, self._router.slots))
+        return ranked if self._most else (next(slot for slot in ranked if slot in self._open),)

@@ -38,6 +38,7 @@ class Child:
         self.started_at = now
         self.kill_at = float("inf")  # monotonic: when its time to drain is over
         self.leaves_by = 0.0  # monotonic: until then it may still read the slot's channels; its successor waits for it
+        self.stack_fd: int | None = None  # its number in the process: see stack.py
         self.is_open = False  # told to take connections
         self.link = link
         self.failure: Message | None = None  # what it said of its failure, or what it is killed for

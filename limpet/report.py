@@ -7,6 +7,7 @@ scoreboard; changes nothing.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from limpet.scoreboard import Row, Scoreboard
 if TYPE_CHECKING:
     from limpet.supervisor import Supervisor
 
-_STATES_OF_NOW = frozenset({"connections", "pending", "copies", "busy_since_ns", "asking_since_ns"})
+_STATES_OF_NOW = frozenset({"connections", "pending", "copies", "busy_since_ns", "asking_since_ns", "beat_ns"})
 
 
 class Past:
@@ -125,6 +126,8 @@ def _slot(server: Supervisor, number: int) -> dict[str, Any]:
         "copies": in_charge.get("copies", 0),
         "learned": learned.size(number) if (learned := server.router.learned) else 0,
         "queued": server.estate.channels[number].queued() + waiting + server.backend.queued(number),
+        "crash_loop": member.life.is_crash_loop(time.monotonic()),
+        "last_end": member.last_end,
         "starting": member.successor.pid if member.successor else None,
         "draining": [
             {

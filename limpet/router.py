@@ -89,14 +89,14 @@ class Router:
                 f"`--learn` remembers ids that requests bring, and the key chain `{chain.spec}` looks for none",
                 hint="`--by header:mcp-session-id,affinity --learn header:mcp-session-id`",
             )
-        router = cls(chain, Hasher(lines[-1]), settings.workers, failover=settings.on_down == "failover")
+        router = cls(chain, Hasher(lines[-1]), settings.workers, failover=settings.on_down != "refuse")
         router.jar = jar if chain.has_affinity else None
         if clocks is not None:
             router._now = clocks.monotonic
         return router
 
     def follow(self, is_up: Sequence[bool]) -> bool:
-        """Take note of which slots have a worker that is ready; return whether that moves any bucket."""
+        """Take note of which slots are up, so that their clients are served there; return whether that moves any."""
         before, self._is_up = self.owners, is_up
         if self.failover:
             self.owners = buckets.stand_ins(self.slots, is_up)

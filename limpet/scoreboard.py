@@ -44,6 +44,7 @@ WORKER_CELLS: Final[Mapping[str, str]] = {
     "lost": "requests refused: the worker that made their session is gone",
     "asking_since_ns": "monotonic time since which the worker waits for a key function; 0 while it does not",
     "given": "idle connections given to another worker, as at the end of this one",
+    "beat_ns": "monotonic time of the last heartbeat, which comes through the event loop; 0 where there is none",
 }
 DISPATCHER_CELLS: Final[Mapping[str, str]] = {
     "busy_since_ns": "monotonic time at which the current turn, or its latest search for a key, began; 0 in between",
@@ -64,6 +65,9 @@ WAITING_CELLS: Final[Mapping[str, str]] = {
 }
 SUPERVISOR_CELLS: Final[Mapping[str, str]] = {
     "backlog_drops": "attempts to connect that the kernel dropped, a backlog being full; clients repeat them",
+    "loops_blocked": "times that the event loop of a worker was blocked for longer than `--block-warning`",
+    "hung": "workers that were replaced since they hung",
+    "recycled": "workers that were renewed for `--max-requests` or `--max-memory`",
 }
 
 MAX_DISPATCHERS: Final = 16

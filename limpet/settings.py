@@ -227,9 +227,9 @@ class Settings:
         "how connections get to the workers; auto takes the kernel where the chain is ip only and the system allows it",
         "auto",
     )
-    on_down: Literal["wait", "failover"] = setting(
-        "what clients do whose slot has no worker that is ready: wait for the next one, or go to another slot until "
-        "it is there",
+    on_down: Literal["wait", "failover", "refuse"] = setting(
+        "what clients do whose slot has no worker that is ready: wait for the next one, for `--wait-timeout`, then go "
+        "to another slot until it is there; or go there at once; or be refused with 503",
         "wait",
     )
     dispatchers: int = setting("how many dispatcher processes", 1, low=1, high=16)
@@ -283,6 +283,18 @@ class Settings:
     )
     max_surge: int = setting("slots that a reload renews at the same time", 1, low=1, high=MAX_WORKERS)
     start_timeout_s: float = setting("time a worker has to become ready", 60, low=0.1, high=DAY_S)
+    block_warning_s: float = setting(
+        "time after which a blocked event loop of a worker is warned of", 5, low=0.1, high=DAY_S
+    )
+    hang_timeout_s: float = setting(
+        "time after which a worker without a heartbeat that uses no CPU time is replaced", 30, low=1, high=DAY_S
+    )
+    max_requests: int = setting(
+        "requests after which a worker is renewed, up to a tenth fewer; 0 for no limit", 0, low=0, high=1 << 40
+    )
+    max_memory_mib: int = setting(
+        "resident memory with which a worker is renewed; 0 for no limit", 0, low=0, high=1 << 30
+    )
     websocket_spread_s: float = setting(
         "time over which a worker that is replaced tells its websockets to go, lest all come back at once",
         3,

@@ -14,6 +14,7 @@ from typing import Final
 from limpet.errors import LimpetError
 from limpet.lifecycle import Event, Life, State
 from limpet.process import Child
+from limpet.settings import Settings
 
 MOST_PREDECESSORS: Final = 2  # of one slot; rows of the scoreboard are bounded
 
@@ -29,6 +30,9 @@ class Member:
         self.successor: Child | None = None
         self.predecessors: list[Child] = []
         self.is_held = False  # by `limpet drain`: it gets no new clients
+        self.down_since: float | None = None  # monotonic, None while a worker serves
+        self.recycle_at = 0.0  # monotonic: not before that
+        self.last_end = ""  # how the last process ended that was in charge, in words
         self.cause: LimpetError | None = None  # why the last process ended that was to serve
 
     def __str__(self) -> str:
@@ -47,6 +51,16 @@ class Member:
     def children(self) -> list[Child]:
         """All its processes that have not been reaped."""
         return [child for child in (self.child, self.successor, *self.predecessors) if child is not None]
+
+    def is_up(self, settings: Settings, now: float) -> bool:
+        """Return whether the slot's clients are to be served here, or to wait for the next worker."""
+        if self.life.state.serves:
+            self.down_since = None
+            return True
+        if self.down_since is None:
+            self.down_since = now
+        patience_s = settings.wait_timeout_s if settings.on_down == "wait" else 0.0
+        return settings.on_down == "refuse" or now - self.down_since < patience_s
 
     def may_open(self, now: float) -> bool:
         """Return whether the process in charge is to take connections now: no predecessor does any more."""

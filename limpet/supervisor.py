@@ -3,7 +3,7 @@
 Owns the loop, the order of starting and stopping, and what follows each event of a slot's life. Which state follows
 which event is decided by lifecycle.py, which process has which part in a slot by slot.py, how a child is equipped by
 estate.py and started by process.py, how connections get to the workers by backend.py, which slot of a rolling change
-is next by roll.py, who hangs by health.py, what commands mean by commands.py.
+is next by roll.py, who needs help by care.py, what commands mean by commands.py.
 
 1. It never reads a client's byte and never imports the application or a key function.
 2. Signal handlers only record and wake; everything happens in the loop of `run`.
@@ -22,8 +22,9 @@ import signal
 import time
 from typing import Final
 
-from limpet import backend, commands, control, health, logs, notify, process, secret, signals
+from limpet import backend, commands, control, logs, notify, process, secret, signals
 from limpet.backlog import Watch
+from limpet.care import Care
 from limpet.control import ControlServer
 from limpet.errors import AppError, ControlError, LimpetError, SettingsError, reason
 from limpet.estate import Estate
@@ -74,6 +75,8 @@ class Supervisor:
         self._program = program
         if program is not None:
             program.watch(self, self._selector)
+        self._care = Care(settings, self.estate.board, self.rolling)
+        self._told_up: list[bool] = []  # what children know of which slots are up
         self._watch: Watch | None = None
         self._manager = notify.Manager()
         self.serving = False
@@ -225,6 +228,7 @@ class Supervisor:
         try:
             for message in child.link.receive():
                 if message["news"] == "ready":
+                    child.stack_fd = message.get("stack")
                     event = member.announced(child)
                     if event is not None:
                         self._happened(member, event)
@@ -254,9 +258,8 @@ class Supervisor:
         self._hear(member, child)
         self._hang_up(child.link)  # whether or not the line has ended: a process that it forked may hold its side
         self.estate.bury(member, child)
-        served = child is member.child and member.life.state.serves
-        if served:
-            log.error("%s %s; it is replaced", member.name(child), child.how_it_ended())
+        if child is member.child and member.life.state.serves:
+            self._care.crashed(member, child, time.monotonic())
         if child.failure and child.failure["detail"] and not self.stopping:  # all slots may have the same one
             log.error("%s failed\n%s", member.name(child), child.failure["detail"].rstrip())
         cause = _cause(member, child)
@@ -268,7 +271,7 @@ class Supervisor:
             if child.failure is None:
                 log.info("%s has drained: it %s", member.name(child), child.how_it_ended())
             self._let_take(member)
-        self._tell_workers()
+        self.tell_workers()
         if self.stopping:
             ended_early = member.role == "worker" and member.life.state is State.STOPPED  # as by a signal of its own
             queued = ended_early and self.estate.channels[member.number].queued()
@@ -281,7 +284,7 @@ class Supervisor:
         assert member.child is not None
         seconds = time.monotonic() - member.child.started_at
         log.log(logging.INFO if member.role == "worker" else logging.DEBUG, "%s ready after %.1f s", member, seconds)
-        self._tell_workers()
+        self.tell_workers()
         self.rolling.succeeded(member)
         if self.serving:
             self._let_take(member)
@@ -339,13 +342,26 @@ class Supervisor:
             raise ControlError(f"the server {what}")
         return self.rolling.request("reload", range(len(self.slots)), self.settings.max_surge)
 
-    def _tell_workers(self) -> None:
+    def slot(self, number: object) -> Member:
+        """Return the slot with this *number*. Raises ControlError."""
+        found = next((slot for slot in self.slots if slot.number == number), None)
+        if found is None:
+            raise ControlError(f"there is no slot {number}", hint="`limpet status` shows all slots")
+        return found
+
+    def tell_workers(self) -> None:
         """Tell everybody which workers live, and which row of the scoreboard belongs to the one in each slot."""
         ready = [slot.child if slot.life.state.serves else None for slot in self.slots]
-        if self.router.follow([child is not None for child in ready]) and self.serving and not self.stopping:
+        up = [slot.is_up(self.settings, time.monotonic()) for slot in self.slots]
+        if self.router.follow(up) and self.serving and not self.stopping:
             self.backend.follow(self.router.owners)
+        self._told_up = up
+        refuses = self.settings.on_down == "refuse"
         message = {
             "do": "workers",
+            "up": up,
+            "held": [slot.number for slot in self.slots if slot.is_held],
+            "refused": [slot.number for slot, child in zip(self.slots, ready, strict=True) if refuses and not child],
             "rows": [child and child.row for child in ready],
             "alive": [child.serial for slot in self.slots for child in slot.children],
             "newest": self.estate.newest_serial,
@@ -357,6 +373,9 @@ class Supervisor:
     def _tick(self, now: float) -> None:
         """Do what is due."""
         self._control.expire(now)
+        self._care.begin(now, {child.serial for slot in self.slots for child in slot.children})
+        if [slot.is_up(self.settings, now) for slot in self.slots] != self._told_up:
+            self.tell_workers()
         self._manager.look(self, now)
         if not self.stopping:
             if self._watch is not None:
@@ -369,7 +388,7 @@ class Supervisor:
             starting = member.starting()
             if starting is not None and now - starting.started_at > self.settings.start_timeout_s:
                 self._kill(member, starting, f"was not ready after {self.settings.start_timeout_s:g} s")
-            fault = health.fault(member, self.estate.board, self.settings, now)
+            fault = self._care.look_after(member, now)
             if fault and member.child is not None:
                 self._kill(member, member.child, fault)
             for child in member.children:

@@ -13,6 +13,7 @@ loop and the connections. Runs nothing of other slots and never decides where a 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import inspect
@@ -22,10 +23,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from limpet import apps, current, hooks, servers, sessions
+from limpet import apps, current, hooks, servers, sessions, stack
 from limpet.baton import CELLS_PER_WORKER, Batons
 from limpet.boot import Boot
 from limpet.handoff import Receiver
+from limpet.health import BEAT_S
 from limpet.home import Home
 from limpet.learned import Learned
 from limpet.link import Link
@@ -52,7 +54,13 @@ class Seat:
 
     def ready(self) -> None:
         """Tell the supervisor that this worker serves now."""
-        self.link.send({"news": "ready"})
+        self.link.send({"news": "ready", "stack": stack.offer()})
+        with contextlib.suppress(RuntimeError):  # without an event loop the server has to see to the heartbeat itself
+            self._beat(asyncio.get_running_loop())
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.row.set("beat_ns", time.monotonic_ns())
+        loop.call_later(BEAT_S, self._beat, loop)
 
 
 def work(place: Boot, link: Link) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ async def slow(scope: dict[str, Any], receive: Any, send: Any) -> None:
         return
     await asyncio.sleep(float(scope["query_string"] or b"0"))
     await _answer(send, facts(scope))
+
+
+async def busy(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Compute for as many seconds as the query says, without ever letting the event loop turn."""
+    until = time.process_time() + float(scope.get("query_string") or b"0")
+    while scope["type"] == "http" and time.process_time() < until:
+        hashlib.sha256(bytes(1000)).digest()
+    await echo(scope, receive, send)
 
 
 async def gated(scope: dict[str, Any], receive: Any, send: Any) -> None:

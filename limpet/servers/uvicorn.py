@@ -343,7 +343,7 @@ class SeatedServer(uvicorn.Server):
             elif command["do"] == "accept":
                 self._begin_to_take()
             elif command["do"] == "workers":
-                self._seat.home.follow(command["rows"])
+                self._seat.home.follow(command)
                 self._seat.mover.alive(command["alive"], command["newest"], self._loop.time())
 
 

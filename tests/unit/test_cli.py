@@ -245,7 +245,7 @@ def test_ctrl_c_gives_the_exit_code_of_shells(server: Server, monkeypatch: pytes
     [
         (["run", "--wrokers", "3"], "unknown option `--wrokers`", "`--workers`"),
         (["frobnicate"], "no such command `frobnicate`", "`limpet --help`"),
-        (["stat"], "no such command `stat`", "hint: `status`; `limpet --help`"),
+        (["stat"], "no such command `stat`", "hint: `stack` or `status`; `limpet --help`"),
         (["run", "a:b", "c:d"], "got unexpected extra argument (c:d)", "`limpet run --help`"),
         (["where"], "missing argument `[ELEMENT=]KEY...`", "`limpet where --help`"),
         (["run", "a:b", "--queue", "x"], "`--queue` must be a whole number from 1 to 65536, not `x`", ""),
