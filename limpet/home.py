@@ -40,3 +40,8 @@ class Home:
             return self.router.where(key).slot, True
         placed = self.placement.place(request.peer) if keyed else None
         return (self.slot if placed is None else placed), keyed
+
+    def disagrees(self, request: Request) -> bool:
+        """Return whether this worker would send *request* on, which another has sent here."""
+        key = self.router.chain.find(request.peer, request)
+        return key is not None and self.router.where(key).slot != self.slot

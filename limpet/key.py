@@ -117,6 +117,11 @@ class KeyChain:
         """Return whether limpet's own cookie is among the elements."""
         return any(isinstance(element, Affinity) for element in self._elements)
 
+    @property
+    def asks_functions(self) -> bool:
+        """Return whether a user's function is among the elements: it may answer otherwise when it is asked again."""
+        return any(isinstance(element, Function) for element in self._elements)
+
     def before_affinity(self, peer: Peer, request: Request) -> bool:
         """Return whether an element before `affinity` has a key of this client, so that it needs no cookie."""
         earlier = itertools.takewhile(lambda element: not isinstance(element, Affinity), self._elements)

@@ -60,6 +60,7 @@ class Router:
         self.learned: Learned | None = None
         self._now: Callable[[], float] = float
         self._is_up: Sequence[bool] = ()
+        self._may_differ = chain.asks_functions
         self._hashed = lru_cache(maxsize=_ROUTES)(self._hash)
         self._homes = self.owners = buckets.table(slots)  # of each bucket: its home, and the slot that serves it now
 
@@ -102,8 +103,14 @@ class Router:
             self.owners = buckets.stand_ins(self.slots, is_up)
         if self.owners == before:
             return False
+        self._may_differ = True
         self._hashed.cache_clear()
         return True
+
+    @property
+    def may_differ(self) -> bool:
+        """Whether another process could find another slot for a request than this one, which may know more or less."""
+        return self._may_differ or (self.learned is not None and not self.learned.is_empty)
 
     def route(self, peer: Peer, request: Request | None) -> Route | None:
         """Return where the client's key lives, None when the chain finds no key."""

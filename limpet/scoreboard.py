@@ -32,6 +32,7 @@ WORKER_CELLS: Final[Mapping[str, str]] = {
     "requests": "requests answered, a websocket counting as one",
     "head_timeouts": "connections whose request head did not arrive in time",
     "returns": "requests passed on, since they belong to another slot",
+    "misrouted": "requests served here although they seem to belong elsewhere: another worker had sent them here",
     "batons": "requests that came on a connection of which this worker had a copy",
     "returns_refused": "requests refused: they belong to another slot, which could not take them in time",
     "key_errors": "key functions that raised or answered something that is not a key",

@@ -8,7 +8,7 @@ moving.py's. The parsers see nothing of it: a request that moves was never given
    somebody else. Heads and chunked bodies can only end at CRLF CRLF, bodies with a length by count; whether a message
    did end there is for the parser to say.
 2. The first request of a connection that arrives was decided by whoever sent it, and is served unasked: a key
-   function that answers differently each time must not make a request bounce.
+   function that answers differently each time must not make a request bounce. That it would is counted.
 3. A connection moves only when all of the earlier response has left this process.
 4. A connection with a baton is ended by `Mover.ended` alone: other workers have copies, which would hold back the FIN.
 """
@@ -37,6 +37,7 @@ class _Moving(Seated):
     _peer: Peer
     _initial: bytes = b""
     _pinned: bool = True  # the next request is served unasked
+    _was_sent: bool = False  # by another worker, not by a dispatcher
     _keyed: bool = True  # whether a request without a key is somebody new
     _wanted: int | None = None  # the slot that the connection is to move to
     _away: bool = False  # this is a paused copy
@@ -65,7 +66,7 @@ class _Moving(Seated):
         super().connection_made(transport)
         self._peer = self.seat.home.peer(transport.get_extra_info("peername"), self.listener)
         if self._initial:  # here, before the loop reads the first byte itself: the order is kept
-            initial, self._initial = self._initial, b""
+            initial, self._initial, self._was_sent = self._initial, b"", True
             self.data_received(initial)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -79,7 +80,7 @@ class _Moving(Seated):
 
     def resume(self, leftover: bytes) -> None:
         """Read again: the connection has come back with *leftover*, whose first request belongs here."""
-        self._away, self._pinned, self._keyed = False, True, True
+        self._away, self._pinned, self._was_sent, self._keyed = False, True, True, True
         self.connections.add(self)
         self.seat.row.add("connections")
         self.flow.resume_reading()
@@ -191,9 +192,11 @@ class _Moving(Seated):
             return b""
         end = found + len(_BLANK_LINE)
         head = self._unread[self._at : end]
-        if self._pinned:
-            self._pinned = False
-        elif self._belongs_elsewhere(UnparsedRequest(head, self._peer)):
+        if len(head) > self.seat.settings.max_head_bytes:
+            self.seat.row.add("heads_too_large")
+            self.refuse(431)
+            return b""
+        if self._belongs_elsewhere(head):
             return b""
         self._at = end
         return head
@@ -214,13 +217,17 @@ class _Moving(Seated):
         found = self._unread.find(_BLANK_LINE, self._at)
         return len(self._unread) if found < 0 else found + len(_BLANK_LINE)
 
-    def _belongs_elsewhere(self, request: UnparsedRequest) -> bool:
-        """Decide on *request*, once, and note where it wants to go."""
-        slot, self._keyed = self.seat.home.slot_of(request, keyed=self._keyed)
-        if slot == self.seat.home.slot:
-            return False
-        self._wanted = slot
-        return True
+    def _belongs_elsewhere(self, head: bytes) -> bool:
+        """Decide, once, on the request with this *head*, unless who sent it did so; note where it wants to go."""
+        home = self.seat.home
+        if not self._pinned:
+            slot, self._keyed = home.slot_of(UnparsedRequest(head, self._peer), keyed=self._keyed)
+            self._wanted = None if slot == home.slot else slot
+            return self._wanted is not None
+        self._pinned = False
+        if self._was_sent and home.router.may_differ and home.disagrees(UnparsedRequest(head, self._peer)):
+            self.seat.row.add("misrouted")
+        return False
 
     def _start_to_move(self) -> None:
         """Stop reading, and go as soon as the earlier response has left."""
@@ -283,14 +290,13 @@ class MovingHttpTools(_Moving, SeatedHttpTools):
         before = self.cycle
         free = not (self._unread or self._in_message or self._refused or self._wanted is not None)
         due = before is None or before.response_complete
-        found = data.find(_BLANK_LINE)
-        if not (free and due and 0 < found == len(data) - len(_BLANK_LINE)) or self.transport.is_closing():
+        whole = 0 < data.find(_BLANK_LINE) == len(data) - len(_BLANK_LINE) <= self.seat.settings.max_head_bytes
+        if not (free and due and whole) or self.transport.is_closing():
             super().data_received(data)
-        elif not self._pinned and self._belongs_elsewhere(UnparsedRequest(data, self._peer)):
+        elif self._belongs_elsewhere(data):
             self._unread = data
             self._start_to_move()
         else:
-            self._pinned = False
             self._give(data, within=False)
             if self._took_over:
                 self._upgraded()

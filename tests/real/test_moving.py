@@ -84,6 +84,7 @@ def test_every_one_of_1000_mixed_requests_is_served_at_home_and_in_order(
     wait_until(lambda: grown("requests") == 1000, "the last one is counted")
     assert 600 < grown("returns") < 900  # three of four follow a request of another slot
     assert grown("batons") >= grown("returns") - 3  # only the first visit makes a transport
+    assert grown("misrouted") == 0
 
 
 def test_requests_written_byte_by_byte_are_served_at_home(home: dict[str, int], wire: Wire) -> None:
@@ -301,7 +302,18 @@ def test_key_function_that_answers_at_random_makes_no_request_bounce() -> None:
             replies = [wire.reply() for _ in range(size)]
             assert [reply.headers["x-path"] for reply in replies] == [f"/{number}/{place}" for place in range(size)]
         wait_until(lambda: server.totals()["requests"] == 300, "the last one is counted")
-        assert 150 < server.totals()["returns"] <= 299
+        totals = server.totals()
+        assert 150 < totals["returns"] <= 299
+        assert totals["returns"] / 2 < totals["misrouted"] < totals["returns"]  # at home here by chance: one of four
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["at home", "elsewhere"])
+def test_later_head_that_is_too_large_gets_431_like_a_first_one(home: dict[str, int], wire: Wire, far: bool) -> None:
+    """However it is cut: in one read or in many, at home here or elsewhere."""
+    user, other, *_ = inhabitants(home).values()
+    perform(wire, [get(user, "/1")], home)
+    reply = wire.send(request("/2", x_user=other if far else user, x_more="m" * 70_000)).reply()
+    assert (reply.status, wire.rest()) == (431, b"")
 
 
 @pytest.mark.slow

@@ -48,6 +48,25 @@ def test_failover_sends_clients_of_a_slot_that_is_down_to_the_next_in_rank_and_b
     assert [moving.where(key) for key in keys()] == before
 
 
+def test_workers_may_differ_once_one_of_them_could_know_more_than_another() -> None:
+    """Whether a request that another worker has sent is at home here is asked only then: it costs time."""
+    waiting, moving = router(failover=False), router(failover=True)
+    for each in (waiting, moving):
+        assert not each.follow([True] * SLOTS)
+        assert not each.may_differ
+        each.follow([True, False, True, True])
+    assert (waiting.may_differ, moving.may_differ) == (False, True)
+    moving.follow([True] * SLOTS)
+    assert moving.may_differ
+
+    asking = KeyChain.parse("cookie:user,python:site:key", Trust.parse(""))
+    assert Router(asking, Hasher(b"secret"), SLOTS).may_differ
+    waiting.learned = Learned(memoryview(array("Q", bytes(8 * CELLS))), 60.0)
+    assert not waiting.may_differ
+    waiting.learned.learn(1, 0, 1, 0.0)
+    assert waiting.may_differ
+
+
 def test_without_any_worker_clients_wait_at_home() -> None:
     """While a server starts, or all of it restarts, nobody is moved for nothing."""
     moving = router(failover=True)
