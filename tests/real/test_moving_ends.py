@@ -281,7 +281,7 @@ def test_client_sees_nothing_when_a_worker_is_killed_that_does_not_read_it(
 
 def test_request_under_way_from_a_worker_that_leaves_is_served() -> None:
     """In a rolling reload its receiver is new and has no copy, and what it needs of the sender must outlive that."""
-    with serve() as server, Wire(("127.0.0.1", server.port)) as wire:
+    with serve("--keep-alive-timeout", "60") as server, Wire(("127.0.0.1", server.port)) as wire:
         home = homes(server)
         visit_all(wire, home, last=0)
         leaving = server.worker(0)["pid"]
