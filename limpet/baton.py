@@ -70,7 +70,7 @@ class Batons:
     def __init__(self, cells: memoryview[int] | list[int], segment: range, serial: int, patience_s: float) -> None:
         self._cells = cells
         self._segment = segment
-        self._serial = serial
+        self.serial = serial
         self._patience_ms = int(patience_s * 1000)
         self._free: list[int] = []
         self._look_again_at = 0.0  # for cells that others have ended
@@ -80,6 +80,10 @@ class Batons:
     def alive(self, serials: Collection[int], newest: int) -> None:
         """Take note that of the workers up to the serial number *newest* those in *serials* live."""
         self._alive, self._newest, self._look_again_at = frozenset(serials), newest, 0.0
+
+    def is_dead(self, serial: int) -> bool:
+        """Return whether the worker with the number *serial* is known to have died."""
+        return serial <= self._newest and serial not in self._alive
 
     def claim(self, now: float) -> Baton | None:
         """Return a baton, held, for a connection that moves for the first time; None when all cells are in use."""
@@ -91,7 +95,7 @@ class Batons:
         if place is None:
             return None
         baton = Baton(place, (self._read(place)[0] + 1) & _EPOCH_MASK)
-        self._write(baton, HELD, self._serial)
+        self._write(baton, HELD, self.serial)
         return baton
 
     def send(self, baton: Baton, now: float) -> None:
@@ -100,14 +104,14 @@ class Batons:
 
     def keep(self, baton: Baton) -> None:
         """Hold *baton* again, since its message could not be sent."""
-        self._write(baton, HELD, self._serial)
+        self._write(baton, HELD, self.serial)
 
     def take(self, baton: Baton) -> bool:
         """Hold *baton*, whose message has arrived; return False if its connection has ended meanwhile."""
         epoch, state, _ = self._read(baton.place)
         if epoch != baton.epoch or state != SENT:
             return False
-        self._write(baton, HELD, self._serial)
+        self._write(baton, HELD, self.serial)
         return True
 
     def is_sent(self, baton: Baton) -> bool:
@@ -144,7 +148,7 @@ class Batons:
 
     def _is_lost(self, state: int, who: int, now: float) -> bool:
         if state == HELD:
-            return who <= self._newest and who not in self._alive
+            return self.is_dead(who)
         return int(now * 1000) - who > self._patience_ms
 
     def _read(self, place: int) -> tuple[int, int, int]:

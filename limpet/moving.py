@@ -10,7 +10,8 @@ on: no transport, protocol or parser is made again, which is most of what a move
 The message carries the descriptor unless a worker of that slot has had the connection; which slots have, travels
 along. A receiver that has no copy after all (it was evicted, or a successor) sends the message back, and the sender,
 whose copy stays until the baton was taken, sends it again with the descriptor. For that a worker that is replaced reads
-its channel until nothing of its own is under way, and only then its successor does (`settle`).
+its channel until nothing of its own is under way, and only then its successor does (`settle`). If that takes too long,
+since a receiver is busy, it leaves the descriptors to its successor (`leave`), which reads what comes back.
 
 An idle connection may be given away for good, as at the end of a worker: then whose request comes next is not decided.
 
@@ -30,24 +31,27 @@ import socket
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from limpet.baton import Baton, Batons, Verdict
 from limpet.scoreboard import Row
 
-_MESSAGE: Final = struct.Struct("<HHHIQQ")  # kind, listener, sender's slot, place + 1 or 0, epoch, slots that had it
+# kind, listener, slot and serial number of the sender, place + 1 or 0, epoch, slots that had it
+_MESSAGE: Final = struct.Struct("<HHHIIQQ")
 FORM: Final = _MESSAGE.format  # what two versions must agree on
 _WHOLE: Final = 0  # kinds: with the descriptor
 _IN_FILE: Final = 1  # with the descriptor, and the bytes in a memory file
 _LIGHT: Final = 2  # without: the receiver should have a copy
-_BACK: Final = 3  # a light message whose receiver has none
+_BACK: Final = 3  # a light message whose receiver has none; the serial number is still its sender's
 _KIND: Final = 3  # mask
 _UNDECIDED: Final = (
     4  # with a kind: the connection is idle, and whose request comes next is for the receiver to find out
 )
 _KEYED: Final = 8  # it has carried a key
 _SILENT: Final = 16  # it has carried no request at all
+_KEPT: Final = 32  # to the sender's own slot: the descriptor of a connection under way, from a worker that leaves
 _MOST_TOLD: Final = 64  # slots for which it travels along that they had the connection; to others it goes whole
 _INLINE_BYTES: Final = 60_000  # of leftover in the message itself; more travels in a memory file
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
@@ -93,6 +97,26 @@ class Arrived(NamedTuple):
     silent: bool = False
 
 
+@dataclass(slots=True)
+class _Kept:
+    """The descriptor of a connection under way that a predecessor has sent, here to be sent again if need be."""
+
+    fd: int
+    listener: int
+    had_by: int
+
+
+@dataclass(slots=True)
+class _Back:
+    """A message that came back to be sent again with the descriptor."""
+
+    slot: int
+    sender: int  # serial number
+    baton: Baton
+    leftover: bytes
+    is_last_try: bool = False
+
+
 class Mover:
     """This worker's side of all moves."""
 
@@ -113,7 +137,8 @@ class Mover:
         self._row = row
         self._most_copies = most_copies
         self._copies: OrderedDict[Baton, Copy] = OrderedDict()
-        self._unsent: list[Callable[[], bool]] = []  # what had no room, to be tried again
+        self._kept: dict[Baton, _Kept] = {}
+        self._unsent: list[Callable[[], bool]] = []  # what had no room, or no descriptor yet, to be tried again
         self._sure = False
         self._may_be_light = True
         self._awaited: set[Baton] = set()  # what was under way when that ended
@@ -197,7 +222,7 @@ class Mover:
         except BlockingIOError:
             return False
         data = self._buffers[0]
-        kind, listener, sender, place, epoch, had_by = _MESSAGE.unpack_from(data)
+        kind, listener, slot, sender, place, epoch, had_by = _MESSAGE.unpack_from(data)
         leftover = bytes(data[_MESSAGE.size : size])
         baton = _new_baton((place - 1, epoch)) if place else None
         self._sure = True
@@ -212,10 +237,12 @@ class Mover:
             if copy is not None:
                 self._hand_to(copy, baton, leftover, had_by)
             else:
-                head = _MESSAGE.pack(_BACK, listener, self._slot, place, epoch, had_by)
-                self._insist(partial(_send, self._sending[sender], head, leftover))
+                head = _MESSAGE.pack(_BACK, listener, self._slot, sender, place, epoch, had_by)
+                self._insist(partial(_send, self._sending[slot], head, leftover))
+        elif kind == _KEPT:
+            self._keep(baton, _Kept(array.array("i", ancillary[0][2])[0], listener, had_by))
         else:
-            self._insist(partial(self._send_again, sender, baton, leftover))
+            self._insist(partial(self._send_again, _Back(slot, sender, baton, leftover)))
         return True
 
     def _take_whole(
@@ -288,7 +315,9 @@ class Mover:
 
     def sweep(self, now: float) -> None:
         """Drop the copies of connections that have ended, and send what had no room."""
-        self._unsent = [again for again in self._unsent if not again()]
+        self._retry()
+        for baton in [baton for baton in self._kept if not self._batons.is_sent(baton)]:
+            os.close(self._kept.pop(baton).fd)
         for baton, copy in list(self._copies.items()):
             verdict = self._batons.verdict(baton, now)
             if verdict is Verdict.KEEP:
@@ -313,22 +342,60 @@ class Mover:
                 return True
         return False
 
-    def _send_again(self, slot: int, baton: Baton, leftover: bytes) -> bool:
-        """Send to *slot*, with the descriptor this time, what its worker has sent back; False when there is no room."""
-        copy = self._copies.get(baton)
+    @property
+    def is_needed(self) -> bool:
+        """Whether messages of this worker are under way, which may come back."""
+        return any(map(self._batons.is_sent, self._copies))
+
+    def leave(self) -> None:
+        """Leave what comes back to the slot's next worker, with the descriptors that it needs for that.
+
+        The caller reads the channel no more, and has called `settle`.
+        """
+        self._retry()
+        for baton, copy in list(self._copies.items()):
+            if self._batons.is_sent(baton):
+                head = self._head(_KEPT, copy, baton)
+                if _send(self._sending[self._slot], head, b"", copy.fd):
+                    del self._copies[baton]
+                    copy.drop(Verdict.FORGET)
+        for baton, kept in self._kept.items():
+            _send(self._sending[self._slot], self._head(_KEPT, kept, baton), b"", kept.fd)
+
+    def _keep(self, baton: Baton, kept: _Kept) -> None:
+        """Keep what a predecessor has left until its message was taken, which may have come back already."""
+        if baton in self._kept or not self._batons.is_sent(baton):
+            os.close(kept.fd)
+        else:
+            self._kept[baton] = kept
+            self._retry()
+
+    def _send_again(self, back: _Back) -> bool:
+        """Send *back* to where it came from, with the descriptor; False when that cannot be done yet."""
+        copy = self._copies.get(back.baton) or self._kept.get(back.baton)
         if copy is not None:
-            return self._send_whole(slot, copy, baton, leftover)
-        self._batons.end(baton)  # this is a successor: the last descriptors go with the copies of others
+            return self._send_whole(back.slot, copy, back.baton, back.leftover)
+        if self._batons.is_sent(back.baton):
+            if not self._batons.is_dead(back.sender):
+                return False  # it is leaving, and will say so
+            if not back.is_last_try:  # what it left, if it could, may be behind this in the channel
+                back.is_last_try = True
+                return False
+            self._batons.end(back.baton)  # the last descriptors go with the copies of others
         return True
 
+    def _retry(self) -> None:
+        self._unsent = [again for again in self._unsent if not again()]
+
     def _insist(self, send: Callable[[], bool]) -> None:
-        """Call *send* now, and from `sweep` until it has succeeded."""
+        """Call *send* now, and from time to time until it has succeeded."""
         if not send():
             self._unsent.append(send)
 
     def _head(self, kind: int, copy: Connection, baton: Baton | None) -> bytes:
         place, epoch = (0, 0) if baton is None else (baton.place + 1, baton.epoch)
-        return _MESSAGE.pack(kind, copy.listener, self._slot, place, epoch, copy.had_by | self._bit)
+        had_by = copy.had_by | self._bit
+        return _MESSAGE.pack(kind, copy.listener, self._slot, self._batons.serial, place, epoch, had_by)
 
     def _send_whole(self, slot: int, copy: Connection, baton: Baton | None, leftover: bytes, flags: int = 0) -> bool:
         """Send the connection with its descriptor; return whether there was room."""

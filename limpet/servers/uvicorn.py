@@ -199,6 +199,7 @@ class SeatedServer(uvicorn.Server):
             self._seat.mover.sweep(self._loop.time())
             await asyncio.sleep(_CHECK_S / 10)
         self._loop.remove_reader(self._seat.mover.fileno())
+        self._seat.mover.leave()
         self._seat.link.send({"news": "left"})
 
     def _drain_by(self) -> float:
@@ -207,10 +208,10 @@ class SeatedServer(uvicorn.Server):
         return self._loop.time() + (float("inf") if timeout_s is None else timeout_s)
 
     async def _let_idle_speak(self) -> None:
-        """Wait a moment for requests that are under way on idle connections: the response says that they end."""
+        """Wait a moment for requests that are under way, on idle connections or to other workers."""
         timeout_s = self.config.timeout_graceful_shutdown
         until = self._loop.time() + (_IDLE_S if timeout_s is None else min(timeout_s, _IDLE_S))
-        while self._http_connections() and self._loop.time() < until:
+        while (self._http_connections() or self._seat.mover.is_needed) and self._loop.time() < until:
             await asyncio.sleep(_CHECK_S)
 
     async def _let_connections_last(self) -> None:

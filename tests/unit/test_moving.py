@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from limpet.baton import Baton, Batons, Verdict
+from limpet.baton import Batons, Verdict
 from limpet.handoff import Channel
 from limpet.moving import Arrived, Mover, shut_down
 from limpet.scoreboard import WORKER_CELLS, Row
@@ -41,7 +41,7 @@ class Two:
 
     def __init__(self, most_copies: int = 3) -> None:
         self.channels = [Channel.create(), Channel.create()]
-        cells = [0] * 16
+        self.cells = cells = [0] * 24
         self.movers = []
         for slot in (0, 1):
             batons = Batons(cells, range(slot * 8, slot * 8 + 8), slot + 1, PATIENCE_S)
@@ -183,16 +183,56 @@ def test_copy_stays_while_its_message_is_under_way(two: Two) -> None:
     assert [copy.dropped for copy in copies] == [[]] * 5
 
 
-def test_message_that_comes_back_to_a_successor_ends_the_connection(two: Two) -> None:
-    """The only descriptor died with the sender: whoever has a copy still must not wait for a reader."""
-    copy = Paused(two.server, had_by=0b10)
+def succeeded(two: Two) -> Mover:
+    """Return the mover of a worker in slot 0 that comes after the first one."""
+    batons = Batons(two.cells, range(16, 24), 3, PATIENCE_S)
+    batons.alive([1, 2, 3], 3)
+    sending = [channel.sending for channel in two.channels]
+    row = Row(memoryview(bytearray(8 * len(WORKER_CELLS))).cast("Q"), WORKER_CELLS)
+    return Mover(0, batons, sending, two.channels[0].receiving, row, 3)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_message_that_comes_back_after_its_sender_has_left_is_sent_again_by_the_next(two: Two, early: bool) -> None:
+    """In a rolling reload both are new: the sender's successor, and the receiver, who has no copy yet."""
+    copy, following = Paused(two.server, had_by=0b10), succeeded(two)
     _, baton = two.movers[0].pass_on(copy, None, 1, b"request", 0.0)
-    assert baton is not None
-    two.movers[0].forget(copy, baton)
+    if early:
+        two.movers[0].leave()
     two.take(1)
-    two.take(0)
+    if not early:  # it has come back before the successor has the descriptor
+        following.receive(two.arrived.append)
+        two.movers[0].leave()
+    assert copy.dropped == [Verdict.FORGET]
+    while following.receive(two.arrived.append):
+        pass
+    assert two.take(1)
+    [arrived] = two.arrived
+    assert (arrived.leftover, arrived.baton, arrived.had_by) == (b"request", baton, 0b11)
+    following.sweep(1.0)  # closes what it was left
+
+
+def test_worker_that_is_to_leave_sends_the_descriptor(two: Two) -> None:
+    """What comes back would not come to it any more."""
+    assert two.movers[0].settle()
+    two.movers[0].pass_on(Paused(two.server, had_by=0b10), None, 1, b"request", 0.0)
+    assert two.take(1)
+    assert [arrived.leftover for arrived in two.arrived] == [b"request"]
+
+
+def test_message_that_comes_back_after_its_sender_has_died_ends_the_connection(two: Two) -> None:
+    """The only descriptor died with the sender: whoever has a copy still must not wait for a reader."""
+    following = succeeded(two)
+    _, baton = two.movers[0].pass_on(Paused(two.server, had_by=0b10), None, 1, b"request", 0.0)
+    assert baton is not None
+    two.take(1)
+    following.receive(two.arrived.append)
+    following.sweep(1.0)
+    assert Batons(two.cells, range(0), 4, PATIENCE_S).is_sent(baton)
+    following.alive([2, 3], 3, 2.0)
+    following.sweep(3.0)
+    assert not Batons(two.cells, range(0), 4, PATIENCE_S).is_sent(baton)
     assert two.arrived == []
-    assert two.movers[0].pass_on(copy, None, 1, b"next", 0.0)[1] == Baton(baton.place, baton.epoch + 1)
 
 
 def test_copy_that_closed_by_itself_is_not_resumed(two: Two) -> None:
