@@ -123,6 +123,7 @@ def _slot(server: Supervisor, number: int) -> dict[str, Any]:
         "requests": counted["requests"],
         "returns": counted["returns"],
         "batons": counted["batons"],
+        "misrouted": counted["misrouted"],
         "copies": in_charge.get("copies", 0),
         "learned": learned.size(number) if (learned := server.router.learned) else 0,
         "queued": server.estate.channels[number].queued() + waiting + server.backend.queued(number),

@@ -11,7 +11,8 @@ from tests.harness import Limpet
 
 STATUS: Final = {"pid": int, "backend": str, "binds": list, "by": str, "slots": list, "totals": dict}
 SLOT: Final = {
-    "slot": int, "pid": int, "generation": int, "state": str, "connections": int, "requests": int, "queued": int
+    "slot": int, "pid": int, "generation": int, "state": str, "connections": int, "requests": int, "queued": int,
+    "returns": int, "batons": int, "misrouted": int,
 }  # fmt: skip
 WHERE: Final = {"digest": str, "bucket": int, "slot": int, "pid": int, "state": str}
 
