@@ -169,7 +169,8 @@ class Jar:
         return opened is not None and not self.is_due(opened)
 
     def _of_one(self, number: int, values: list[bytes]) -> Opened | None:
-        opened = self._open(number, values[0]) if len(values) == 1 else None
+        is_one = len(values) == 1 and len(values[0]) == _CHARACTERS  # before it is remembered: others may be large
+        opened = self._open(number, values[0]) if is_one else None
         return None if opened is None or self._is_stale(opened) else opened
 
     def open(self, value: bytes) -> Opened | None:
@@ -212,8 +213,6 @@ class Jar:
         return "; ".join(parts)
 
     def _opened(self, number: int, value: bytes) -> Opened | None:
-        if len(value) != _CHARACTERS:
-            return None
         try:
             raw = base64.urlsafe_b64decode(value)
         except ValueError:

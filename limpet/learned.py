@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from enum import Enum
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -54,6 +55,18 @@ class Entry(NamedTuple):
     generation: int  # of the worker, modulo 2^14
     seen_ms: int
     is_forgotten: bool
+
+    def is_by(self, generation: int) -> bool:
+        """Return whether the worker of that *generation* learned it."""
+        return self.generation == generation & _GENERATION_MASK
+
+
+class Outcome(Enum):
+    """What became of an id that was to be learned."""
+
+    KNOWN = "known"  # to its slot already
+    NEW = "new"
+    EVICTED = "evicted"  # another one, to make room
 
 
 class Learned:
@@ -88,8 +101,8 @@ class Learned:
         newest = max(found, key=attrgetter("seen_ms"), default=None)
         return None if newest is None or newest.is_forgotten else newest
 
-    def learn(self, digest: int, slot: int, generation: int, now: float, *, forget: bool = False) -> bool:
-        """Note that the id with this *digest* belongs to *slot*; with *forget*, to nobody. False if another made room.
+    def learn(self, digest: int, slot: int, generation: int, now: float, *, forget: bool = False) -> Outcome:
+        """Note that the id with this *digest* belongs to *slot*; with *forget*, to nobody.
 
         Only the worker of *slot* may call it, one thread at a time.
         """
@@ -103,7 +116,7 @@ class Learned:
         for place in places:
             if self._cells[place] == digest:
                 self._cells[place + 1] = info
-                return True
+                return Outcome.KNOWN
         free = next((place for place in places if not self._cells[place]), None)
         if free is not None:
             self._cells[1 + slot] += 1
@@ -115,7 +128,7 @@ class Learned:
         self._cells[place + 1] = info
         self._cells[place] = digest
         self._cells[0] = 1
-        return has_room
+        return Outcome.NEW if has_room else Outcome.EVICTED
 
     def forget(self, digest: int, slot: int, generation: int, slots: int, now: float) -> bool:
         """Make the id unknown again; return whether it was known. Only the worker of *slot* may call it."""

@@ -28,6 +28,7 @@ LoadFunction = Callable[[str], Callable[..., object]]
 OnError = Callable[[str, BaseException | str], None]
 
 
+_LONGEST: Final = 256  # bytes of a key that is remembered: clients may send 60 KB
 _ROUTES: Final = 16_384  # remembered, about 5 MB: a client that comes back is not hashed again
 
 
@@ -119,7 +120,7 @@ class Router:
 
     def where(self, key: Key) -> Route:
         """Return where *key* is served: where it was learned, else at the home of its bucket."""
-        route = self._hashed(key)
+        route = self._hashed(key) if len(key.value) <= _LONGEST else self._hash(key)
         if self.learned is None or self.learned.is_empty or key.is_address or key.element == AFFINITY:
             return route
         entry = self.learned.find(route.digest, self.slots, self._now())

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 from limpet.current import WorkerInfo
 from limpet.errors import SettingsError
+from limpet.learned import Outcome
 from limpet.request import Request
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Sessions:
             self._sources.setdefault(source.header, []).append(source)
         self._watches = bool(self._sources) or self._refuses  # learned ids: those in use, and those that are lost
         self._lives_here = router.lives_at(info.slot)
-        self._one_at_a_time = threading.Lock()  # the table's rule 1; a WSGI application has threads
+        self._one_at_a_time = threading.Lock()  # a WSGI application has threads, and table and row one writer
 
     @property
     def is_idle(self) -> bool:
@@ -114,12 +115,12 @@ class Sessions:
         route = None if key is None else self._router.where(key)
         if key is None or route is None or route.learned is None:
             return 0
-        self._row.add("learned_hits")
+        self._count("learned_hits")
         entry, now = route.learned, time.monotonic()
         if entry.slot != self._info.slot:  # learned elsewhere since it was sent here
             return 0
-        if self._refuses and entry.generation != self._info.generation & 0x3FFF:
-            self._row.add("lost")
+        if self._refuses and not entry.is_by(self._info.generation):
+            self._count("lost")
             return 404 if key.element == _MCP else 410
         if learned.is_due(entry, now):
             with self._one_at_a_time:
@@ -144,7 +145,7 @@ class Sessions:
         """Return whether a response with these *headers* may carry a cookie; no if shared caches may keep it."""
         shared = any(name.lower() == b"cache-control" and _SHARED.search(value) for name, value in headers)
         if not shared:
-            self._row.add("cookies")
+            self._count("cookies")
         return not shared
 
     def learned_from(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -167,9 +168,13 @@ class Sessions:
             return
         digest = self._router.hasher.digest(value, is_address=False)
         with self._one_at_a_time:
-            has_room = self._router.learned.learn(digest, self._info.slot, self._info.generation, time.monotonic())
-        self._row.add("learned")
-        self._row.add("learned_evicted", not has_room)
+            outcome = self._router.learned.learn(digest, self._info.slot, self._info.generation, time.monotonic())
+            self._row.add("learned", outcome is not Outcome.KNOWN)
+            self._row.add("learned_evicted", outcome is Outcome.EVICTED)
+
+    def _count(self, name: str) -> None:
+        with self._one_at_a_time:
+            self._row.add(name)
 
     def forget(self, value: bytes) -> None:
         """Make *value* unknown again."""

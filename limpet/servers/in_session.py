@@ -63,7 +63,7 @@ class InSession:
         if status := self._sessions.refusal(request):
             await _refuse(scope, send, status)
             return
-        cookie = self._sessions.cookie_for(request, is_https=scope["scheme"] in ("https", "wss"))
+        cookie = self._sessions.cookie_for(request, is_https=scope.get("scheme") in ("https", "wss"))
         if cookie is None and not self._sessions.learns:
             await self._app(scope, receive, send)
             return

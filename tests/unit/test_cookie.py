@@ -245,3 +245,12 @@ PINNED_DIGEST = 0x7A083E5F5136A37A
 def test_random_bytes_come_from_the_system() -> None:
     """The default of the worker: two cookies of one second differ."""
     assert len({jar().mint(lambda _: True, os.urandom)[0] for _ in range(100)}) == 100
+
+
+def test_large_forgeries_are_not_remembered() -> None:
+    """What a dispatcher keeps of cookies is bounded in bytes, not only in number."""
+    cookies = jar()
+    assert cookies.find(request("x" * 60_000)) is None
+    assert cookies._open.cache_info().currsize == 0
+    assert cookies.find(request(minted(cookies))) is not None
+    assert cookies._open.cache_info().currsize == 1

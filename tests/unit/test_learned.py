@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limpet import learned
-from limpet.learned import CELLS, ROWS, WAYS, Learned
+from limpet.learned import CELLS, ROWS, WAYS, Learned, Outcome
 
 SLOTS = 4
 IDLE_S = 100.0
@@ -60,6 +60,13 @@ def test_nobody_looks_before_anything_was_learned(table: Learned) -> None:
     assert not table.is_empty
 
 
+def test_id_that_is_learned_again_takes_no_more_room(table: Learned) -> None:
+    """MCP servers send it with each response."""
+    assert table.learn(5, 3, 1, now=1.0) is Outcome.NEW
+    assert table.learn(5, 3, 1, now=2.0) is Outcome.KNOWN
+    assert table.size(3) == 1
+
+
 def test_newest_owner_counts(table: Learned) -> None:
     """An id that another worker has made since belongs to that one."""
     table.learn(5, 3, 1, now=1.0)
@@ -103,9 +110,9 @@ def test_touch_keeps_who_made_it(table: Learned) -> None:
 def test_full_row_makes_room_and_says_so(table: Learned) -> None:
     """The table is bounded: the one seen longest ago goes, and the operator sees the count."""
     digests = in_one_row(WAYS + 1)
-    assert all(table.learn(digest, 0, 1, now=float(at)) for at, digest in enumerate(digests[:-1]))
+    assert all(table.learn(digest, 0, 1, now=float(at)) is Outcome.NEW for at, digest in enumerate(digests[:-1]))
     assert table.size(0) == WAYS
-    assert not table.learn(digests[-1], 0, 1, now=99.0)
+    assert table.learn(digests[-1], 0, 1, now=99.0) is Outcome.EVICTED
     assert slot_of(table, digests[0], 99.0) is None
     assert [slot_of(table, digest, 99.0) for digest in digests[1:]] == [0] * WAYS
     assert table.size(0) == WAYS
@@ -116,7 +123,7 @@ def test_entries_too_old_make_room_first_and_are_no_loss(table: Learned) -> None
     digests = in_one_row(WAYS + 1)
     for digest in digests[:-1]:
         table.learn(digest, 0, 1, now=0.0)
-    assert table.learn(digests[-1], 0, 1, now=IDLE_S + 1)
+    assert table.learn(digests[-1], 0, 1, now=IDLE_S + 1) is Outcome.NEW
 
 
 def test_slots_do_not_take_room_from_each_other(table: Learned) -> None:
@@ -131,7 +138,7 @@ def test_ten_thousand_ids_are_all_found(table: Learned) -> None:
     """Of what fills a sixth of the table nothing is lost to rows that happen to be full."""
     draw = random.Random(7)
     known = {draw.getrandbits(64): draw.randrange(SLOTS) for _ in range(10_000)}
-    assert all(table.learn(digest, slot, 1, now=1.0) for digest, slot in known.items())
+    assert all(table.learn(digest, slot, 1, now=1.0) is Outcome.NEW for digest, slot in known.items())
     assert all(slot_of(table, digest, 2.0) == slot for digest, slot in known.items())
     assert sum(table.size(slot) for slot in range(SLOTS)) == len(known)
 

@@ -130,3 +130,14 @@ def test_addresses_are_never_learned() -> None:
     home = asked.where(key)
     table.learn(home.digest, (home.slot + 1) % SLOTS, 1, now=0.0)
     assert asked.where(key) == home
+
+
+def test_long_keys_are_not_remembered() -> None:
+    """A client that sends 16,384 keys of 60 KB each must not fill the memory of a dispatcher."""
+    asked = router(failover=False)
+    before = asked._hashed.cache_info().currsize
+    long = Key(b"x" * 60_000, "cookie:user", False)
+    assert asked.where(long) == asked.where(long)
+    assert asked._hashed.cache_info().currsize == before
+    asked.where(Key(b"x" * 100, "cookie:user", False))
+    assert asked._hashed.cache_info().currsize == before + 1
