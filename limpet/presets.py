@@ -222,8 +222,8 @@ MEASURED = """\
 
 Sessions that failed: something they had made was gone, or another process answered. All sessions of a run were open at
 once, each with state that only its worker knows, on 4 workers of limpet with the preset, and of plain
-`uvicorn --workers 4`; behind nginx with kept-alive connections, and without. `make measure-products` runs it again;
-what each failed session saw is in `benchmarks/results/products.json`.
+`uvicorn --workers 4` (Flask-SocketIO: gunicorn with threads); behind nginx with kept-alive connections, and without.
+`make measure-products` runs it again; what each failed session saw is in `benchmarks/results/products.json`.
 """
 
 
@@ -247,9 +247,15 @@ def reference(measured: Mapping[str, Any]) -> str:
 def _measured(measured: Mapping[str, Any]) -> list[str]:
     if not measured:
         return []
-    titles = ("product", "version", "limpet", "limpet behind nginx", "uvicorn", "uvicorn behind nginx")
+    columns = {
+        "limpet": "limpet plain",
+        "limpet behind nginx": "limpet nginx",
+        "uvicorn": "uvicorn plain",
+        "uvicorn behind nginx": "uvicorn nginx",
+    }
+    titles = ("product", "version", *columns)
     rows = [
-        (f"`{name}`", found["version"], *(_failed(found, run) for run in found["runs"]))
+        (f"`{name}`", found["version"], *(_failed(found, run) for run in columns.values()))
         for name, found in sorted(measured.items())
     ]
     return [MEASURED, *(f"| {' | '.join(cells)} |" for cells in [titles, ("---",) * len(titles), *rows]), ""]

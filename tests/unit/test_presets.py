@@ -55,3 +55,12 @@ def test_documentation_is_what_the_table_says() -> None:
     """`make docs` was run after the last change of the table, or of what was measured."""
     measured = json.loads((REPOSITORY / "benchmarks" / "results" / "products.json").read_text())
     assert (REPOSITORY / "docs" / "presets.md").read_text() == reference(measured)
+
+
+def test_each_figure_stands_in_its_own_column() -> None:
+    """The file of results is sorted by name, the table is not: a figure under the wrong title would be a lie."""
+    runs = {"limpet nginx": 2, "limpet plain": 1, "uvicorn nginx": 4, "uvicorn plain": 3}
+    failed = {run: {"failures": ["it"] * number} for run, number in runs.items()}
+    text = reference({"product": {"version": "1", "sessions": 20, "runs": failed}})
+    assert "| product | version | limpet | limpet behind nginx | uvicorn | uvicorn behind nginx |" in text
+    assert "| `product` | 1 | 1 of 20 | 2 of 20 | 3 of 20 | 4 of 20 |" in text
