@@ -101,15 +101,22 @@ def test_server_that_cannot_serve_several_applications_says_so(tmp_path: Path) -
 
 
 def test_cluster_listens_with_several_applications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program says with objects what a command line says with text."""
+    """A program says with objects what a command line says with text; each bind finds clients in its own way."""
     monkeypatch.setenv("TEST_NOTE", str(tmp_path / "note"))
     cluster = limpet.Cluster(workers=2, state_dir=str(tmp_path), control=str(tmp_path / "control"))
-    cluster.listen(SHOP, 0, by=[limpet.Header("x-user"), limpet.Path("^/(a{1,2})&[,]?")])
-    cluster.listen(ADMIN, "127.0.0.1:0", by=limpet.Ip(24))
+    cluster.listen(SHOP, 0, by=limpet.Affinity())
+    cluster.listen(ADMIN, "127.0.0.1:0", by=[limpet.Header("x-user"), limpet.Path("^/(a{1,2})&[,]?")])
+    cluster.listen("tests.real.test_stream:gated", 0, by="ip", server="stream")
     with cluster.start() as handle:
-        shop, admin = (int(address.rpartition(":")[2]) for address in handle.addresses)
+        shop, admin, feed = (int(address.rpartition(":")[2]) for address in handle.addresses)
         assert [ask(port)["app"] for port in (shop, admin)] == ["shop", "admin"]
-        assert handle.status()["by"] == "header:x-user,path:^/(a{1,2})&[,]? | ip/24"
+        assert handle.status()["by"] == "affinity | header:x-user,path:^/(a{1,2})&[,]? | ip"
+        with socket.create_connection(("127.0.0.1", feed), PATIENCE_S) as client:
+            client.sendall(b"who\n")
+            assert client.makefile().readline().split()[0] == str(handle.where("ip=127.0.0.1")[0]["slot"])
+        for port, is_given in ((shop, True), (admin, False)):
+            with contextlib.closing(http_client(port)) as connection:
+                assert ("set-cookie" in fetch(connection).headers) == is_given
 
 
 @pytest.mark.parametrize("backend", ["dispatcher", "kernel"])

@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+from limpet.settings import SETTINGS
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "coming-from.md").read_text()
 ROWS = 24  # that the two modules have
@@ -33,3 +35,10 @@ def test_every_row_names_a_test() -> None:
     )
     assert (len(defects), len(rows)) == (DEFECTS, ROWS)
     assert not [line for line in defects + rows if "::test_" not in line and "none yet" not in line]
+
+
+def test_flags_that_are_recommended_exist() -> None:
+    """The right column is what readers paste."""
+    ours = {each.flag for each in SETTINGS} | {"--wait-for-connections"}
+    right = [line.split("|")[2] for line in PAGE.partition("## What was wrong there")[0].splitlines() if "|" in line]
+    assert not {flag for cell in right for flag in re.findall(r"--[a-z][\w-]+", cell)} - ours
