@@ -87,9 +87,25 @@ def _fitting(app: Application, wanted: str, settings: Settings) -> Application:
     return app
 
 
-def refuse_requests(settings: Settings, chain: KeyChain) -> None:
-    """Raise SettingsError if *chain*, its functions loaded, reads requests and the server serves what has none."""
+def takes(app: Any, number: int, *, is_async: bool) -> bool:
+    """Return whether *app* is a function of *number* arguments, and a coroutine function or not."""
+    if not callable(app) or inspect.iscoroutinefunction(_call(app)) != is_async:
+        return False
+    try:
+        inspect.signature(app).bind(*range(number))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def refuse_misfits(settings: Settings, chain: KeyChain) -> None:
+    """Raise SettingsError for what a server cannot do: read requests for *chain*, its functions loaded, or trio."""
     for bind, each in enumerate(settings.served):
+        if settings.loop == "trio" and each.server not in servers.ON_TRIO:
+            raise SettingsError(
+                f"`--server {each.server}` does not run on trio",
+                hint="`--loop auto`; " + ", ".join(f"`--server {name}`" for name in sorted(servers.ON_TRIO)) + " do",
+            )
         if chain.at(bind).needs_head and not servers.kind(each.server).http:
             raise SettingsError(
                 f"the key chain `{chain.at(bind).spec}` looks into requests, and `--server {each.server}` serves "
@@ -246,7 +262,7 @@ def check(settings: Settings) -> list[str]:
     load(settings)
     router = Router.from_settings(settings, b"", load_function)  # where keys live is not asked
     chain = router.chain
-    refuse_requests(settings, chain)
+    refuse_misfits(settings, chain)
     head = "the request head is read" if chain.needs_head else "nothing is read"
     name, why = backend.choose(settings, router)
     return [

@@ -212,7 +212,9 @@ class Settings:
     )
     interface: Literal["auto", "asgi", "wsgi"] = setting("what the application speaks", "auto")
     factory: bool = setting("APP is a function that returns the application", False)
-    loop: Literal["auto", "uvloop", "asyncio"] = setting("event loop of the workers", "auto")
+    loop: Literal["auto", "uvloop", "asyncio", "trio"] = setting(
+        "event loop of the workers; trio for hypercorn and anyio", "auto"
+    )
     http: Literal["httptools", "h11"] = setting("HTTP parser of the workers", "httptools")
     ws: Literal["auto", "none", "websockets", "websockets-sansio", "wsproto"] = setting(
         "websocket library of the workers", "auto"

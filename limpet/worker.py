@@ -94,7 +94,7 @@ def work(place: Boot, link: Link) -> None:
         mover=Mover(place.index, batons, sending, receiving, row, settings.max_copies),
         listeners=tuple(socket.socket(fileno=fd) for fd, _ in place.listeners if fd >= 0),
     )
-    apps.refuse_requests(settings, router.chain)
+    apps.refuse_misfits(settings, router.chain)
     serve = apps.adapter(settings)  # first: gevent has to be there before the application
     app = apps.load(settings)
     if isinstance(app, apps.PerBind):

@@ -57,15 +57,23 @@ KINDS: Final[Mapping[str, Kind]] = {
     "tornado": Kind(
         "limpet.servers.tornado", "a `tornado.web.Application`", websocket=True, runs_hooks=True, extra="tornado"
     ),
+    "sanic": Kind("limpet.servers.sanic", "a `sanic.Sanic`", websocket=True, runs_hooks=True, extra="sanic"),
+    "daphne": Kind("limpet.servers.daphne", "asgi", websocket=True, runs_hooks=True, extra="daphne"),
+    "twisted": Kind("limpet.servers.twisted", "a resource, site or protocol factory of Twisted", extra="twisted"),
     "stream": Kind(
         "limpet.servers.stream",
         "an `async def handle(reader, writer)` or a factory of asyncio protocols",
         runs_hooks=True,
         http=False,
     ),
+    "trio": Kind("limpet.servers.trio", "an `async def handle(stream)`, on trio", http=False, extra="trio"),
+    "anyio": Kind("limpet.servers.anyio", "an `async def handle(stream)`, on anyio", http=False, extra="anyio"),
     "socketserver": Kind("limpet.servers.socketserver", "a handler class, as for `socketserver` or `http.server`"),
     "script": Kind("limpet.servers.script", "a function that serves on `limpet.listener()`", closes=False),
 }
+ON_TRIO: Final = frozenset({"hypercorn", "trio", "anyio"})
+"""The servers that `--loop trio` may name."""
+
 ASGI_CLASSES: Final = frozenset({"asgi", "uvicorn-worker"})
 """Of gunicorn's workers, those that call ASGI."""
 

@@ -52,7 +52,7 @@ def debug_headers(seat: Seat) -> list[tuple[str, str]]:
 
 
 def framed(
-    app: Callable[..., Awaitable[None]], seat: Seat, state: dict[str, Any], closes: Callable[[], bool]
+    app: Callable[..., Awaitable[None]], seat: Seat, state: dict[str, Any] | None, closes: Callable[[], bool]
 ) -> Callable[..., Awaitable[None]]:
     """Return *app* as a server without an idea of limpet serves it; *closes* says when responses end connections."""
     if seat.settings.trust:

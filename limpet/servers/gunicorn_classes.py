@@ -14,11 +14,10 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
-from limpet.closing import Closing
 from limpet.door import Door
 from limpet.errors import AppError
 from limpet.servers import ASGI_CLASSES, uvloop_listening
-from limpet.servers.counted import Counted, framed_wsgi
+from limpet.servers.counted import framed, framed_wsgi
 from limpet.settings import Settings
 from limpet.worker import Seat
 
@@ -52,12 +51,15 @@ def serve(app: Callable[..., Any], seat: Seat, config: Any, loaded: Callable[[An
     config.set("worker_class", _CLASSES.get(name, name))
     if name == "asgi":
         config.set("asgi_loop", "uvloop" if seat.settings.loop == "uvloop" else "asyncio")
-    framed = _framed_asgi(app, seat, door) if name in ASGI_CLASSES else framed_wsgi(app, seat, door.tally.requested)
+    if name in ASGI_CLASSES:  # which do the lifespan, so its state is theirs
+        app = framed(app, seat, None, lambda: seat.home.router.chain.needs_head or door.draining)
+    else:
+        app = framed_wsgi(app, seat, door.tally.requested)
     listeners = door.listeners()
     for each in listeners if name == "gevent" else ():
         each.listen()  # what would wait for this later runs where gevent may not wait
     worker_class = _counting(_in_slot(config.worker_class), door) if name == "gevent" else _in_slot(config.worker_class)
-    worker = worker_class(0, os.getppid(), listeners, loaded(framed), 0, config, config.logger_class(config))
+    worker = worker_class(0, os.getppid(), listeners, loaded(app), 0, config, config.logger_class(config))
 
     def stop() -> None:
         config.settings["graceful_timeout"].value = min(door.left_s, 1e9)
@@ -65,12 +67,6 @@ def serve(app: Callable[..., Any], seat: Seat, config: Any, loaded: Callable[[An
 
     door.on_stop(stop)
     worker.init_process()
-
-
-def _framed_asgi(app: Callable[..., Any], seat: Seat, door: Door) -> Callable[..., Any]:
-    """Return *app* with what limpet's settings say; the class does the lifespan, so its state is not ours."""
-    counted = Counted(app, seat, None)
-    return Closing(counted, lambda: seat.home.router.chain.needs_head or door.draining)
 
 
 def _in_slot(base: Any) -> Any:

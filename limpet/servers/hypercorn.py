@@ -38,6 +38,11 @@ log = logging.getLogger("limpet.worker")
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
+    if seat.settings.loop == "trio":
+        from limpet.servers import hypercorn_trio  # only now: trio is no part of hypercorn
+
+        hypercorn_trio.serve(app, seat, _config(seat), _plain)
+        return
     with asyncio.Runner(loop_factory=_loop_factory(seat.settings.loop)) as runner:
         runner.run(_Server(app, seat).run())
 
@@ -74,12 +79,15 @@ class _Connection(TCPServer):
         await self.idle_task.stop()
 
 
-class _PlainConnection(_Connection):
-    """One connection that speaks HTTP/1.1 alone: on HTTP/2 one carries requests of many keys."""
+def _plain(base: Any) -> Any:
+    """Return *base*, a class of connections, speaking HTTP/1.1 alone: on HTTP/2 one carries requests of many keys."""
 
-    async def _read_data(self) -> None:
-        setattr(self.protocol.protocol, "_check_protocol", _changes_nothing)  # noqa: B010 - not for mypy to see
-        await super()._read_data()
+    class Plain(base):  # type: ignore[misc]
+        async def _read_data(self) -> None:
+            self.protocol.protocol._check_protocol = _changes_nothing
+            await super()._read_data()
+
+    return Plain
 
 
 async def _changes_nothing(event: object) -> None:
@@ -95,7 +103,7 @@ class _Server:
         self._lifespan = Lifespan((app, seat.settings.app))
         self._is_draining = False
         is_per_request = seat.home.router.chain.needs_head
-        self._connection_class = _PlainConnection if is_per_request else _Connection
+        self._connection_class = _plain(_Connection) if is_per_request else _Connection
         self._app = ASGIWrapper(
             framed(app, seat, self._lifespan.states[0], lambda: is_per_request or self._is_draining)
         )

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
+from limpet.apps import takes
 from limpet.door import Door
 from limpet.errors import AppError
 from limpet.servers import uvloop_listening
@@ -29,13 +30,7 @@ _CHECK_S: Final = 0.05  # how often it looks whether connections have ended
 
 def fits(app: object) -> bool:
     """Return whether *app* can be called without arguments."""
-    if not callable(app):
-        return False
-    try:
-        inspect.signature(app).bind()
-    except (TypeError, ValueError):
-        return False
-    return True
+    return takes(app, 0, is_async=False) or takes(app, 0, is_async=True)
 
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:

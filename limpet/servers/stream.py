@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from limpet.apps import takes
 from limpet.door import Door
 from limpet.servers import loops
 from limpet.worker import Seat
@@ -79,20 +80,10 @@ class _Handlers:
 
 def is_handler(app: object) -> bool:
     """Return whether *app* is an `async def handle(reader, writer)`."""
-    call = app if inspect.isroutine(app) else getattr(app, "__call__", None)  # noqa: B004 - the method itself
-    return inspect.iscoroutinefunction(call) and _takes(app, 2)
+    return takes(app, 2, is_async=True)
 
 
 def _is_factory(app: object) -> bool:
-    if inspect.isclass(app):
-        return issubclass(app, asyncio.BaseProtocol) and _takes(app, 0)
-    return callable(app) and not inspect.iscoroutinefunction(app) and _takes(app, 0)
-
-
-def _takes(app: Any, number: int) -> bool:
-    """Return whether *app* can be called with *number* arguments."""
-    try:
-        inspect.signature(app).bind(*range(number))
-    except (TypeError, ValueError):
+    if inspect.isclass(app) and not issubclass(app, asyncio.BaseProtocol):
         return False
-    return True
+    return takes(app, 0, is_async=False)

@@ -1,4 +1,4 @@
-"""Writes what the matrix found into docs/servers.md, when all of it was run: `make matrix`."""
+"""Writes what the matrix found into docs/servers.md: `make matrix`."""
 
 from __future__ import annotations
 
@@ -32,20 +32,19 @@ def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.T
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the table, if the session has found out all of it."""
-    columns = [name for name, _ in header()]
-    wanted = {(variant, backend, name) for variant in VARIANTS for backend in variant.backends for name in columns}
-    if wanted <= set(_found):
-        before, _, rest = DOCS.read_text().partition("<!-- matrix -->\n")
-        after = rest.partition("<!-- end of matrix -->")[2]
-        DOCS.write_text(f"{before}<!-- matrix -->\n{table()}<!-- end of matrix -->{after}")
-
-
-def table() -> str:
-    """Return the table of what was found."""
+    """Write the rows of which the session has found out all; the others stay as they were."""
+    before, _, rest = DOCS.read_text().partition("<!-- matrix -->\n")
+    old, _, after = rest.partition("<!-- end of matrix -->")
+    rows = {tuple(row.split(" | ")[:2]): row for row in old.splitlines()[2:]}
+    for variant in VARIANTS:
+        if all(_found[variant, backend, name] for backend in variant.backends for name, _ in header()):
+            cells = [variant.name, variant.made, ", ".join(variant.backends), *_cells(variant)]
+            rows[f"| {variant.name}", variant.made] = f"| {' | '.join(cells)} |"
     titles = ["server", "application", "backends", *(title for _, title in header())]
-    rows = [[variant.name, variant.made, ", ".join(variant.backends), *_cells(variant)] for variant in VARIANTS]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in [titles, ["---"] * len(titles), *rows])
+    head = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+    known = [rows[key] for variant in VARIANTS if (key := (f"| {variant.name}", variant.made)) in rows]
+    table = "\n".join([*head, *known])
+    DOCS.write_text(f"{before}<!-- matrix -->\n{table}\n<!-- end of matrix -->{after}")
 
 
 def _cells(variant: Variant) -> list[str]:

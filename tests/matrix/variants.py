@@ -28,7 +28,7 @@ class Variant(NamedTuple):
         """Return of what kind the application is."""
         if self.server == "script":
             return f"`{self.app.rpartition(':')[2]}` of tests/matrix/programs.py"
-        return {ASGI: "ASGI", WSGI: "WSGI"}.get(self.app, KINDS[self.server].interface)
+        return {ASGI: "ASGI", WSGI: "WSGI"}.get(self.app, KINDS[self.server].interface.replace("asgi", "ASGI"))
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -60,6 +60,7 @@ VARIANTS: Final = (
     Variant("uvicorn", WSGI),
     Variant("hypercorn", ASGI, websocket="/"),
     Variant("hypercorn", ASGI, ("--loop", "asyncio"), websocket="/"),
+    Variant("hypercorn", "tests.matrix.trio_app:app", ("--loop", "trio"), websocket="/"),
     Variant("granian", ASGI, websocket="/"),
     Variant("gunicorn", WSGI),
     Variant("gunicorn", WSGI, ("--worker-class", "sync"), keeps_alive=False),
@@ -69,8 +70,15 @@ VARIANTS: Final = (
     Variant("waitress", WSGI),
     Variant("aiohttp", "tests.matrix.aiohttp_app:app", websocket="/ws"),
     Variant("tornado", "tests.matrix.tornado_app:app", websocket="/ws"),
+    Variant("sanic", "tests.matrix.sanic_app:app", websocket="/ws"),
+    Variant("sanic", "tests.matrix.sanic_app:app", ("--loop", "asyncio"), websocket="/ws"),
+    Variant("daphne", ASGI, websocket="/"),
+    Variant("twisted", "tests.matrix.twisted_app:site"),
     Variant("socketserver", "tests.matrix.handlers:Handler"),
     Variant("stream", "tests.matrix.streams:handle"),
+    Variant("trio", "tests.matrix.streams:handle_trio"),
+    Variant("anyio", "tests.matrix.streams:handle_anyio"),
+    Variant("anyio", "tests.matrix.streams:handle_anyio", ("--loop", "trio")),
     Variant("script", "tests.matrix.programs:uvicorn_on_uvloop", websocket="/"),
     Variant("script", "tests.matrix.programs:asyncio_server"),
     Variant("script", "tests.matrix.programs:threads"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import signal
 import socket
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from limpet.door import Door
 from limpet.worker import Seat
-from tests.harness import PATIENCE_S, Limpet, wait_until
+from tests.harness import PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.matrix import programs
 from tests.matrix.facts import response
 
@@ -113,3 +114,24 @@ def test_chain_that_reads_requests_is_warned_of_where_only_the_first_counts() ->
         assert (
             "WARNING a client's key is in each request, and only the first of a connection is looked at" in limpet.log
         )
+
+
+@pytest.mark.parametrize("backend", ["kernel", "dispatcher"])
+def test_reload_loses_nobody(backend: str) -> None:
+    """A server that knows nothing of limpet stops accepting in time, and its successor takes over."""
+    arguments = (PROGRAM + "threads", "--server", "script", "--workers", "2", "--backend", backend)
+    over = threading.Event()
+
+    def ask(source: str) -> set[int]:
+        pids = set()
+        while not over.is_set():
+            pids.add(limpet.request(source=source).json()["pid"])
+        return pids
+
+    with Limpet(*arguments) as limpet, concurrent.futures.ThreadPoolExecutor() as pool:
+        clients = [pool.submit(ask, f"127.0.0.{number}") for number in range(2, 8)]
+        try:
+            assert limpet_command("reload", "--control", limpet.control).returncode == 0
+        finally:
+            over.set()
+        assert len(set().union(*(client.result() for client in clients))) == 4

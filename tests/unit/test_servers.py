@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from limpet.errors import SettingsError
+from limpet import servers
+from limpet.errors import AppError, SettingsError
 from limpet.servers import KINDS, kind
 from limpet.settings import load
 from tests.matrix.variants import VARIANTS
@@ -47,6 +49,19 @@ def test_every_optional_server_has_an_extra() -> None:
     wanted = ["gevent", *(kind.extra for kind in KINDS.values() if kind.extra)]
     assert set(wanted) <= set(extras)
     assert extras["all"] == [f"limpet[{','.join(sorted(wanted))}]"]
+
+
+@pytest.mark.parametrize("name", [name for name, found in KINDS.items() if found.extra])
+def test_server_that_is_not_installed_is_named_with_its_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base install has uvicorn alone."""
+    for module in [*sys.modules]:
+        if module.startswith("limpet.servers.") or module.partition(".")[0] == name:
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(AppError) as caught:
+        servers.module(name)
+    assert caught.value.message.startswith(f"`--server {name}` needs the package `{name}`")
+    assert caught.value.hint == f"`pip install 'limpet[{KINDS[name].extra}]'`"
 
 
 def test_matrix_has_every_server_and_docs_have_the_matrix() -> None:
