@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import os
 import signal
 import socket
 import threading
@@ -135,3 +137,33 @@ def test_reload_loses_nobody(backend: str) -> None:
         finally:
             over.set()
         assert len(set().union(*(client.result() for client in clients))) == 4
+
+
+@pytest.mark.parametrize("backend", ["kernel", "dispatcher"])
+def test_worker_ends_after_its_supervisor(backend: str) -> None:
+    """An orphan would keep the port, and nobody would know of it."""
+    arguments = (PROGRAM + "threads", "--server", "script", "--workers", "1", "--backend", backend)
+    with Limpet(*arguments).launched() as limpet:
+        limpet.wait_serving()
+        limpet.request()
+        limpet.signal(signal.SIGKILL)
+        limpet.wait_gone()
+
+
+def test_stop_serves_who_waits_in_the_channel() -> None:
+    """Their connections were accepted, so to them the server has let them in."""
+    arguments = (PROGRAM + "threads", "--server", "script", "--workers", "1", "--backend", "dispatcher")
+    with Limpet(*arguments) as limpet, contextlib.ExitStack() as stack:
+        worker = limpet.worker(0)["pid"]
+        os.kill(worker, signal.SIGSTOP)
+        clients = [stack.enter_context(limpet.connection()) for _ in range(20)]
+        for client in clients:
+            client.request("GET", "/")
+        wait_until(lambda: limpet.worker(0)["queued"] == len(clients), "all of them wait")
+        limpet.signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in limpet.log, "the stop begins")
+        os.kill(worker, signal.SIGCONT)
+        assert [client.getresponse().status for client in clients] == [200] * len(clients)
+        for client in clients:
+            client.close()
+        assert limpet.wait_ended() == 0
