@@ -28,7 +28,7 @@ _FAILED: Final = b"Internal Server Error"
 
 def in_session(app: Application, sessions: Sessions, settings: Settings, bind: int = 0) -> Application:
     """Return *app* as the worker's server is to call it for connections of the bind number *bind*."""
-    if settings.mint == "socketio":
+    if settings.mint == "socketio" and bind == 0:  # once for the process
         from limpet.integrations import socketio
 
         socketio.install()

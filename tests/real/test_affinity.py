@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from limpet.errors import ControlError
-from tests.harness import Limpet, Reply
+from tests.harness import Limpet, Reply, wait_until
 from tests.real.fronts import Front
 from tests.wire import Wire, request
 
@@ -90,7 +90,7 @@ def test_answer_for_an_exception_sets_the_cookie_and_is_logged(server: Limpet) -
     reply = server.request("/raise")
     assert (reply.status, reply.body) == (500, b"Internal Server Error")
     assert server.request("/private", cookie=cookie_of(reply)).status == 200
-    assert "RuntimeError: as asked for" in server.log
+    wait_until(lambda: "RuntimeError: as asked for" in server.log, "the exception is logged")
 
 
 @pytest.mark.parametrize("path", ["/public", "/shared"])
