@@ -188,7 +188,11 @@ class Dispatcher:
             if arrival.deadline > now:
                 break
             self._forget(arrival)
-            self._refuse(arrival.connection, 408, "", now)
+            if arrival.silent and not arrival.has_more():  # a browser opens some to have them; it would take an answer
+                self._row.add("refused_408")  # for that of the request which it is just about to send
+                arrival.connection.close()
+            else:
+                self._refuse(arrival.connection, 408, "", now)
         for arrival in [arrival for arrival in self._arrivals.values() if arrival.slow and arrival.has_more()]:
             self._look(arrival, now)
         for outbox in self._outboxes:

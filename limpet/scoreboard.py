@@ -56,7 +56,7 @@ DISPATCHER_CELLS: Final[Mapping[str, str]] = {
     "key_errors": "key functions that raised or answered something that is not a key",
     "vanished": "connections that the client ended before its request head was complete",
     "refused_400": "connections refused: not HTTP, or cut off in the request head",
-    "refused_408": "connections refused: the request head did not arrive in time",
+    "refused_408": "connections refused: the request head did not arrive in time; without an answer if nothing came",
     "refused_431": "connections refused: the request head was too large",
     "refused_503": "connections refused: the slot's queue was full or too slow",
     "accept_errors": "times accepting failed and was put off",

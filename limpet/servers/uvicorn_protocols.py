@@ -195,7 +195,11 @@ class Seated(asyncio.Protocol):
         return False  # uvicorn keeps pipelined requests itself, and `cycle` is the last of them
 
     def expire(self, now: float) -> None:
-        """Close the connection if its client is too slow with a request head, or has been idle for too long."""
+        """Close the connection if its client is too slow with a request head, or has been idle for too long.
+
+        One on which nothing has come gets no 408: browsers open some to have them, and would take it for the answer to
+        the request that they are just about to send.
+        """
         if self.transport.is_closing():
             return
         if self._head_since is None:
@@ -203,9 +207,9 @@ class Seated(asyncio.Protocol):
                 self.transport.close()
         elif self._head_since + self.seat.settings.head_timeout_s < now:
             self.seat.row.add("head_timeouts")
-            if self.in_head():
+            if self.in_head() and (self.cycle is not None or self._head_bytes):
                 self.refuse(408)
-            else:  # the client has its answer, but has stopped in the middle of a body that nobody wants
+            else:  # or the client has its answer, but has stopped in the middle of a body that nobody wants
                 self.transport.close()
 
     def refuse(self, status: int) -> None:
