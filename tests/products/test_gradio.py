@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from tests.products.browsers import Page
+from tests.products.programs import by_program
 from tests.products.stage import Product, all_at_home, in_browsers, pid_in, played
 
 MESSAGES = 3
@@ -32,3 +34,10 @@ PRODUCT = Product("gradio", "gradio", "gradio_app:app", in_browsers(play), env={
 def test_each_session_chats_with_one_process(way: str) -> None:
     """The count of the chat is in a `gr.State`, which is in the memory of one process."""
     all_at_home(played(PRODUCT, "limpet", way))
+
+
+@pytest.mark.products
+def test_each_session_of_its_python_client_stays_with_one_process() -> None:
+    """It keeps the cookie of its first answer; what drives an application without a browser must work too."""
+    clients = dataclasses.replace(PRODUCT, client=by_program("gradio_sessions.py"))
+    all_at_home(played(clients, "limpet", "nginx"))
