@@ -152,7 +152,7 @@ def test_lost_session_is_served_at_home_or_refused() -> None:
 
 def test_id_that_nobody_uses_is_forgotten_and_one_in_use_is_not() -> None:
     """Clients seldom say goodbye; those that stay must not be forgotten while they are active."""
-    with serve("--learn-idle", "1") as server:
+    with serve("--learn-idle", "2") as server:
         used, unused = (server.request("/new?header").json() for _ in range(2))
         with server.connection() as connection:
             while server.where(unused["id"])[0]["learned"]:
