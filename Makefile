@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PRODUCTS ?= .venv-products
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads soak matrix docs products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades soak matrix docs products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -25,6 +25,9 @@ kill: $(VENV)/.dev ## kill a hundred workers under load, on each backend
 
 reloads: $(VENV)/.dev ## 50 rolling reloads under load, on each backend
 	$(BIN)/pytest -m slow tests/real/test_reload.py
+
+upgrades: $(VENV)/.dev ## thirty upgrades under load, on each backend
+	$(BIN)/pytest -m slow tests/real/test_upgrade.py
 
 soak: $(VENV)/.dev ## the long forms of what moves: 10,000 requests on a connection, 200 kills, real proxies, 10,000 sessions
 	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py tests/real/test_affinity.py

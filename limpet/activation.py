@@ -46,6 +46,24 @@ def named(name: str, environ: Mapping[str, str] = os.environ) -> list[int]:
     return [each.fd for each in passed(environ) if each.name == name]
 
 
+def keeps(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the manager keeps descriptors for this service: systemd says how many, 254 and newer by itself."""
+    return environ.get("FDSTORE", "0").isdecimal() and int(environ.get("FDSTORE", "0")) > 0
+
+
 def kept_name(bind: str, member: int) -> str:
     """Return under which name the manager keeps a listener of *bind*: its only one, or that of slot *member*."""
     return f"{_KEPT}{member}/{bind.replace(':', '=')}"  # a name must not have a colon
+
+
+def kept(bind: str) -> list[int]:
+    """Return the listeners of *bind* that the manager has kept, in the order of their slots."""
+    found: list[int] = []
+    while fds := named(kept_name(bind, len(found))):
+        found.append(fds[0])
+    return found
+
+
+def all_kept() -> list[Passed]:
+    """Return all listeners that the manager has kept."""
+    return [each for each in passed() if each.name.startswith(_KEPT)]

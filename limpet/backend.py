@@ -75,10 +75,13 @@ class DispatcherBackend:
     @classmethod
     def open(cls, settings: Settings) -> DispatcherBackend:
         """Return the backend for *settings*, bound to its addresses. Raises ListenError."""
+        backlog = settings.backlog
         with contextlib.ExitStack() as stack:
             listeners = [
-                stack.enter_context(contextlib.closing(binds.open(Bind.parse(text), settings.backlog)))
-                for text in settings.bind
+                stack.enter_context(
+                    contextlib.closing((binds.kept(bind, backlog, 1) or [binds.open(bind, backlog)])[0])
+                )
+                for bind in map(Bind.parse, settings.bind)
             ]
             stack.pop_all()
         return cls(settings.dispatchers, listeners)
@@ -104,7 +107,7 @@ class DispatcherBackend:
 
     def close(self) -> None:
         for item in self._listeners:
-            if item.bind.kind == "tcp" and _listens(item.sock):  # not of a socket that lives on elsewhere
+            if item.bind.kind == "tcp" and not item.stays and _listens(item.sock):
                 kernel.close_door(item.sock)
         for item in self._listeners:
             item.close()
@@ -125,12 +128,15 @@ class KernelBackend:
     @classmethod
     def open(cls, settings: Settings, router: Router) -> KernelBackend:
         """Return the backend for *settings*, bound to its addresses. Raises ListenError."""
+        backlog = settings.backlog
         with contextlib.ExitStack() as stack:
             groups = [
                 stack.enter_context(
-                    contextlib.closing(kernel.Group.open(Bind.parse(text), settings.workers, settings.backlog))
+                    contextlib.closing(
+                        kernel.Group.open(bind, settings.workers, backlog, binds.kept(bind, backlog, settings.workers))
+                    )
                 )
-                for text in settings.bind
+                for bind in map(Bind.parse, settings.bind)
             ]
             stack.pop_all()
         return cls(router, groups)

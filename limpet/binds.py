@@ -90,7 +90,9 @@ class Listener:
     url: str
     """What to open to see the application; of a unix socket its *address_text*."""
     inode: tuple[int, int] | None
-    """Device and inode of the socket file that `open` made."""
+    """Device and inode of the socket file that `open` made; it is removed at the end."""
+    stays: bool = False
+    """Whether the service manager has it too: clients still come, and wait, when this server has ended."""
 
     def __repr__(self) -> str:
         return f"<listener {self.address_text}>"
@@ -135,9 +137,19 @@ def open(bind: Bind, backlog: int) -> Listener:  # noqa: A001 - reads `binds.ope
         sock = {"tcp": _bind_address, "unix": _bind_path, "fd": _adopt}[bind.kind](bind)
     except OSError as error:
         raise _refusal(bind, error) from None
+    stays = bind.kind == "fd" or activation.keeps()
+    return _listener(sock, bind, backlog, _inode(bind.path) if bind.kind == "unix" and not stays else None, stays=stays)
+
+
+def kept(bind: Bind, backlog: int, most: int) -> list[Listener]:
+    """Return up to *most* listeners of *bind* that the service manager has kept, in the order of slots: they listen."""
+    socks = [_adopted(fd) for fd in activation.kept(bind.text)[:most]]
+    return [_listener(sock, bind, backlog, None, stays=True) for sock in socks]
+
+
+def _listener(sock: socket.socket, bind: Bind, backlog: int, inode: tuple[int, int] | None, *, stays: bool) -> Listener:
     sock.setblocking(False)
-    address_text, url = _names(sock.family, sock.getsockname())
-    return Listener(sock, bind, backlog, address_text, url, _inode(bind.path) if bind.kind == "unix" else None)
+    return Listener(sock, bind, backlog, *_names(sock.family, sock.getsockname()), inode, stays)
 
 
 def _bind_address(bind: Bind) -> socket.socket:
@@ -202,7 +214,11 @@ def _is_open(path: str) -> bool:
 
 def _adopt(bind: Bind) -> socket.socket:
     """Return the socket that was inherited as the descriptor, and own it from now on."""
-    sock = socket.socket(fileno=_named(bind.name) if bind.name else bind.fd)
+    return _adopted(_named(bind.name) if bind.name else bind.fd)
+
+
+def _adopted(fd: int) -> socket.socket:
+    sock = socket.socket(fileno=fd)
     if fault := _fault(sock):
         sock.detach()  # not ours to close
         raise OSError(errno.EINVAL, fault)

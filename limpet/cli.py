@@ -95,9 +95,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print the an
 @setting_options
 def run(**flags: Any) -> None:
     """Serve APP, which is module:attribute, until told to stop."""
-    from limpet import supervisor
+    from limpet import start
 
-    supervisor.run(settings.load(flags, os.environ))
+    start.run(settings.load(flags, os.environ))
 
 
 @cli.command()

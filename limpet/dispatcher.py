@@ -238,8 +238,9 @@ class Dispatcher:
         """Take what the kernel has accepted already, then nothing more; silent clients get little time."""
         self._stop_at = float("inf") if timeout is None else now + timeout
         for listener in self._listeners.values():
-            while self._accepting and self._accept(*listener, now):
-                pass
+            for _ in range(self._settings.backlog // _ACCEPTS_PER_TURN + 1):  # others may still come where it stays
+                if not (self._accepting and self._accept(*listener, now)):
+                    break
         self._stop_accepting()
         for sock, _, _ in self._listeners.values():
             sock.close()  # the supervisor has closed its own: from here on clients are refused

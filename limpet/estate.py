@@ -25,17 +25,18 @@ from limpet.slot import Member
 class Estate:
     """What the supervisor keeps for the slots and dispatchers of one server."""
 
-    def __init__(self, settings: Settings, secret: bytes, chosen: backend.Backend) -> None:
+    def __init__(
+        self, settings: Settings, secret: bytes, chosen: backend.Backend, board: Scoreboard | None = None
+    ) -> None:
         self.settings = settings  # what the next child is told
-        self.board = Scoreboard.create()
+        self.board = board or Scoreboard.create()
         self.channels: list[Channel] = []
         self.moves: list[Channel] = []  # between workers: moving.py
         self.past = report.Past(0)
         self.newest_serial = 0
-        self._secret = secret
+        self.secret = secret
         self._backend = chosen
-        self._free_rows = list(range(MAX_WORKERS - 1, -1, -1))
-        self.grow(settings.workers)
+        self.free_rows = list(range(MAX_WORKERS - 1, -1, -1))
 
     def grow(self, slots: int) -> None:
         """Make what *slots* slots need. Raises OSError."""
@@ -47,31 +48,31 @@ class Estate:
 
     def spawn(self, member: Member) -> Child:
         """Start a process for *member*. Raises OSError when the system has no room for it."""
-        if member.role == "worker" and not self._free_rows:
+        if member.role == "worker" and not self.free_rows:
             raise OSError(errno.EAGAIN, "all rows of the scoreboard are in use")
         ours, theirs = Link.pair()
-        row = self._free_rows.pop() if member.role == "worker" else member.number
+        row = self.free_rows.pop() if member.role == "worker" else member.number
         try:
             with theirs:
                 return Child(member.role, self._place(member, theirs.fileno(), row), ours, time.monotonic())
         except OSError:
             ours.close()
             if member.role == "worker":
-                self._free_rows.append(row)
+                self.free_rows.append(row)
             raise
 
     def bury(self, member: Member, child: Child) -> None:
         """Keep the figures of *child*, which was reaped, and free its row."""
         if member.role == "worker":
             self.past.add_worker(member.number, self.board.worker(child.row))
-            self._free_rows.append(child.row)
+            self.free_rows.append(child.row)
         else:
             self.past.add_dispatcher(self.board, member.number)
 
     def _place(self, member: Member, link_fd: int, row: int) -> boot.Boot:
         common = boot.Boot(
             settings=self.settings,
-            secret=self._secret.hex(),
+            secret=self.secret.hex(),
             link_fd=link_fd,
             scoreboard_fd=self.board.fd,
             channel_fds=tuple(channel.fds for channel in self.channels),

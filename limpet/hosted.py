@@ -77,7 +77,7 @@ class Program:
 
 def main() -> int:
     """Be the supervisor that a program asked for; return the exit code."""
-    from limpet import supervisor  # not for the program, which needs only `write`
+    from limpet import start  # not for the program, which needs only `write`
 
     fd = int(sys.argv[1])
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started this process may have blocked some
@@ -85,7 +85,7 @@ def main() -> int:
         told = json.loads(file.read())
     program = Program(Link(socket.socket(fileno=told["line"])))
     try:
-        supervisor.run(Settings.from_json(told["settings"]), program)
+        start.run(Settings.from_json(told["settings"]), program)
     except LimpetError as error:
         program.failed(error)
         return error.exit_code

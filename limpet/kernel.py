@@ -26,11 +26,11 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from typing import Final
 
-from limpet import binds, buckets
+from limpet import activation, binds, buckets
 from limpet.binds import Bind, Listener
 from limpet.bpf import Program, placing
 from limpet.errors import BackendError, LimpetError, reason
@@ -57,13 +57,18 @@ class Group:
         self.members = members
 
     @classmethod
-    def open(cls, bind: Bind, slots: int, backlog: int) -> Group:
-        """Return a group that is bound to an address, but lets nobody in yet. Raises ListenError."""
-        first = binds.open(bind, backlog)
-        group = cls([first])
+    def open(cls, bind: Bind, slots: int, backlog: int, kept: Sequence[Listener] = ()) -> Group:
+        """Return a group that is bound to an address, but lets nobody in yet. Raises ListenError.
+
+        *kept* are its first members if it has listened before; they go on.
+        """
+        group = cls([*kept] or [binds.open(bind, backlog)])
         try:
+            for member in kept:
+                member.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             # Port 0 has become a port by now. Others may be bound to it, too, as long as nobody listens: REUSEADDR.
-            group.members += [first.twin() for _ in range(slots - 1)]
+            first, more = group.members[0], slots - len(group.members)
+            group.members += [first.twin(share=bool(kept)) for _ in range(more)]
         except BaseException:
             group.close()
             raise
@@ -105,7 +110,7 @@ class Group:
     def close(self) -> None:
         """Close this process's copies. Those of a worker go on, to take who has come; nobody else is let in."""
         for member in self.members:
-            if member.sock.fileno() >= 0:
+            if member.sock.fileno() >= 0 and not member.stays:
                 close_door(member.sock)
         for member in self.members:
             member.close()
@@ -118,6 +123,12 @@ def close_door(sock: socket.socket) -> None:
     is accepted meanwhile asks for them too: use `open_door` on it.
     """
     _ask_for_hops(sock, _MOST_HOPS)
+
+
+def close_behind(sock: socket.socket) -> None:
+    """Close the door at a listener of a server that has ended, unless the service manager keeps it for the next one."""
+    if not activation.keeps():
+        close_door(sock)
 
 
 def open_door(sock: socket.socket) -> None:

@@ -1,7 +1,7 @@
 """What the service manager is told: the notify protocol of systemd.
 
 Owns the datagrams and when they are due. Looks at the supervisor at each turn of its loop and says what has changed;
-the supervisor knows nothing of it. A library would save the ten lines of `_flush` and could not send descriptors.
+the supervisor knows nothing of it. A library would save the lines of `_flush` and could not send descriptors.
 
 1. READY is said when clients may come, MAINPID with it; RELOADING while workers are renewed; STOPPING at the start of
    the end.
@@ -9,11 +9,14 @@ the supervisor knows nothing of it. A library would save the ten lines of `_flus
    worker or is getting one at the first try: a server that cannot start any is as good as one that hangs.
 3. While it starts or stops, it asks for more time: `--start-timeout` and `--graceful-timeout` bound that, and the
    manager's own limits should not cut it short.
-4. What cannot be sent now is sent at the next look, in order. Blocks never.
+4. If it keeps descriptors (FDSTORE), it gets the listeners: should this process be killed, the next one has them from
+   the start, and no client is refused meanwhile.
+5. What cannot be sent now is sent at the next look, in order. Blocks never.
 """
 
 from __future__ import annotations
 
+import array
 import logging
 import os
 import socket
@@ -22,17 +25,23 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from limpet import activation
 from limpet.errors import reason
 from limpet.lifecycle import Life, State
 
 if TYPE_CHECKING:
     from limpet.supervisor import Supervisor
 
-VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+NOT_FOR_CHILDREN: Final = (
+    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"),
+)
 """What the manager tells the supervisor, and no child must believe to be meant for itself."""
 
+VARIABLES: Final = (*NOT_FOR_CHILDREN, "FDSTORE")
+"""All that it tells. Workers hear that it keeps descriptors: an orphan does not close the door at those."""
+
 _MORE_TIME_S: Final = 30.0  # asked for at once; again when a third of it has passed
-_MOST_UNSENT: Final = 64  # messages for a manager that does not read
+_MOST_UNSENT: Final = 1024  # messages for a manager that does not read
 log = logging.getLogger("limpet")
 
 
@@ -48,14 +57,17 @@ class Manager:
         self._more_time_at = 0.0
         self._phase = "starting"
         self._status = ""
-        self._unsent: deque[str] = deque(maxlen=_MOST_UNSENT)
+        self._unsent: deque[tuple[str, int]] = deque()  # with a descriptor, or -1
+        self._kept: set[str] = set()  # names of descriptors that it has
+        self._to_forget = activation.all_kept()
+        self._keeps = activation.keeps(environ)
 
     def look(self, server: Supervisor, now: float) -> None:
         """Say what has changed, and what is due. *now* is monotonic."""
         if self._socket is None:
             return
         lives = [slot.life for slot in server.slots]
-        phase = "stopping" if server.stopping else "ready" if server.serving else "starting"
+        phase = _phase(server)
         if phase != self._phase:
             self._phase, self._more_time_at = phase, now
             self._say(*_news(phase))
@@ -65,6 +77,8 @@ class Manager:
         if (status := _status(phase, lives)) != self._status:
             self._status = status
             self._say(f"STATUS={status}")
+        if self._keeps:
+            self._keep(server)
         if not self._flush():
             return
         if now >= self._watchdog_at and (phase == "stopping" or _alive(lives)):
@@ -72,15 +86,35 @@ class Manager:
             self._say("WATCHDOG=1")
             self._flush()
 
-    def _say(self, *lines: str) -> None:
-        self._unsent.append("\n".join(lines))
+    def _keep(self, server: Supervisor) -> None:
+        """Give it the listeners that it does not have yet; first let it forget those that are of no use any more."""
+        listeners = {
+            activation.kept_name(member.bind.text, number): member.sock.fileno()
+            for members in server.backend.listeners()
+            for number, member in enumerate(members)
+            if member.bind.kind != "fd"
+        }
+        for old in self._to_forget if not server.upgrade.done else ():  # else the last supervisor has done that
+            if old.name not in listeners:
+                self._say("FDSTOREREMOVE=1", f"FDNAME={old.name}")
+                os.close(old.fd)
+        self._to_forget = []
+        for name in listeners.keys() - self._kept if server.serving else ():
+            self._say("FDSTORE=1", f"FDNAME={name}", fd=listeners[name])
+            self._kept.add(name)
+
+    def _say(self, *lines: str, fd: int = -1) -> None:
+        if len(self._unsent) < _MOST_UNSENT:
+            self._unsent.append(("\n".join(lines), fd))
 
     def _flush(self) -> bool:
         """Send what can be sent; return whether that was all."""
         assert self._socket is not None
         try:
             while self._unsent:
-                self._socket.sendto(self._unsent[0].encode(), self._address)
+                text, fd = self._unsent[0]
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
+                self._socket.sendmsg([text.encode()], rights, 0, self._address)
                 self._unsent.popleft()
         except BlockingIOError:  # it does not read as fast as this: at the next look
             return False
@@ -100,6 +134,12 @@ def _watchdog_s(environ: Mapping[str, str]) -> float:
         return int(environ.get("WATCHDOG_USEC", "0")) / 1e6 if meant else 0.0
     except ValueError:
         return 0.0
+
+
+def _phase(server: Supervisor) -> str:
+    if server.stopping or not server.serving:
+        return "stopping" if server.stopping else "starting"
+    return "reloading" if server.upgrade.is_due or server.rolling.changes.current is not None else "ready"
 
 
 def _news(phase: str) -> list[str]:

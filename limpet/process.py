@@ -20,11 +20,10 @@ import sys
 from collections.abc import Collection
 from typing import Any, Final
 
-from limpet import boot
+from limpet import boot, notify
 from limpet.link import Link, Message
-from limpet.notify import VARIABLES
 
-_NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *VARIABLES})
+_NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *notify.NOT_FOR_CHILDREN})
 
 
 class Child:

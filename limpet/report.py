@@ -73,6 +73,7 @@ def status(server: Supervisor) -> dict[str, Any]:
         "slots": slots,
         "dispatchers": dispatchers,
         "change": server.rolling.changes.summary(),
+        "upgrades": {"done": server.upgrade.done, "refused": server.upgrade.refusal},
         "totals": {"connections": sum(_connections(slot) for slot in slots), **{name: totals[name] for name in names}},
     }
 

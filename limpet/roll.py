@@ -129,6 +129,18 @@ class Changes:
         """Return the change with *number*."""
         return self._all.get(number) if isinstance(number, int) else None
 
+    def known(self) -> list[Change]:
+        """Return all of which somebody may ask what has become of them, the oldest first."""
+        return list(self._all.values())
+
+    def adopt(self, changes: Iterable[Change]) -> None:
+        """Go on with what `known` returned in the supervisor before this one; none was under way."""
+        for change in changes:
+            self._all[change.number] = change
+            self._newest = change.number
+            if not change.outcome:
+                self._queue.append(change)
+
     def cancel(self, why: str) -> None:
         """End all that are not over: the server stops."""
         for change in [*self._queue, *([self.current] if self.current else [])]:

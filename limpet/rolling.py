@@ -45,9 +45,9 @@ class Rolling:
             self._slots[number].give_up_successor()
         change.under_way.clear()
 
-    def go_on(self) -> None:
+    def go_on(self, *, may_begin: bool = True) -> None:
         """Begin and end changes, and renew the slots that are due."""
-        begun = self.changes.begin()
+        begun = self.changes.begin() if may_begin else None
         if begun is not None:
             log.info("%s begins: %d of %d workers", begun.why, begun.slots, len(self._slots))
         change = self.changes.current

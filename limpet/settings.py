@@ -305,6 +305,10 @@ class Settings:
     )
     graceful_timeout_s: float = setting("time a worker has to finish when it stops", 30, low=0, high=DAY_S)
 
+    reload: bool = setting("begin a rolling reload when Python files change: for development", False)
+    reload_dir: tuple[str, ...] = setting(
+        "directory whose Python files `--reload` watches", (), shown="the current one", metavar="DIRECTORY"
+    )
     access_log: bool = setting("log each request", False)
     log_level: Literal["debug", "info", "warning", "error"] = setting("what to log: this and worse", "info")
     log_file: str | None = setting(

@@ -16,13 +16,14 @@ is next by roll.py, who needs help by care.py, what commands mean by commands.py
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import selectors
 import signal
 import time
 from typing import Final
 
-from limpet import backend, commands, control, logs, notify, process, secret, signals
+from limpet import backend, carried, commands, control, logs, notify, process, signals
 from limpet.backlog import Watch
 from limpet.care import Care
 from limpet.control import ControlServer
@@ -35,15 +36,17 @@ from limpet.link import Link, LinkClosedError
 from limpet.process import Child
 from limpet.roll import Change
 from limpet.rolling import Rolling
-from limpet.router import Clocks, Router
+from limpet.router import Router
 from limpet.servers import kind
 from limpet.settings import Settings
 from limpet.slot import Member
+from limpet.upgrade import Upgrade
+from limpet.watch import Watcher
 
 _TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
 _LEAVE_S: Final = 1.0  # that a successor waits for its predecessor to leave the channels; one that hangs never does
 _HARD_STOP_S: Final = 2.0  # after the graceful timeout: for cancelled requests and the application's own shutdown
-_OBEYED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1)
+_OBEYED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 log = logging.getLogger("limpet")
 
 
@@ -53,33 +56,40 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        kept: secret.Secret,
+        value: bytes,
         router: Router,
         chosen: backend.Backend,
         program: Program | None = None,
+        before: carried.Packed | None = None,
     ) -> None:
+        """*value* is the secret. *before* is what the supervisor left that this one replaces in its process."""
         self.settings = settings
         self.router = router
         self.backend = chosen
-        self.estate = Estate(settings, kept.value, chosen)
+        if before is None:
+            self.estate = Estate(settings, value, chosen)
+            self.estate.grow(settings.workers)
+            self.slots = [Member("worker", number) for number in range(settings.workers)]
+            self.dispatchers = [Member("dispatcher", number) for number in range(chosen.dispatchers)]
+        else:
+            self.estate = carried.estate(settings, value, chosen, before)
+            self.slots = carried.members(before, "worker")
+            self.dispatchers = carried.members(before, "dispatcher")
         self.router.learned = Learned(self.estate.board.learned(), settings.learn_idle_s)
-        self.slots = [Member("worker", number) for number in range(settings.workers)]
-        self.dispatchers = [Member("dispatcher", number) for number in range(chosen.dispatchers)]
         self.rolling = Rolling(self.slots, self._happened)
         self._selector = selectors.DefaultSelector()
-        self._control = ControlServer(
-            *control.listen(settings.control, cluster_name(settings)),
-            lambda request: commands.answer(self, request),
-            self._selector,
-        )
-        self._program = program
+        self.control = self._open_control(before)
+        self.upgrade = Upgrade(self, _OBEYED, before)
+        self.program = program
         if program is not None:
             program.watch(self, self._selector)
         self._care = Care(settings, self.estate.board, self.rolling)
         self._told_up: list[bool] = []  # what children know of which slots are up
         self._watch: Watch | None = None
         self._manager = notify.Manager()
-        self.serving = False
+        folders = settings.reload_dir if settings.reload else None
+        self._watcher = Watcher(folders, self._selector, lambda: self._obey(signal.SIGHUP))
+        self.serving = before is not None
         self.stopping = False
         self._stop_by = float("inf")
         self._owing: set[int] = set()  # slots with clients in the backlog when the stop began
@@ -88,20 +98,40 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until told to stop. Raises LimpetError when the server never came to serve."""
-        with signals.recorded(self._selector, _OBEYED) as recorded:
-            for member in self._members():
-                if not self.stopping:  # since one before it could not be started
-                    self._happened(member, Event.START)
+        with signals.recorded(self._selector, _OBEYED) as recorded, self._watcher:
+            self._go_on() if self.serving else self._start()
             while not self._ended():
                 for key, _ in self._selector.select(_TICK_S):
                     key.data(time.monotonic())
                 while recorded:
                     self._obey(recorded.pop(0))
                 self._tick(time.monotonic())
-        self._control.close()
+                self.upgrade.go_on(recorded)
+        self.control.close()
         if self._failure is not None:
             raise self._failure
         log.info("stopped")
+
+    def _start(self) -> None:
+        for member in self.members():
+            if not self.stopping:  # since one before it could not be started
+                self._happened(member, Event.START)
+
+    def _go_on(self) -> None:
+        """Go on where the supervisor before this one stopped; who has died meanwhile is found now."""
+        self._watch = Watch(self.backend.doors(), self.settings.backlog, self.estate.board.supervisor())
+        for member in self.members():
+            for child in member.children:
+                self._listen_to(member, child)
+                self._reap(member, child)
+        self.tell_workers()
+
+    def _open_control(self, before: carried.Packed | None) -> ControlServer:
+        answer = functools.partial(commands.answer, self)
+        if before is not None:
+            return ControlServer.adopt(before["control"], answer, self._selector, time.monotonic())
+        opened = control.listen(self.settings.control, self.settings.cluster)
+        return ControlServer(*opened, answer, self._selector)
 
     def stop(self, *, wait_for_connections: bool = False) -> None:
         """Begin to stop; with *wait_for_connections* the open ones may take as long as they like."""
@@ -135,20 +165,23 @@ class Supervisor:
                 if not (slot.life.state is State.STARTING and owing):
                     self._happened(slot, Event.STOP)
 
-    def _members(self) -> list[Member]:
+    def members(self) -> list[Member]:
         return [*self.dispatchers, *self.slots]
 
     def _ended(self) -> bool:
         return self.stopping and not any(
-            member.children or member.life.state is not State.STOPPED for member in self._members()
+            member.children or member.life.state is not State.STOPPED for member in self.members()
         )
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGCHLD:
-            for member in self._members():
+            for member in self.members():
                 for child in member.children:
                     self._reap(member, child)
-            process.reap_orphans({child.pid for member in self._members() for child in member.children})
+            own = {child.pid for member in self.members() for child in member.children}
+            process.reap_orphans(own | self.upgrade.pids | self._watcher.pids)
+        elif number == signal.SIGUSR2:
+            self.upgrade.begin()
         elif number == signal.SIGUSR1:
             if logs.reopen():
                 log.info("the log file was opened anew")
@@ -203,6 +236,9 @@ class Supervisor:
             member.successor = child
         else:
             member.child = child
+        self._listen_to(member, child)
+
+    def _listen_to(self, member: Member, child: Child) -> None:
         self._selector.register(child.link, selectors.EVENT_READ, lambda _: self._hear(member, child))
 
     def _drain(self, child: Child, command: str, *, succeeded: bool = False) -> None:
@@ -290,7 +326,7 @@ class Supervisor:
             self._let_take(member)
             if self.stopping:
                 self._go_on_stopping()
-        elif all(item.life.state is State.READY for item in self._members()):
+        elif all(item.life.state is State.READY for item in self.members()):
             self._begin()
 
     def _let_take(self, member: Member) -> None:
@@ -308,13 +344,13 @@ class Supervisor:
             return
         self.serving = True
         self._watch = Watch(self.backend.doors(), self.settings.backlog, self.estate.board.supervisor())
-        for member in self._members():
+        for member in self.members():
             self._let_take(member)
         urls = " and ".join(self.backend.urls)
         count = f"{len(self.slots)} worker{'s' if len(self.slots) > 1 else ''}"
         log.info("serving %s at %s with %s, by %s", self.settings.app, urls, count, self.settings.by)
-        if self._program is not None:
-            self._program.serving(self.backend.urls, str(self._control.path.absolute()))
+        if self.program is not None:
+            self.program.serving(self.backend.urls, str(self.control.path.absolute()))
 
     def _start_failed(self, member: Member) -> None:
         """*member* died before it was ready: at the start of the server that ends it, later it is tried again."""
@@ -331,7 +367,7 @@ class Supervisor:
         self._failure = error
         self._kill_at = 0.0
         self.stopping = True
-        for member in self._members():
+        for member in self.members():
             self._happened(member, Event.STOP)
 
     def reload(self) -> Change:
@@ -366,13 +402,13 @@ class Supervisor:
             "alive": [child.serial for slot in self.slots for child in slot.children],
             "newest": self.estate.newest_serial,
         }
-        for member in self._members():
+        for member in self.members():
             for child in member.children:
                 child.link.send(message)
 
     def _tick(self, now: float) -> None:
         """Do what is due."""
-        self._control.expire(now)
+        self.control.expire(now)
         self._care.begin(now, {child.serial for slot in self.slots for child in slot.children})
         if [slot.is_up(self.settings, now) for slot in self.slots] != self._told_up:
             self.tell_workers()
@@ -380,8 +416,8 @@ class Supervisor:
         if not self.stopping:
             if self._watch is not None:
                 self._watch.look(now)
-            self.rolling.go_on()
-        for member in self._members():
+            self.rolling.go_on(may_begin=not self.upgrade.is_due)
+        for member in self.members():
             self._let_take(member)
             if member.life.state is State.BACKOFF and member.life.retry_at <= now:
                 self._happened(member, Event.RETRY_DUE)
@@ -410,25 +446,3 @@ def _cause(member: Member, child: Child) -> LimpetError:
         return AppError(f"{member.name(child)} {child.how_it_ended()} before it was ready")
     kind = SettingsError if failure.get("code") == SettingsError.exit_code else AppError
     return kind(failure["message"], hint=failure["hint"])
-
-
-def cluster_name(settings: Settings) -> str:
-    """Return the name by which the secret and the control socket of this server are called."""
-    return settings.cluster
-
-
-def run(settings: Settings, program: Program | None = None) -> None:
-    """Run a server, for *program* if one started it, until it was told to stop. Raises LimpetError.
-
-    The process's main thread must call it.
-    """
-    if settings.log_file is not None:
-        logs.check(settings.log_file)
-    logs.configure(settings.log_level, settings.log_file)
-    kept = secret.load(cluster_name(settings), settings.secret_file, settings.state_dir)
-    log.info("secret %s", kept.origin)
-    if kept.warning is not None:
-        log.warning("%s (hint: %s)", *kept.warning)
-    router = Router.from_settings(settings, kept.value, clocks=Clocks(time.time, time.monotonic))
-    with contextlib.closing(backend.open(settings, router)) as chosen:
-        Supervisor(settings, kept, router, chosen, program).run()

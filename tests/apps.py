@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -95,6 +96,13 @@ async def forking(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan" and os.fork() == 0:
         os.closerange(0, 3)  # else whoever reads the server's log would wait for this process
         signal.pause()
+    await echo(scope, receive, send)
+
+
+async def orphaning(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Like `echo`, but each request leaves a process behind whose parent has ended."""
+    if scope["type"] == "http":
+        subprocess.run(["sh", "-c", "exec >/dev/null 2>&1; sleep 1000 &"], check=True)
     await echo(scope, receive, send)
 
 

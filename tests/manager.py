@@ -78,7 +78,7 @@ def passing(folder: Path, sockets: Mapping[str, socket.socket]) -> Iterator[dict
     """Return what makes a `Limpet` start as by a manager that passes on *sockets*, by name."""
     path = folder / f"start-{len(os.listdir(folder))}"
     fds = [fcntl.fcntl(sock, fcntl.F_DUPFD, 50) for sock in sockets.values()]  # above where the shell puts them
-    moved = " ".join(f"{3 + number}<&{fd}" for number, fd in enumerate(fds))
+    moved = " ".join(f"{3 + number}<&{fd} {fd}<&-" for number, fd in enumerate(fds))
     names = shlex.quote(":".join(sockets))
     variables = f"LISTEN_PID=$$ LISTEN_FDS={len(sockets)} LISTEN_FDNAMES={names}"
     path.write_text(f'#!/bin/bash\n{variables} exec {shlex.quote(sys.executable)} "$@" {moved}\n')

@@ -28,7 +28,7 @@ from granian.log import LogLevels
 from granian.server.embed import Server
 
 from limpet.backlog import backlog
-from limpet.kernel import close_door, open_door
+from limpet.kernel import close_behind, open_door
 from limpet.link import LinkClosedError
 from limpet.logs import take_over
 from limpet.servers.counted import framed
@@ -148,7 +148,7 @@ class _Worker:
             self._loop.remove_reader(self._seat.link.fileno())
             commands = [{"do": "drain", "timeout": self._timeout_s, "last": True}]
             for listener in self._seat.listeners:
-                close_door(listener)
+                close_behind(listener)
         for command in commands:
             if command["do"] == "drain":
                 self._timeout_s, self._is_last = command["timeout"], command["last"]

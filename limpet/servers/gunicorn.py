@@ -28,7 +28,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from limpet.errors import reason
 from limpet.fd_listener import FdListener, SlotListener
-from limpet.kernel import close_door
+from limpet.kernel import close_behind
 from limpet.link import LinkClosedError
 from limpet.logs import Hourly, take_over
 from limpet.servers import gunicorn_classes
@@ -184,7 +184,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
             self.poller.unregister(self._seat.link.fileno())
             commands = [{"do": "drain", "timeout": self._seat.settings.graceful_timeout_s, "last": True}]
             for listener in self._seat.listeners:
-                close_door(listener)
+                close_behind(listener)
         for command in commands:
             if command["do"] == "drain":
                 self._is_last = command["last"]

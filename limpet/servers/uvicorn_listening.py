@@ -25,7 +25,7 @@ from typing import Any, Final
 from weakref import ref
 
 from limpet.errors import reason
-from limpet.kernel import close_door, open_door
+from limpet.kernel import close_behind, open_door
 from limpet.logs import Hourly
 
 _SPARE: Final = 512  # descriptor numbers: what a burst may take that the loop accepts in one go, and an application
@@ -82,7 +82,7 @@ class Listening:
         """Let no new client in."""
         for listener in self._listeners:
             if listener.fileno() >= 0:  # else this worker has left it already
-                close_door(listener)
+                close_behind(listener)
 
     async def leave(self, *, take_rest: bool) -> None:
         """Adopt who waits, with *take_rest*, then give up the listeners.

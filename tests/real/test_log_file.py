@@ -49,7 +49,8 @@ def test_full_disk_for_the_log_stops_nothing() -> None:
         server.signal(signal.SIGUSR1)
         server.kill_worker(0)
         assert server.request("/two", x_user="ada").status == 200
-        assert server.log.count("cannot write the log file `/dev/full`, so this is its place: no space left") == 3
+        words = "cannot write the log file `/dev/full`, so this is its place: no space left"
+        wait_until(lambda: server.log.count(words) == 3, "each process has said so once")
 
 
 def test_stderr_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:

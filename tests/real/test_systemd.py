@@ -140,3 +140,49 @@ def test_sockets_for_another_process_are_left_alone(tmp_path: Path) -> None:
     env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LIMPET_BIND": f"127.0.0.1:{port}"}
     with Limpet("tests.apps:echo", "--workers", "1", bind="", env=env) as server:
         assert server.port == port
+
+
+@pytest.mark.parametrize("by", ["ip", "header:x-user"])
+def test_kept_listeners_outlive_a_killed_supervisor(systemd: Manager, tmp_path: Path, by: str) -> None:
+    """With FDSTORE nobody is refused between SIGKILL of the supervisor and the next start; orphans just end."""
+    env = {**systemd.variables, "FDSTORE": "16"}
+    arguments = ("tests.apps:slow", "--workers", "2", "--by", by)
+    members = 2 if by == "ip" else 1
+    with Limpet(*arguments, env=env).launched() as server:
+        server.wait_serving()
+        port = server.port
+        wait_until(lambda: systemd.next(1) and len(systemd.kept) == members, "the manager has the listeners")
+        with socket.create_connection(("127.0.0.1", port)) as lasting:
+            lasting.sendall(b"GET /?0.3 HTTP/1.1\r\nhost: x\r\n\r\n")
+            wait_until(
+                lambda: server.status()["slots"][0]["connections"] + server.status()["slots"][1]["connections"],
+                "it is served",
+            )
+            os.kill(server.pid, signal.SIGKILL)
+            server.wait_ended()
+            assert lasting.recv(64).startswith(b"HTTP/1.1 200")
+        server.wait_gone()
+
+        with socket.create_connection(("127.0.0.1", port), 0.9) as waiting, passing(tmp_path, systemd.kept) as start:
+            waiting.settimeout(30)
+            waiting.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            with Limpet(*arguments, env=env, **start) as successor:
+                assert successor.port == port
+                assert waiting.recv(64).startswith(b"HTTP/1.1 200")
+                assert successor.request().status == 200
+                assert not any("FDSTOREREMOVE" in message for message in systemd.said)
+
+
+def test_kept_listeners_of_another_bind_are_given_up(systemd: Manager, tmp_path: Path) -> None:
+    """A socket that nobody accepts from would let clients wait for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as old:
+        port = old.getsockname()[1]
+        env = {**systemd.variables, "FDSTORE": "16"}
+        with passing(tmp_path, {f"limpet/0/127.0.0.1={port}": old}) as start:
+            old.close()
+            with Limpet("tests.apps:echo", "--workers", "1", env=env, **start) as server:
+                assert server.port != port
+                systemd.wait(f"FDNAME=limpet/0/127.0.0.1={port}")
+                assert systemd.said[-1].startswith("FDSTOREREMOVE=1")
+                links = [os.readlink(path) for path in Path(f"/proc/{server.pid}/fd").iterdir()]
+                assert f"socket:[{os.fstat(start['fds'][0]).st_ino}]" not in links

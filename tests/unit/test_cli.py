@@ -76,7 +76,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings of the servers that `limpet run` has started."""
     started: list[Settings] = []
-    monkeypatch.setattr("limpet.supervisor.run", started.append)
+    monkeypatch.setattr("limpet.start.run", started.append)
     for each in SETTINGS:
         monkeypatch.delenv(each.variable, raising=False)
     return started
@@ -210,7 +210,7 @@ def test_error_is_shown_and_decides_the_exit_code(
     error: type[LimpetError],
 ) -> None:
     """A configuration error never shows a traceback, and a script can tell one kind from another."""
-    monkeypatch.setattr("limpet.supervisor.run", failing(error("no", hint="`yes`")))
+    monkeypatch.setattr("limpet.start.run", failing(error("no", hint="`yes`")))
     assert cli.main(["run", "chat:app"]) == error.exit_code
     assert capsys.readouterr() == ("", "error: no\n\nhint: `yes`\n")
 
@@ -228,7 +228,7 @@ def test_bug_in_the_application_keeps_its_traceback(
 
 def test_bug_of_limpet_is_not_hidden(started: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     """An unexpected exception without a traceback cannot be reported."""
-    monkeypatch.setattr("limpet.supervisor.run", failing(ZeroDivisionError()))
+    monkeypatch.setattr("limpet.start.run", failing(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["run", "chat:app"])
 

@@ -1,0 +1,244 @@
+"""What a supervisor leaves to the one that replaces it in the same process: everything that must not begin anew.
+
+Owns the form in which that travels, a memory file, and which settings can be others afterwards. When it is done, and
+what must be true before, is upgrade.py's business.
+
+How it works: descriptors keep their numbers over an exec, so that the state has their numbers; processes stay children,
+since the pid is the same. `pack` is all that travels; what it does not name begins anew.
+
+1. Two versions must agree on what their processes say to each other and have in common in memory: `misfit`.
+2. What the processes of a server must agree on stays as it was, whatever the new settings say: all but CHANGEABLE.
+
+If you give the supervisor something that must outlast it: add it to `pack`, and take it in where it is made (`adopt`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from limpet import __version__, backend, baton, handoff, moving, scoreboard
+from limpet.binds import Bind, Listener
+from limpet.errors import LimpetError
+from limpet.estate import Estate
+from limpet.handoff import Channel
+from limpet.lifecycle import Life, State
+from limpet.link import Link
+from limpet.process import Child
+from limpet.roll import Change
+from limpet.scoreboard import Scoreboard
+from limpet.settings import SETTINGS, Settings
+from limpet.slot import Member
+
+if TYPE_CHECKING:
+    from limpet.supervisor import Supervisor
+
+FORMAT: Final = 1  # of the state, and of the messages of link.py and boot.py
+Packed = dict[str, Any]
+
+CHANGEABLE: Final = frozenset(
+    {
+        *("config", "log_level", "log_file", "access_log", "debug_header", "max_surge", "reload", "reload_dir"),
+        *("block_warning_s", "hang_timeout_s", "max_requests", "max_memory_mib", "websocket_spread_s", "worker_class"),
+        *("loop", "http", "ws", "threads", "factory", "interface", "root_path"),
+        *("max_copies", "max_pending", "head_timeout_s", "keep_alive_timeout_s", "key_timeout_s"),
+        *("start_timeout_s", "graceful_timeout_s"),
+    }
+)
+"""Settings in which processes that were started before and after may differ."""
+
+
+def pack(server: Supervisor) -> Packed:
+    """Return all that the next supervisor has to know of *server*, with the numbers of its descriptors."""
+    estate = server.estate
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "wire": wire(),
+        "layout": scoreboard.layout(),
+        "settings": server.settings.to_json(),
+        "secret": estate.secret.hex(),
+        "backend": server.backend.name,
+        "listeners": [[_pack_listener(member) for member in members] for members in server.backend.listeners()],
+        "control": server.control.pack(),
+        "board": estate.board.fd,
+        "channels": [channel.fds for channel in estate.channels],
+        "moves": [channel.fds for channel in estate.moves],
+        "past": {"slots": estate.past.slots, "dispatchers": estate.past.dispatchers},
+        "newest_serial": estate.newest_serial,
+        "members": [_pack_member(member) for member in server.members()],
+        "changes": [_pack_change(change) for change in server.rolling.changes.known()],
+        "upgrades": server.upgrade.done + 1,
+    }
+
+
+def wire() -> list[Any]:
+    """Return the form of all messages and cells that processes of a server have in common."""
+    return [handoff.FORM, moving.FORM, baton.FORM]
+
+
+def misfit(state: Packed) -> str | None:
+    """Return what keeps this version from going on where the one of *state* stopped, None if nothing does."""
+    if state["format"] != FORMAT:
+        return f"its state has form {state['format']}, this version knows form {FORMAT}"
+    if state["wire"] != wire():
+        return "its workers pass connections in another form"
+    part = scoreboard.misfit(state["layout"])
+    return f"its processes have {part} in another form" if part else None
+
+
+def descriptors(state: Packed) -> Iterator[int]:
+    """Yield the descriptors that *state* names."""
+    yield state["board"]
+    yield state["control"]["fd"]
+    yield from (caller["fd"] for caller in state["control"]["callers"])
+    for pair in (*state["channels"], *state["moves"]):
+        yield from pair
+    for members in state["listeners"]:
+        yield from (member["fd"] for member in members)
+    for member in state["members"]:
+        yield from (child["link"] for child in member["children"])
+
+
+def write(state: Packed) -> int:
+    """Return a descriptor of a memory file with *state*; the caller closes it."""
+    fd = os.memfd_create("limpet-upgrade", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(json.dumps(state).encode())
+    return fd
+
+
+def read(fd: int) -> Packed:
+    """Return what the supervisor before this one has written into *fd*. Raises LimpetError if it cannot be taken over.
+
+    Owns all descriptors that the state names from then on, and closes *fd*.
+    """
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(fd, "rb") as file:
+        state: Packed = json.loads(file.read())
+    if why := misfit(state):
+        raise LimpetError(
+            f"version {state['version']} cannot be replaced in place by version {__version__}: {why}",
+            hint="stop and start the server; socket activation keeps its sockets meanwhile",
+        )
+    for number in descriptors(state):
+        os.set_inheritable(number, False)
+    return state
+
+
+def settled(wanted: Settings, state: Packed) -> tuple[Settings, list[str]]:
+    """Return the settings to go on with, and a line on each of *wanted* that cannot be had in place."""
+    before = Settings.from_json(state["settings"])
+    names = [field.name for field in dataclasses.fields(Settings)]
+    kept = [name for name in names if name not in CHANGEABLE and getattr(before, name) != getattr(wanted, name)]
+    flags = {each.name: each.flag for each in SETTINGS}
+    lines = [f"`{flags[name]}` cannot change in place and stays `{_text(getattr(before, name))}`" for name in kept]
+    return dataclasses.replace(wanted, **{name: getattr(before, name) for name in kept}), lines
+
+
+def listeners(state: Packed) -> list[list[Listener]]:
+    """Return the listeners of each bind."""
+    return [[_unpack_listener(each) for each in members] for members in state["listeners"]]
+
+
+def estate(settings: Settings, secret: bytes, chosen: backend.Backend, state: Packed) -> Estate:
+    """Return what outlives the children, as it was."""
+    estate = Estate(settings, secret, chosen, Scoreboard.adopt(state["board"]))
+    estate.channels = [Channel.inherit(fds) for fds in state["channels"]]
+    estate.moves = [Channel.inherit(fds) for fds in state["moves"]]
+    estate.past.slots = [Counter(figures) for figures in state["past"]["slots"]]
+    estate.past.dispatchers = Counter(state["past"]["dispatchers"])
+    estate.newest_serial = state["newest_serial"]
+    rows = {child["row"] for member in state["members"] if member["role"] == "worker" for child in member["children"]}
+    estate.free_rows = [row for row in estate.free_rows if row not in rows]
+    return estate
+
+
+def members(state: Packed, role: str) -> list[Member]:
+    """Return the slots, or the dispatchers, with their processes."""
+    return [_unpack_member(each) for each in state["members"] if each["role"] == role]
+
+
+def changes(state: Packed) -> list[Change]:
+    """Return the changes of which somebody may still ask what became of them."""
+    return [_unpack_change(each) for each in state["changes"]]
+
+
+def _text(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+_OF_LISTENER: Final = ("backlog", "address_text", "url", "stays")
+
+
+def _pack_listener(listener: Listener) -> Packed:
+    kept = {name: getattr(listener, name) for name in (*_OF_LISTENER, "inode")}
+    return {"fd": listener.sock.fileno(), "bind": listener.bind.text, **kept}
+
+
+def _unpack_listener(packed: Packed) -> Listener:
+    inode = packed["inode"] and tuple(packed["inode"])
+    kept = {name: packed[name] for name in _OF_LISTENER}
+    return Listener(socket.socket(fileno=packed["fd"]), Bind.parse(packed["bind"]), inode=inode, **kept)
+
+
+_OF_MEMBER: Final = ("is_held", "down_since", "recycle_at", "last_end")
+_OF_CHILD: Final = (
+    "pid",
+    "row",
+    "serial",
+    "generation",
+    "started_at",
+    "kill_at",
+    "leaves_by",
+    "is_open",
+    "stack_fd",
+    "failure",
+)
+
+
+def _pack_member(member: Member) -> Packed:
+    """Return *member* with its children, each with the name of its part."""
+    parts = [("child", member.child), ("successor", member.successor), *(("old", old) for old in member.predecessors)]
+    return {
+        "role": member.role,
+        "number": member.number,
+        "life": dataclasses.asdict(member.life),
+        **{name: getattr(member, name) for name in _OF_MEMBER},
+        "children": [_pack_child(part, child) for part, child in parts if child is not None],
+    }
+
+
+def _pack_child(part: str, child: Child) -> Packed:
+    kept = {name: getattr(child, name) for name in _OF_CHILD}
+    return {"part": part, "link": child.link.fileno(), "unread": child.link.unread.hex(), **kept}
+
+
+def _unpack_member(packed: Packed) -> Member:
+    member = Member(packed["role"], packed["number"])
+    member.life = Life(**{**packed["life"], "state": State(packed["life"]["state"])})
+    for name in _OF_MEMBER:
+        setattr(member, name, packed[name])
+    for each in packed["children"]:
+        link = Link(socket.socket(fileno=each["link"]), bytes.fromhex(each["unread"]))
+        child = Child.adopt(link, **{name: each[name] for name in _OF_CHILD})
+        if each["part"] == "old":
+            member.predecessors.append(child)
+        else:
+            setattr(member, each["part"], child)
+    return member
+
+
+def _pack_change(change: Change) -> Packed:
+    return {**dataclasses.asdict(change), "under_way": list(change.under_way)}
+
+
+def _unpack_change(packed: Packed) -> Change:
+    change = Change(**{**packed, "under_way": set(packed["under_way"])})
+    change.slots = packed["slots"]  # which Change counts by itself
+    return change

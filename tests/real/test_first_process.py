@@ -1,0 +1,80 @@
+"""limpet as the first process of a container: it reaps who has lost his parent, and signals work."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Limpet, wait_until
+
+ROOT = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
+UNSHARE = ["unshare", *ROOT, "--pid", "--fork", "--kill-child", "--mount-proc"]
+ADOPTS = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
+def starter(folder: Path, *command: str) -> str:
+    """Return a program that stands in for Python, started by *command*."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+    path.chmod(0o700)
+    return str(path)
+
+
+def children(pid: int) -> dict[int, str]:
+    """Return the names of the children of a process, zombies included, by their pids."""
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child): Path(f"/proc/{child}/comm").read_text().strip() for child in pids}
+
+
+def lose_a_parent(server: Limpet, supervisor: int) -> int:
+    """Have the application leave a process behind; return its pid when it is the supervisor's."""
+    assert server.request().status == 200
+
+    def adopted() -> int | None:
+        return next((pid for pid, name in children(supervisor).items() if name == "sleep"), None)
+
+    pid: int = wait_until(adopted, "the supervisor has got it")
+    return pid
+
+
+def test_orphans_are_reaped_and_workers_still_found_dead(tmp_path: Path) -> None:
+    """A table of processes full of zombies ends every container; one that reaps too much misses its own workers."""
+    python = starter(tmp_path, sys.executable, "-c", ADOPTS)  # as good as the first process, without a privilege
+    with Limpet("tests.apps:orphaning", "--workers", "1", python=python) as server:
+        orphan = lose_a_parent(server, server.pid)
+        worker = server.worker(0)["pid"]
+        server.signal(signal.SIGSTOP)
+        for pid in (orphan, worker):
+            os.kill(pid, signal.SIGKILL)
+        server.signal(signal.SIGCONT)
+
+        wait_until(lambda: not Path(f"/proc/{orphan}").exists(), "the orphan is reaped")
+        server.wait_ready(0, other_than=worker)
+        assert f"worker 0 (pid {worker}) was killed by SIGKILL; it is replaced" in server.log
+
+
+@pytest.mark.skipif(
+    subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode != 0, reason="no PID namespace here"
+)
+def test_first_process_obeys_signals(tmp_path: Path) -> None:
+    """The kernel spares the first process of a namespace every signal that it has no handler for."""
+    python = starter(tmp_path, *UNSHARE, sys.executable)
+    with Limpet("tests.apps:orphaning", "--workers", "1", python=python) as server:
+        [first] = children(server.pid)
+        assert server.status()["pid"] == 1
+        orphan = lose_a_parent(server, first)
+        os.kill(orphan, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{orphan}").exists(), "the orphan is reaped")
+        os.kill(first, signal.SIGUSR2)
+        wait_until(lambda: server.status()["upgrades"]["done"] == 1, "it is upgraded")
+        os.kill(first, signal.SIGTERM)
+        assert server.wait_ended() == 0
+        assert "stopped" in server.log
