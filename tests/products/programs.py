@@ -17,7 +17,7 @@ import pytest
 from tests.harness import HERE
 from tests.products.stage import Client, Outcome, python
 
-DEADLINE_S: Final = 240.0  # for a whole program; each session has a shorter one of its own
+DEADLINE_S: Final = 300.0  # for a whole program; each session has a shorter one of its own
 PROGRAMS: Final = HERE / "products" / "clients"
 SOCKETIO: Final = HERE / "clients" / "socketio_client.js"
 

@@ -2,7 +2,8 @@
 
     python jupyter_sessions.py URL NUMBER
 
-Each request is a connection of its own and carries no cookie, as those of scripts and gateways do.
+Each request is a connection of its own and carries no cookie, as those of scripts and gateways do. Kernels start a
+few at a time, since each takes a CPU for a while, and all are there before any of them is asked again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +20,8 @@ import httpx2
 from websockets.asyncio.client import ClientConnection, connect
 
 TOKEN = "secret"
-DEADLINE_S = 90.0
+DEADLINE_S = 200.0
+STARTS = 4  # at once
 QUIET_S = 60.0  # for one answer of a kernel that starts beside nineteen others
 
 
@@ -50,15 +54,37 @@ async def evaluate(socket: ClientConnection, expression: str) -> Any:
     return json.loads(said)
 
 
-async def session(url: str, number: int) -> set[int]:
+class Crowd:
+    """All sessions of this run: they come in a few at a time, and wait for each other."""
+
+    def __init__(self, sessions: int) -> None:
+        self._to_come = sessions
+        self._door = asyncio.Semaphore(STARTS)
+        self._all_in = asyncio.Event()
+
+    @asynccontextmanager
+    async def coming_in(self) -> AsyncIterator[None]:
+        """Let a session begin in the block; leave it when all have, or have failed to."""
+        try:
+            async with self._door:
+                yield
+        finally:
+            self._to_come -= 1
+            if not self._to_come:
+                self._all_in.set()
+        await self._all_in.wait()
+
+
+async def session(url: str, number: int, crowd: Crowd) -> set[int]:
     """Start a kernel, keep something in it, come back to it, end it; return the pids of the server's process."""
-    kernel = (await request(url, "POST", "/api/kernels", 201))["id"]
-    channels = f"{url.replace('http', 'ws')}/api/kernels/{kernel}/channels?token={TOKEN}"
+    async with crowd.coming_in():
+        kernel = (await request(url, "POST", "/api/kernels", 201))["id"]
+        channels = f"{url.replace('http', 'ws')}/api/kernels/{kernel}/channels?token={TOKEN}"
+        async with connect(channels, open_timeout=DEADLINE_S, ping_interval=None) as socket:
+            await evaluate(socket, f"globals().update(kept={number})")
     pids = set()
-    for half in range(2):
-        async with connect(channels, open_timeout=DEADLINE_S) as socket:
-            if half == 0:
-                await evaluate(socket, f"globals().update(kept={number})")
+    for _ in range(2):
+        async with connect(channels, open_timeout=DEADLINE_S, ping_interval=None) as socket:
             assert await evaluate(socket, "kept") == number
             pids.add(await evaluate(socket, "__import__('os').getppid()"))
         assert (await request(url, "GET", f"/api/kernels/{kernel}", 200))["id"] == kernel
@@ -66,18 +92,19 @@ async def session(url: str, number: int) -> set[int]:
     return pids
 
 
-async def bounded(url: str, number: int) -> dict[str, Any]:
+async def bounded(url: str, number: int, crowd: Crowd) -> dict[str, Any]:
     """Return what came of one session."""
     try:
         async with asyncio.timeout(DEADLINE_S):
-            return {"pids": sorted(await session(url, number)), "error": None}
+            return {"pids": sorted(await session(url, number, crowd)), "error": None}
     except Exception as error:  # noqa: BLE001  # whatever it is, it is what came of this session
         return {"pids": [], "error": f"{type(error).__name__}: {error}"}
 
 
 async def main(url: str, number: int) -> None:
     """Print what came of *number* sessions."""
-    print(json.dumps(await asyncio.gather(*(bounded(url, each) for each in range(number)))))
+    crowd = Crowd(number)
+    print(json.dumps(await asyncio.gather(*(bounded(url, each, crowd) for each in range(number)))))
 
 
 if __name__ == "__main__":
