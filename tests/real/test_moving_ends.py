@@ -40,7 +40,8 @@ TWO_PLANS = [PLANS[0], PLANS[3]]
 def server(request: pytest.FixtureRequest, gates: Path) -> Iterator[Limpet]:
     """Four workers, users told apart by a header."""
     http, loop = request.param
-    with serve("--http", http, "--loop", loop, "--graceful-timeout", "1", gates=gates) as server:
+    patient = ("--graceful-timeout", "1", "--keep-alive-timeout", "60")  # workers start slowly on a busy machine
+    with serve("--http", http, "--loop", loop, *patient, gates=gates) as server:
         yield server
 
 
