@@ -33,7 +33,7 @@ soak: $(VENV)/.dev ## the long forms of what moves: 10,000 requests on a connect
 	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py tests/real/test_affinity.py
 
 products: $(VENV)/.dev $(PRODUCTS)/.done ## 20 sessions at once of each product that has a preset, in a real browser
-	LIMPET_TEST_PRODUCTS=$(abspath $(PRODUCTS)) $(BIN)/pytest -m products tests/products
+	LIMPET_TEST_PRODUCTS=$(abspath $(PRODUCTS)) $(BIN)/pytest -m products --timeout 600 tests/products
 
 measure-products: $(VENV)/.dev $(PRODUCTS)/.done ## the same, and on uvicorn's own workers; write down how many fail
 	LIMPET_TEST_PRODUCTS=$(abspath $(PRODUCTS)) $(BIN)/python -m tests.products.record
