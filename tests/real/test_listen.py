@@ -181,8 +181,10 @@ def _states(handle: limpet.Handle) -> set[str]:
 
 
 def test_timeout_ends_what_would_not_end(listen: Callable[..., limpet.Handle]) -> None:
-    """A program must be able to say how long its own end may take."""
+    """A program must be able to say how long its own end may take, also one whose threads block signals."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     handle = listen("tests.apps:slow")
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     handle.wait_ready()
     port = int(handle.address.rpartition(":")[2])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
