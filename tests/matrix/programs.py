@@ -49,6 +49,20 @@ def _serve(connection: socket.socket, client: Any) -> None:
                 connection.sendall(reply[-1:])
 
 
+async def busy() -> None:
+    """A server whose event loop stands still at `/gated`; it answers each connection once."""
+
+    async def block(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        found = request_in(await reader.readuntil(b"\r\n\r\n"))
+        if found is not None and found[0] == "/gated":
+            wait_open()
+        writer.write(response(writer.get_extra_info("peername"), b""))
+        writer.close()
+
+    async with await asyncio.start_server(block, sock=limpet.listener()) as server:
+        await server.serve_forever()
+
+
 def deaf() -> None:
     """Native code that would listen on the descriptor, and never hear."""
     listener = limpet.listener()

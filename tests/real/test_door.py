@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import os
 import signal
 import socket
 import threading
@@ -150,20 +149,19 @@ def test_worker_ends_after_its_supervisor(backend: str) -> None:
         limpet.wait_gone()
 
 
-def test_stop_serves_who_waits_in_the_channel() -> None:
-    """Their connections were accepted, so to them the server has let them in."""
-    arguments = (PROGRAM + "threads", "--server", "script", "--workers", "1", "--backend", "dispatcher")
-    with Limpet(*arguments) as limpet, contextlib.ExitStack() as stack:
-        worker = limpet.worker(0)["pid"]
-        os.kill(worker, signal.SIGSTOP)
+def test_stop_serves_who_waits_in_the_channel(tmp_path: Path) -> None:
+    """Their connections were accepted, so to them the server has let them in, though it was busy at that moment."""
+    gate = tmp_path / "gate"
+    arguments = (PROGRAM + "busy", "--server", "script", "--workers", "1", "--backend", "dispatcher")
+    with Limpet(*arguments, env={"TEST_GATE": str(gate)}) as limpet, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(limpet.connection()) for _ in range(20)]
-        for client in clients:
+        clients[0].request("GET", "/gated")
+        wait_until(lambda: limpet.totals()["received"] == 1, "the server is busy with the first")
+        for client in clients[1:]:
             client.request("GET", "/")
-        wait_until(lambda: limpet.worker(0)["queued"] == len(clients), "all of them wait")
+        wait_until(lambda: limpet.worker(0)["queued"] == len(clients) - 1, "all others wait")
         limpet.signal(signal.SIGTERM)
-        wait_until(lambda: "stopping" in limpet.log, "the stop begins")
-        os.kill(worker, signal.SIGCONT)
+        wait_until(lambda: limpet.worker(0)["state"] == "draining", "the worker drains")
+        gate.touch()
         assert [client.getresponse().status for client in clients] == [200] * len(clients)
-        for client in clients:
-            client.close()
         assert limpet.wait_ended() == 0
