@@ -109,7 +109,7 @@ def test_what_happens_while_there_is_no_supervisor_is_made_up_for(site: dict[str
         worker, dispatcher = server.worker(0)["pid"], server.dispatcher()
         with server.connection() as lasting:
             assert fetch(lasting, x_user=eve).status == 200
-            early = socket.socket(socket.AF_UNIX)  # an operator in the middle of a question
+            early = crowd.enter_context(socket.socket(socket.AF_UNIX))  # an operator in the middle of a question
             early.connect(server.control)
             early.sendall(b'{"command":')
             server.status()
@@ -135,7 +135,6 @@ def test_what_happens_while_there_is_no_supervisor_is_made_up_for(site: dict[str
             assert "another one is under way" not in server.log
             early.sendall(b' "status"}\n')
             assert early.recv(64).startswith(b'{"pid"')
-            early.close()
         wait_until(lambda: server.status()["upgrades"]["done"] == 2, "the second SIGUSR2 was obeyed, too")
 
 
