@@ -48,6 +48,9 @@ class Backend(Protocol):
     def listen(self) -> None:
         """Let clients in; all members are ready. Raises ListenError."""
 
+    def grow(self, slots: int) -> None:
+        """Make what *slots* slots need. Raises OSError and ListenError."""
+
     def follow(self, owners: Sequence[int]) -> None:
         """Send new clients of each bucket to its owner in *owners*."""
 
@@ -95,6 +98,9 @@ class DispatcherBackend:
     def listen(self) -> None:
         for item in self._listeners:
             item.listen()
+
+    def grow(self, slots: int) -> None:
+        """Do nothing: the dispatchers accept for all slots."""
 
     def follow(self, owners: Sequence[int]) -> None:
         """Do nothing: dispatchers hear which workers are ready, and follow."""
@@ -152,6 +158,10 @@ class KernelBackend:
     def listen(self) -> None:
         for group in self._groups:
             group.listen(program(self._router, self._router.owners))
+
+    def grow(self, slots: int) -> None:
+        for group in self._groups:
+            group.grow(slots)
 
     def follow(self, owners: Sequence[int]) -> None:
         placing = program(self._router, owners)

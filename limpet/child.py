@@ -6,7 +6,9 @@ together from it. A failure goes up the line to the supervisor, which alone spea
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -71,8 +73,18 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
         settings.place, router, board, lambda slot: outboxes[slot].queued(), settings.max_connections_per_worker
     )
     listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
+
+    def reach(slot: int, fds: list[int]) -> None:
+        if slot < len(outboxes):  # inherited already
+            for fd in fds:
+                os.close(fd)
+        elif len(fds) < 2:  # the next dispatcher inherits them
+            raise OSError(errno.EMFILE, f"there is no descriptor number for the channel of slot {slot}")
+        else:
+            outboxes.append(Outbox(Channel.inherit((fds[0], fds[1])), board.waiting(place.index, slot)))
+
     link.send({"news": "ready"})
-    Dispatcher(settings, router, placement, outboxes, listeners, link, row).run()
+    Dispatcher(settings, router, placement, outboxes, listeners, link, row, reach).run()
 
 
 def _work(place: boot.Boot, link: Link) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `limpet run`, `check`, `presets`, `status`, `where`, `reload`, `drain`, `stack`, `stop`.
+"""The command line: `limpet run`, `check`, `presets`, `status`, `where`, `reload`, `scale`, `drain`, `stack`, `stop`.
 
 Turns arguments into settings or a request to a running server, calls who does the work, prints the answer, and
 turns errors into exit codes. Decides nothing else.
@@ -165,6 +165,16 @@ def reload(control: str | None, as_json: bool, no_wait: bool) -> None:
     A new worker that does not become ready ends it: the old ones go on, and the exit code is 4.
     """
     _follow(control, {"command": "reload"}, as_json=as_json, no_wait=no_wait)
+
+
+@cli.command()
+@click.argument("workers", type=int)
+@no_wait_option
+@json_option
+@control_option
+def scale(control: str | None, as_json: bool, no_wait: bool, workers: int) -> None:
+    """Have WORKERS workers; return when the new ones serve, or those left out have drained."""
+    _follow(control, {"command": "scale", "slots": workers}, as_json=as_json, no_wait=no_wait)
 
 
 @cli.command()

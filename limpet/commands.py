@@ -38,10 +38,12 @@ def _answer(server: Supervisor, request: Message) -> Message:
         case "stop":
             server.stop(wait_for_connections=bool(request.get("wait_for_connections")))
             return {"stopping": True}
+        case "scale":
+            return server.scaling.request(request.get("slots")).summary()
         case "reload":
             return server.reload().summary()
         case "drain" | "undrain" as command:
-            return _hold(server, server.slot(request.get("slot")), command == "drain")
+            return _hold(server, _slot(server, request.get("slot")), command == "drain")
         case "stack":
             return _stack(server, request)
         case "change":
@@ -52,7 +54,7 @@ def _answer(server: Supervisor, request: Message) -> Message:
 
 def _stack(server: Supervisor, request: Message) -> Message:
     """Have the worker of a slot write its stacks, or with `read` return what it has written."""
-    member = server.slot(request.get("slot"))
+    member = _slot(server, request.get("slot"))
     child = member.child
     if child is None or child.stack_fd is None:
         raise ControlError(f"slot {member.number} has no worker that is ready")
@@ -77,3 +79,11 @@ def _hold(server: Supervisor, slot: Member, held: bool) -> Message:
         log.info("worker %d %s new clients", slot.number, "gets no" if held else "gets")
         server.tell_workers()
     return {"slot": slot.number, "state": slot.word}
+
+
+def _slot(server: Supervisor, number: object) -> Member:
+    """Return the slot with this *number*. Raises ControlError."""
+    found = next((slot for slot in server.slots if slot.number == number), None)
+    if found is None:
+        raise ControlError(f"there is no slot {number}", hint="`limpet status` shows all slots")
+    return found

@@ -16,6 +16,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Final
 
 from limpet.handoff import Handoff, Outbox
@@ -51,7 +52,10 @@ class Dispatcher:
         listeners: list[tuple[socket.socket, str]],
         link: Link,
         row: Row,
+        reach: Callable[[int, list[int]], None],
     ) -> None:
+        """*reach* adds the outbox of a new slot, of which it gets the number and the channel's descriptors."""
+        self._reach = reach
         self._settings = settings
         self._router = router
         self._placement = placement
@@ -218,9 +222,13 @@ class Dispatcher:
             if command["do"] == "accept":
                 self._start_accepting()
             elif command["do"] == "workers":
+                if command["slots"] != self._router.slots:
+                    self._router.resize(command["slots"])
                 self._placement.follow(command["rows"], command["held"])
                 self._router.follow(command["up"])
                 self._refused_slots = command["refused"]
+            elif command["do"] == "slot":
+                self._reach(command["slot"], command["fds"])
             elif command["do"] == "stop":
                 self._stop(now, command["timeout"])
 

@@ -46,6 +46,10 @@ class Estate:
             self.channels.append(channel)
         self.past.grow(slots)
 
+    def waits(self, slot: int) -> bool:
+        """Return whether something waits in a channel of *slot*."""
+        return self.channels[slot].queued() > 0 or self.moves[slot].has_bytes()
+
     def spawn(self, member: Member) -> Child:
         """Start a process for *member*. Raises OSError when the system has no room for it."""
         if member.role == "worker" and not self.free_rows:
@@ -70,8 +74,11 @@ class Estate:
             self.past.add_dispatcher(self.board, member.number)
 
     def _place(self, member: Member, link_fd: int, row: int) -> boot.Boot:
+        settings = self.settings
+        if member.number >= settings.workers and member.role == "worker":  # left out of the table, it serves the rest
+            settings = dataclasses.replace(settings, workers=member.number + 1)
         common = boot.Boot(
-            settings=self.settings,
+            settings=settings,
             secret=self.secret.hex(),
             link_fd=link_fd,
             scoreboard_fd=self.board.fd,

@@ -86,9 +86,16 @@ class Channel:
 
     def queued(self) -> int:
         """Return how many connections wait to be received. Counted by the kernel, so no death makes it drift."""
+        return self._unread() // SIZE
+
+    def has_bytes(self) -> bool:
+        """Return whether anything waits to be received, whatever the size of its messages."""
+        return self._unread() > 0
+
+    def _unread(self) -> int:
         unread = array.array("i", [0])
         fcntl.ioctl(self.receiving, termios.FIONREAD, unread)
-        return unread[0] // SIZE
+        return unread[0]
 
     def send(self, connection: socket.socket, handoff: Handoff) -> None:
         """Put a copy of *connection* into the channel; the caller's own stays open.

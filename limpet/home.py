@@ -5,6 +5,9 @@ Owns what a worker knows of where requests belong. Asked by the server adapter; 
 
 from __future__ import annotations
 
+import random
+
+from limpet import buckets
 from limpet.link import Message
 from limpet.placement import Placement
 from limpet.request import Peer, Request
@@ -19,15 +22,32 @@ class Home:
         self.router = router
         self.placement = placement
         self._listeners = listeners
+        self.has_changed = False  # connections may be here whose home is elsewhere now
+        self._slots = router.slots  # in the table of the others
 
     def follow(self, news: Message) -> None:
         """Take note of what the supervisor says of the workers, and of which slots are up."""
+        self._slots = news["slots"]
+        if self._slots <= self.slot:  # left out of the table: what comes here still, and what is minted, stays
+            return
+        if self._slots != self.router.slots:
+            self.router.resize(self._slots)
+            self.has_changed = not self.router.chain.needs_head  # else each request is looked at
         self.placement.follow(news["rows"], news["held"])
         self.router.follow(news["up"])
 
     def peer(self, sockaddr: object, listener: int) -> Peer:
         """Return the far end of a connection that came in by the bind number *listener*."""
         return Peer.of(sockaddr, self._listeners[listener], listener)
+
+    def heir(self, peer: Peer) -> int:
+        """Return the slot to which an idle connection from *peer* is given by a worker that drains."""
+        is_left_out = self._slots <= self.slot
+        key = None if self.router.chain.needs_head else self.router.chain.find(peer, None)
+        if key is not None:
+            route = self.router.where(key)
+            return buckets.table(self._slots)[route.bucket] if is_left_out else route.slot
+        return random.randrange(self._slots) if is_left_out else self.slot  # who gets it asks whose the next request is
 
     def slot_of(self, request: Request, *, keyed: bool) -> tuple[int, bool]:
         """Return the slot of *request*, and whether its connection has carried a key by now.

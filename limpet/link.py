@@ -4,17 +4,22 @@ Owns the framing, one JSON object a line on a stream socketpair, and nothing of 
 in whatever way, the kernel closes its end and the child reads the end of the line; the channels cannot tell that,
 since the supervisor keeps both of their ends.
 
-Down: {"do": "accept" | "workers" | "drain" | "stop", ...}. Up: {"news": "ready" | "leaving" | "left" | "failed", ...}.
+Down: {"do": "accept" | "workers" | "slot" | "drain" | "stop", ...}.
+Up: {"news": "ready" | "leaving" | "left" | "missing" | "failed", ...}.
 """
 
 from __future__ import annotations
 
+import array
 import json
 import socket
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 Message = dict[str, Any]
 _READ_BYTES: Final = 65536
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 
 
 class LinkClosedError(Exception):
@@ -27,6 +32,7 @@ class Link:
     def __init__(self, end: socket.socket, unread: bytes = b"") -> None:
         self._end = end
         self._end.setblocking(False)
+        self._fds: deque[list[int]] = deque()  # that came with messages, for each a list
         self.unread = unread  # the beginning of a message, whose end has not come yet
 
     @classmethod
@@ -39,11 +45,18 @@ class Link:
         """Return the descriptor to watch for readability."""
         return self._end.fileno()
 
-    def send(self, message: Message) -> None:
-        """Send *message*. A side that has ended or does not read is not this side's concern: its end is seen in
-        `receive` or by the supervisor's wait. Blocks never."""
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send *message*, and with it copies of *fds*, which its field `fds` has there. Blocks never.
+
+        A side that has ended or does not read is not this side's concern: its end is seen in `receive` or by the
+        supervisor's wait.
+        """
         try:
-            self._end.send(json.dumps(message).encode() + b"\n", socket.MSG_NOSIGNAL)
+            line = json.dumps(message | ({"fds": len(fds)} if fds else {})).encode() + b"\n"
+            if fds:
+                socket.send_fds(self._end, [line], list(fds), socket.MSG_NOSIGNAL)
+            else:
+                self._end.send(line, socket.MSG_NOSIGNAL)
         except OSError:
             return
 
@@ -52,7 +65,7 @@ class Link:
         ended = False
         while not ended:
             try:
-                data = self._end.recv(_READ_BYTES)
+                data = self._read()
             except BlockingIOError:
                 break
             except OSError:
@@ -62,7 +75,21 @@ class Link:
         *lines, self.unread = self.unread.split(b"\n")
         if ended and not lines:  # else it is told by the next call
             raise LinkClosedError
-        return [json.loads(line) for line in lines]
+        messages: list[Message] = [json.loads(line) for line in lines]
+        for message in messages:
+            if "fds" in message:
+                message["fds"] = self._fds.popleft() if self._fds else []
+        return messages
+
+    def _read(self) -> bytes:
+        """Return what has arrived, and keep the descriptors that came with it, which may be fewer than were sent."""
+        data, ancillary, flags, _ = self._end.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        fds = array.array("i")
+        for _, _, rights in ancillary:
+            fds.frombytes(rights[: len(rights) // fds.itemsize * fds.itemsize])
+        if fds or flags & socket.MSG_CTRUNC:
+            self._fds.append(list(fds))
+        return data
 
     @property
     def closed(self) -> bool:

@@ -132,7 +132,7 @@ class Mover:
         self._slot = slot
         self._bit = 1 << slot if slot < _MOST_TOLD else 0
         self._batons = batons
-        self._sending = sending
+        self._sending: list[socket.socket | None] = [*sending]
         self._receiving = receiving
         self._row = row
         self._most_copies = most_copies
@@ -198,6 +198,19 @@ class Mover:
         if baton is not None:
             self._batons.keep(baton)
         return False
+
+    def reach(self, slot: int, fds: list[int]) -> None:
+        """Take note of the move channel of *slot*, a new one; this process owns the descriptors."""
+        while len(self._sending) <= slot:
+            self._sending.append(None)
+        if fds and self._sending[slot] is None:
+            self._sending[slot] = socket.socket(fileno=fds.pop())
+        for fd in fds:
+            os.close(fd)
+
+    def missing(self) -> list[int]:
+        """Return the slots that cannot be reached: there was no free descriptor number when their channels came."""
+        return [slot for slot, channel in enumerate(self._sending) if channel is None]
 
     def settle(self) -> bool:
         """Send descriptors along from now on; return whether no message is under way that might come back."""
@@ -413,8 +426,10 @@ class Mover:
             os.close(file)
 
 
-def _send(channel: socket.socket, head: bytes, leftover: bytes, *fds: int) -> bool:
+def _send(channel: socket.socket | None, head: bytes, leftover: bytes, *fds: int) -> bool:
     """Send one message; return False when there is no room for it now."""
+    if channel is None:
+        return False
     try:
         if fds:
             rights = ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),)

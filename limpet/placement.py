@@ -46,6 +46,7 @@ class Placement:
 
     def follow(self, rows: Sequence[int | None], held: Collection[int] = ()) -> None:
         """Take note of the scoreboard row of the worker in each slot, None for none; who is new goes to none *held*."""
+        self._placed += [0] * (len(rows) - len(self._placed))
         self._workers = [None if row is None else self._board.worker(row) for row in rows]
         self._open = [slot for slot in range(len(rows)) if slot not in held] or list(range(len(rows)))
 

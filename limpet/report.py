@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from limpet import __version__
 from limpet.errors import SettingsError
+from limpet.lifecycle import State
 from limpet.scoreboard import Row, Scoreboard
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ class Past:
 
 def status(server: Supervisor) -> dict[str, Any]:
     """Return the answer to `limpet status`."""
-    slots = [_slot(server, number) for number in range(len(server.slots))]
+    slots = [
+        _slot(server, member.number)
+        for member in server.slots
+        if member.number < server.router.slots or member.children or member.life.state is not State.STOPPED
+    ]
     totals = sum((Counter(past) for past in server.estate.past.slots), Counter()) + Counter(
         server.estate.past.dispatchers
     )

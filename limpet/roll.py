@@ -106,6 +106,14 @@ class Changes:
             del self._all[next(iter(self._all))]
         return change
 
+    def register(self, why: str, slots: int) -> Change:
+        """Return a change of the number of slots by *slots*: it is carried out elsewhere, and asked for like others."""
+        self._newest += 1
+        change = Change(self._newest, why, [], 0, has_begun=True)
+        change.slots = slots
+        self._all[change.number] = change
+        return change
+
     def begin(self) -> Change | None:
         """Return the next change, which begins now; None while one is under way or none waits."""
         if self.current is not None or not self._queue:

@@ -97,6 +97,13 @@ class Router:
             router._now = clocks.monotonic
         return router
 
+    def resize(self, slots: int) -> None:
+        """Take the table of *slots* slots; all of them count as up until `follow` says otherwise."""
+        self.slots = slots
+        self._is_up = ()
+        self._homes = self.owners = buckets.table(slots)
+        self._hashed.cache_clear()
+
     def follow(self, is_up: Sequence[bool]) -> bool:
         """Take note of which slots are up, so that their clients are served there; return whether that moves any."""
         before, self._is_up = self.owners, is_up

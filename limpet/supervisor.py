@@ -37,6 +37,7 @@ from limpet.process import Child
 from limpet.roll import Change
 from limpet.rolling import Rolling
 from limpet.router import Router
+from limpet.scaling import Scaling
 from limpet.servers import kind
 from limpet.settings import Settings
 from limpet.slot import Member
@@ -46,7 +47,16 @@ from limpet.watch import Watcher
 _TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
 _LEAVE_S: Final = 1.0  # that a successor waits for its predecessor to leave the channels; one that hangs never does
 _HARD_STOP_S: Final = 2.0  # after the graceful timeout: for cancelled requests and the application's own shutdown
-_OBEYED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_SCALING: Final = (signal.SIGTTIN, signal.SIGTTOU)
+_OBEYED: Final = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGCHLD,
+    signal.SIGHUP,
+    *_SCALING,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 log = logging.getLogger("limpet")
 
 
@@ -76,7 +86,7 @@ class Supervisor:
             self.slots = carried.members(before, "worker")
             self.dispatchers = carried.members(before, "dispatcher")
         self.router.learned = Learned(self.estate.board.learned(), settings.learn_idle_s)
-        self.rolling = Rolling(self.slots, self._happened)
+        self.rolling = Rolling(self.slots, self.happened)
         self._selector = selectors.DefaultSelector()
         self.control = self._open_control(before)
         self.upgrade = Upgrade(self, _OBEYED, before)
@@ -84,6 +94,7 @@ class Supervisor:
         if program is not None:
             program.watch(self, self._selector)
         self._care = Care(settings, self.estate.board, self.rolling)
+        self.scaling = Scaling(self)
         self._told_up: list[bool] = []  # what children know of which slots are up
         self._watch: Watch | None = None
         self._manager = notify.Manager()
@@ -115,7 +126,7 @@ class Supervisor:
     def _start(self) -> None:
         for member in self.members():
             if not self.stopping:  # since one before it could not be started
-                self._happened(member, Event.START)
+                self.happened(member, Event.START)
 
     def _go_on(self) -> None:
         """Go on where the supervisor before this one stopped; who has died meanwhile is found now."""
@@ -154,7 +165,7 @@ class Supervisor:
         """
         for member in self.dispatchers:
             if not (self.serving and member.life.state is State.STARTING):
-                self._happened(member, Event.STOP)
+                self.happened(member, Event.STOP)
         if all(member.life.state is State.STOPPED for member in self.dispatchers):
             for slot in self.slots:
                 owing = slot.number in self._owing or self.estate.channels[slot.number].queued()
@@ -163,7 +174,7 @@ class Supervisor:
                         slot, slot.child
                     )  # after that look: whoever has emptied the channel has said READY before
                 if not (slot.life.state is State.STARTING and owing):
-                    self._happened(slot, Event.STOP)
+                    self.happened(slot, Event.STOP)
 
     def members(self) -> list[Member]:
         return [*self.dispatchers, *self.slots]
@@ -185,6 +196,9 @@ class Supervisor:
         elif number == signal.SIGUSR1:
             if logs.reopen():
                 log.info("the log file was opened anew")
+        elif number in _SCALING:
+            with contextlib.suppress(LimpetError):  # while it starts or scales it does not listen
+                self.scaling.request(self.router.slots + (1 if number == signal.SIGTTIN else -1))
         elif number == signal.SIGHUP:
             with contextlib.suppress(LimpetError):  # it says so in the log
                 self.reload()
@@ -193,7 +207,7 @@ class Supervisor:
         else:
             self.stop()
 
-    def _happened(self, member: Member, event: Event) -> None:
+    def happened(self, member: Member, event: Event) -> None:
         """Let *event* happen to *member* and do what follows."""
         match member.life.happened(event, time.monotonic()):
             case Action.SPAWN | Action.SPAWN_SUCCESSOR:
@@ -230,7 +244,7 @@ class Supervisor:
             hint = "`ulimit -n` and `ulimit -u` show how many descriptors and processes are allowed"
             member.cause = LimpetError(f"cannot start {member.role} {member.number}: {reason(error)}", hint=hint)
             is_successor = member.life.state is State.RENEWING
-            self._happened(member, Event.SUCCESSOR_DIED if is_successor else Event.DIED)
+            self.happened(member, Event.SUCCESSOR_DIED if is_successor else Event.DIED)
             return
         if member.life.state is State.RENEWING:
             member.successor = child
@@ -267,15 +281,17 @@ class Supervisor:
                     child.stack_fd = message.get("stack")
                     event = member.announced(child)
                     if event is not None:
-                        self._happened(member, event)
+                        self.happened(member, event)
                 elif message["news"] == "failed":
                     child.failure = message
+                elif message["news"] == "missing":
+                    self.scaling.tell_slot(member, child, message["slot"])
                 elif message["news"] == "left":
                     child.leaves_by = 0.0
                     self._let_take(member)
                 elif message["news"] == "leaving" and child is member.child:
                     log.info("%s drains: it was told so by a signal; it is replaced", member)
-                    self._happened(member, Event.LEFT)
+                    self.happened(member, Event.LEFT)
                 elif message["news"] == "stop":
                     log.info("%s asked to stop the server", member.name(child))
                     self.stop(wait_for_connections=message["wait_for_connections"])
@@ -302,7 +318,7 @@ class Supervisor:
         event = member.remove(child)
         if event is not None:
             member.cause = cause
-            self._happened(member, event)
+            self.happened(member, event)
         else:
             if child.failure is None:
                 log.info("%s has drained: it %s", member.name(child), child.how_it_ended())
@@ -312,7 +328,7 @@ class Supervisor:
             ended_early = member.role == "worker" and member.life.state is State.STOPPED  # as by a signal of its own
             queued = ended_early and self.estate.channels[member.number].queued()
             if queued and time.monotonic() < self._kill_at:
-                self._happened(member, Event.START)
+                self.happened(member, Event.START)
             self._go_on_stopping()
 
     def _open(self, member: Member) -> None:
@@ -368,7 +384,7 @@ class Supervisor:
         self._kill_at = 0.0
         self.stopping = True
         for member in self.members():
-            self._happened(member, Event.STOP)
+            self.happened(member, Event.STOP)
 
     def reload(self) -> Change:
         """Begin to renew the workers of all slots. Raises ControlError while there is nothing to be renewed."""
@@ -376,29 +392,23 @@ class Supervisor:
             what = "stops" if self.stopping else "is starting"
             log.warning("not reloaded: the server %s", what)
             raise ControlError(f"the server {what}")
-        return self.rolling.request("reload", range(len(self.slots)), self.settings.max_surge)
-
-    def slot(self, number: object) -> Member:
-        """Return the slot with this *number*. Raises ControlError."""
-        found = next((slot for slot in self.slots if slot.number == number), None)
-        if found is None:
-            raise ControlError(f"there is no slot {number}", hint="`limpet status` shows all slots")
-        return found
+        return self.rolling.request("reload", range(self.router.slots), self.settings.max_surge)
 
     def tell_workers(self) -> None:
         """Tell everybody which workers live, and which row of the scoreboard belongs to the one in each slot."""
         ready = [slot.child if slot.life.state.serves else None for slot in self.slots]
         up = [slot.is_up(self.settings, time.monotonic()) for slot in self.slots]
-        if self.router.follow(up) and self.serving and not self.stopping:
+        if self.router.follow(up[: self.router.slots]) and self.serving and not self.stopping:
             self.backend.follow(self.router.owners)
         self._told_up = up
         refuses = self.settings.on_down == "refuse"
         message = {
             "do": "workers",
-            "up": up,
+            "slots": self.router.slots,
+            "up": up[: self.router.slots],
             "held": [slot.number for slot in self.slots if slot.is_held],
             "refused": [slot.number for slot, child in zip(self.slots, ready, strict=True) if refuses and not child],
-            "rows": [child and child.row for child in ready],
+            "rows": [child and child.row for child in ready[: self.router.slots]],
             "alive": [child.serial for slot in self.slots for child in slot.children],
             "newest": self.estate.newest_serial,
         }
@@ -417,10 +427,11 @@ class Supervisor:
             if self._watch is not None:
                 self._watch.look(now)
             self.rolling.go_on(may_begin=not self.upgrade.is_due)
+            self.scaling.go_on()
         for member in self.members():
             self._let_take(member)
             if member.life.state is State.BACKOFF and member.life.retry_at <= now:
-                self._happened(member, Event.RETRY_DUE)
+                self.happened(member, Event.RETRY_DUE)
             starting = member.starting()
             if starting is not None and now - starting.started_at > self.settings.start_timeout_s:
                 self._kill(member, starting, f"was not ready after {self.settings.start_timeout_s:g} s")

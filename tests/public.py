@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -71,6 +72,8 @@ class Public:
         self.homes: dict[str, int] = {
             name: entry["slot"] for name, entry in zip(names, server.where(*names), strict=True)
         }
+        self.homes_may_change = False  # while that is so, only `at_home` looks where clients are served
+        self._where: dict[str, int] = {}  # by user: in which slot he was served last
         self._sockets = sockets
         self._pools = 0 if by_address else pools
         self._done = asyncio.Event()
@@ -105,6 +108,14 @@ class Public:
             late = [name for name, count in self._progress.items() if count <= before.get(name, 0)]
             assert time.monotonic() < deadline, f"not served: {late}; {self.seen.failures[:5]}"
             await asyncio.sleep(0.02)
+
+    async def at_home(self, homes: dict[str, int]) -> None:
+        """Wait until each user is served in his slot of *homes*, and everybody was served since."""
+        deadline = time.monotonic() + PATIENCE_S
+        while late := {user: slot for user, slot in self._where.items() if slot != homes[user]}:
+            assert time.monotonic() < deadline, f"not at home: {late} of {homes}"
+            await asyncio.sleep(0.02)
+        await self.served()
 
     async def _again(self, live: Callable[[str, str], Coroutine[Any, Any, None]], name: str, user: str) -> None:
         """Live as that client over and over, whatever happens."""
@@ -186,7 +197,10 @@ class Public:
             except asyncio.IncompleteReadError as error:
                 raise _Lost(f"end after {error.partial!r}") from None
         self._check(name, user, head.startswith("http/1.1 200 "), head)
-        self._check(name, user, f'"slot": {self.homes[user]},' in body, body)
+        if self.homes_may_change:
+            self._where[user] = int(json.loads(body)["slot"])
+        else:
+            self._check(name, user, f'"slot": {self.homes[user]},' in body, body)
         self.seen.served += 1
         self._progress[name] += 1
         closes = "\r\nconnection: close\r\n" in head

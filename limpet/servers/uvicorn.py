@@ -148,7 +148,11 @@ class SeatedServer(uvicorn.Server):
             now = self._loop.time()
             for connection in self._http_connections():
                 connection.expire(now)
+                if self._seat.home.has_changed:
+                    connection.go_home()
             self._seat.mover.sweep(now)
+            for slot in self._seat.mover.missing():
+                self._seat.link.send({"news": "missing", "slot": slot})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _TICK_S)
 
@@ -343,6 +347,8 @@ class SeatedServer(uvicorn.Server):
                 self._wake.set()
             elif command["do"] == "accept":
                 self._begin_to_take()
+            elif command["do"] == "slot":
+                self._seat.mover.reach(command["slot"], command["fds"])
             elif command["do"] == "workers":
                 self._seat.home.follow(command)
                 self._seat.mover.alive(command["alive"], command["newest"], self._loop.time())

@@ -220,11 +220,21 @@ class Seated(asyncio.Protocol):
         self.loop.call_later(LINGER_S, self.transport.close)
 
     def hand_on(self) -> None:
-        """Give the connection to the slot's next worker if it is idle: that loses nothing, as closing it would."""
+        """Give the connection to the slot's next worker if it is idle: that loses nothing, as closing it would.
+
+        Unless the slot is no more, or the client's home is another by now.
+        """
         if not self.transport.is_closing() and not self.transport.get_write_buffer_size() and self.is_idle():
             silent = self.cycle is None and not self._came_idle
-            if self._give_away(self.seat.home.slot, silent=silent):
+            peer = self.seat.home.peer(self.transport.get_extra_info("peername"), self.listener)
+            if self._give_away(self.seat.home.heir(peer), silent=silent):
                 self.transport.abort()  # closes the descriptor, and no more than that
+
+    def go_home(self) -> None:
+        """Give the connection to its home if that is elsewhere since the table has changed, and it is idle."""
+        peer = self.seat.home.peer(self.transport.get_extra_info("peername"), self.listener)
+        if self.seat.home.heir(peer) != self.seat.home.slot:
+            self.hand_on()
 
     def _give_away(self, slot: int, *, silent: bool) -> bool:
         return self.seat.mover.give(self, None, slot, b"", self.loop.time(), keyed=False, silent=silent)

@@ -1,0 +1,61 @@
+"""Scaling while the server goes on, on both backends: few clients move, nobody fails, and all come home again."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+
+from tests.harness import Limpet, limpet_command, wait_until
+from tests.public import Public, finished
+
+CHAINS = {"kernel": "ip", "dispatcher": "header:x-user"}
+
+
+def scale(server: Limpet, slots: int) -> None:
+    """Scale *server* and wait until that is done."""
+    change = finished(server, server.ask(command="scale", slots=slots)["change"])
+    assert change["state"] == "done", change
+
+
+@pytest.mark.parametrize("backend", ["kernel", "dispatcher"])
+def test_clients_are_at_home_and_nobody_fails_while_slots_come_and_go(backend: str) -> None:
+    """4 -> 2 -> 4: who must move does, between two requests; afterwards everybody is where he was."""
+    arguments = ["--by", CHAINS[backend], "--backend", backend, "--websocket-spread", "0.2"]
+    with Limpet("tests.apps:echo", "--workers", "2", *arguments) as server:
+        public = Public(server, by_address=backend == "kernel", clients=24, sockets=0, pools=2)
+        names = list(public.homes)
+        two = {name: entry["slot"] for name, entry in zip(names, server.where(*names), strict=True)}
+        public.homes_may_change = True
+
+        async def both() -> None:
+            async with public.present():
+                await asyncio.to_thread(scale, server, 4)
+                four = await asyncio.to_thread(server.where, *names)
+                moved = [name for name, entry in zip(names, four, strict=True) if entry["slot"] != two[name]]
+                assert 0 < len(moved) < len(names)
+                assert {entry["slot"] for name, entry in zip(names, four, strict=True) if name in moved} <= {2, 3}
+                await public.at_home({name: entry["slot"] for name, entry in zip(names, four, strict=True)})
+                await asyncio.to_thread(scale, server, 2)
+                assert len((await asyncio.to_thread(server.status))["slots"]) == 2
+                await public.at_home(two)
+                await asyncio.to_thread(scale, server, 4)
+                await public.at_home({name: entry["slot"] for name, entry in zip(names, four, strict=True)})
+
+        asyncio.run(both())
+        assert public.seen.failures == []
+
+
+def test_commands_and_signals_scale() -> None:
+    """By hand, by a script, or by one that only knows signals."""
+    with Limpet("tests.apps:echo", "--workers", "1", "--by", "ip") as server:
+        assert limpet_command("scale", "2", "--control", server.control).returncode == 0
+        assert [slot["state"] for slot in server.status()["slots"]] == ["ready"] * 2
+        server.signal(signal.SIGTTIN)
+        wait_until(lambda: "scaling to 3 done" in server.log, "there is one more")
+        server.signal(signal.SIGTTOU)
+        wait_until(lambda: server.log.count("scaling to 2 done") == 2, "there is one less")
+        refused = limpet_command("scale", "0", "--control", server.control)
+        assert refused.returncode == 5
+        assert "is not a number of workers" in refused.stderr
