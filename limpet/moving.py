@@ -24,8 +24,6 @@ An idle connection may be given away for good, as at the end of a worker: then w
 from __future__ import annotations
 
 import array
-import contextlib
-import errno
 import os
 import socket
 import struct
@@ -36,6 +34,7 @@ from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from limpet.baton import Baton, Batons, Verdict
+from limpet.passing import FULL, read_file, send, shut_down, write_file
 from limpet.scoreboard import Row
 
 # kind, listener, slot and serial number of the sender, place + 1 or 0, epoch, slots that had it
@@ -56,7 +55,6 @@ _MOST_TOLD: Final = 64  # slots for which it travels along that they had the con
 _INLINE_BYTES: Final = 60_000  # of leftover in the message itself; more travels in a memory file
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(2 * _DESCRIPTOR_BYTES)
-_FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.EPIPE})
 TAKES_PER_TURN: Final = 32  # messages, so that connections already here do not wait behind a storm
 
 
@@ -160,7 +158,7 @@ class Mover:
         if baton is not None:
             self._batons.send(baton, now)
         if baton is not None and copy.had_by >> slot & self._may_be_light and len(leftover) <= _INLINE_BYTES:
-            sent = _send(self._sending[slot], self._head(_LIGHT, copy, baton), leftover)
+            sent = send(self._sending[slot], self._head(_LIGHT, copy, baton), leftover)
         else:
             sent = self._send_whole(slot, copy, baton, leftover)
         if not sent:
@@ -242,7 +240,7 @@ class Mover:
         if kind & _UNDECIDED or baton is None or kind < _LIGHT:
             fds = array.array("i", ancillary[0][2])
             if kind & _KIND == _IN_FILE:
-                leftover = _read_file(fds[1])
+                leftover = read_file(fds[1])
             state = not kind & _UNDECIDED, not kind & _UNDECIDED or bool(kind & _KEYED), bool(kind & _SILENT)
             self._take_whole(fds[0], leftover, listener, baton, had_by, state, adopt)
         elif kind == _LIGHT:
@@ -251,7 +249,7 @@ class Mover:
                 self._hand_to(copy, baton, leftover, had_by)
             else:
                 head = _MESSAGE.pack(_BACK, listener, self._slot, sender, place, epoch, had_by)
-                self._insist(partial(_send, self._sending[slot], head, leftover))
+                self._insist(partial(send, self._sending[slot], head, leftover))
         elif kind == _KEPT:
             self._keep(baton, _Kept(array.array("i", ancillary[0][2])[0], listener, had_by))
         else:
@@ -369,11 +367,11 @@ class Mover:
         for baton, copy in list(self._copies.items()):
             if self._batons.is_sent(baton):
                 head = self._head(_KEPT, copy, baton)
-                if _send(self._sending[self._slot], head, b"", copy.fd):
+                if send(self._sending[self._slot], head, b"", copy.fd):
                     del self._copies[baton]
                     copy.drop(Verdict.FORGET)
         for baton, kept in self._kept.items():
-            _send(self._sending[self._slot], self._head(_KEPT, kept, baton), b"", kept.fd)
+            send(self._sending[self._slot], self._head(_KEPT, kept, baton), b"", kept.fd)
 
     def _keep(self, baton: Baton, kept: _Kept) -> None:
         """Keep what a predecessor has left until its message was taken, which may have come back already."""
@@ -413,52 +411,14 @@ class Mover:
     def _send_whole(self, slot: int, copy: Connection, baton: Baton | None, leftover: bytes, flags: int = 0) -> bool:
         """Send the connection with its descriptor; return whether there was room."""
         if len(leftover) <= _INLINE_BYTES:
-            return _send(self._sending[slot], self._head(_WHOLE | flags, copy, baton), leftover, copy.fd)
+            return send(self._sending[slot], self._head(_WHOLE | flags, copy, baton), leftover, copy.fd)
         try:
-            file = _write_file(leftover)
+            file = write_file(leftover)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 return False
             raise
         try:
-            return _send(self._sending[slot], self._head(_IN_FILE | flags, copy, baton), b"", copy.fd, file)
+            return send(self._sending[slot], self._head(_IN_FILE | flags, copy, baton), b"", copy.fd, file)
         finally:
             os.close(file)
-
-
-def _send(channel: socket.socket | None, head: bytes, leftover: bytes, *fds: int) -> bool:
-    """Send one message; return False when there is no room for it now."""
-    if channel is None:
-        return False
-    try:
-        if fds:
-            rights = ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),)
-            channel.sendmsg((head, leftover), rights, socket.MSG_NOSIGNAL)
-        else:
-            channel.send(head + leftover, socket.MSG_NOSIGNAL)
-    except OSError as error:
-        if error.errno in _FULL:
-            return False
-        raise
-    return True
-
-
-def shut_down(fd: int, last: bytes = b"") -> None:
-    """Send *last* and FIN, and let nobody read or write any more, whatever other descriptors are open."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
-        with contextlib.suppress(OSError):  # a client that does not read needs no answer
-            connection.send(last, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-def _write_file(data: bytes) -> int:
-    fd = os.memfd_create("limpet-leftover", os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    return fd
-
-
-def _read_file(fd: int) -> bytes:
-    with open(fd, "rb") as file:
-        file.seek(0)
-        return file.read()

@@ -21,7 +21,8 @@ from typing import Any, Final
 from limpet.baton import Baton, Verdict
 from limpet.handoff import Handoff
 from limpet.head import BadHead, HeadParser
-from limpet.moving import Arrived, shut_down
+from limpet.moving import Arrived
+from limpet.passing import shut_down
 from limpet.refusal import answer
 from limpet.request import Peer, UnparsedRequest
 from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, pass_on

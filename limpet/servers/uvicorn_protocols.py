@@ -29,7 +29,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from limpet.handoff import Handoff
-from limpet.moving import Arrived, shut_down
+from limpet.moving import Arrived
+from limpet.passing import shut_down
 from limpet.refusal import LINGER_S, answer
 from limpet.servers.corked import SENT, Corked, Turn
 from limpet.worker import Seat

@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from limpet.baton import CELLS_PER_WORKER, Baton, Batons, Verdict
 from limpet.handoff import Channel
-from limpet.moving import Arrived, Mover, shut_down
+from limpet.moving import Arrived, Mover
+from limpet.passing import shut_down
 from limpet.scoreboard import WORKER_CELLS, Row
 
 SLOTS = 3

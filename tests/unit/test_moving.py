@@ -13,7 +13,8 @@ import pytest
 
 from limpet.baton import Batons, Verdict
 from limpet.handoff import Channel
-from limpet.moving import Arrived, Mover, shut_down
+from limpet.moving import Arrived, Mover
+from limpet.passing import shut_down
 from limpet.scoreboard import WORKER_CELLS, Row
 
 PATIENCE_S = 30.0
