@@ -13,13 +13,16 @@ calls `go_on` in each turn; what a table is belongs to buckets.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from typing import TYPE_CHECKING
+import signal
+from typing import TYPE_CHECKING, Final
 
 from limpet.buckets import MAX_SLOTS
 from limpet.errors import ControlError, LimpetError, reason
 from limpet.lifecycle import Event, State
+from limpet.link import Message
 from limpet.process import Child
 from limpet.roll import Change
 from limpet.servers import kind
@@ -28,6 +31,7 @@ from limpet.slot import Member
 if TYPE_CHECKING:
     from limpet.supervisor import Supervisor
 
+SCALING: Final = (signal.SIGTTIN, signal.SIGTTOU)
 log = logging.getLogger("limpet")
 
 
@@ -44,6 +48,11 @@ class Scaling:
     def slots(self) -> int:
         """How many slots are in the table."""
         return self._server.router.slots
+
+    def obey(self, number: int) -> None:
+        """Have one slot more or less, as the signal *number* says; while the server starts or scales it does not."""
+        with contextlib.suppress(LimpetError):
+            self.request(self.slots + (1 if number == signal.SIGTTIN else -1))
 
     def request(self, slots: object) -> Change:
         """Begin to have *slots* slots. Raises ControlError."""
@@ -112,6 +121,22 @@ class Scaling:
         self._tell_slots()
         server.tell_workers()
         server.backend.follow(server.router.owners)
+
+    def news(self, up: list[bool]) -> Message:
+        """Return what all children are told of the workers; *up* says of each slot whether its clients go there."""
+        server, count = self._server, self.slots
+        ready = [slot.child if slot.life.state.serves else None for slot in server.slots]
+        refuses = server.settings.on_down == "refuse"
+        return {
+            "do": "workers",
+            "slots": count,
+            "up": up[:count],
+            "held": [slot.number for slot in server.slots if slot.is_held],
+            "refused": [number for number, child in enumerate(ready) if refuses and not child],
+            "rows": [child and child.row for child in ready[:count]],
+            "alive": [child.serial for slot in server.slots for child in slot.children],
+            "newest": server.estate.newest_serial,
+        }
 
     def _tell_slots(self) -> None:
         """Pass the channels of new slots on to who was there before them."""

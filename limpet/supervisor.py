@@ -37,7 +37,7 @@ from limpet.process import Child
 from limpet.roll import Change
 from limpet.rolling import Rolling
 from limpet.router import Router
-from limpet.scaling import Scaling
+from limpet.scaling import SCALING, Scaling
 from limpet.servers import kind
 from limpet.settings import Settings
 from limpet.slot import Member
@@ -47,13 +47,12 @@ from limpet.watch import Watcher
 _TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
 _LEAVE_S: Final = 1.0  # that a successor waits for its predecessor to leave the channels; one that hangs never does
 _HARD_STOP_S: Final = 2.0  # after the graceful timeout: for cancelled requests and the application's own shutdown
-_SCALING: Final = (signal.SIGTTIN, signal.SIGTTOU)
 _OBEYED: Final = (
+    *SCALING,
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGCHLD,
     signal.SIGHUP,
-    *_SCALING,
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
@@ -196,9 +195,8 @@ class Supervisor:
         elif number == signal.SIGUSR1:
             if logs.reopen():
                 log.info("the log file was opened anew")
-        elif number in _SCALING:
-            with contextlib.suppress(LimpetError):  # while it starts or scales it does not listen
-                self.scaling.request(self.router.slots + (1 if number == signal.SIGTTIN else -1))
+        elif number in SCALING:
+            self.scaling.obey(number)
         elif number == signal.SIGHUP:
             with contextlib.suppress(LimpetError):  # it says so in the log
                 self.reload()
@@ -396,22 +394,11 @@ class Supervisor:
 
     def tell_workers(self) -> None:
         """Tell everybody which workers live, and which row of the scoreboard belongs to the one in each slot."""
-        ready = [slot.child if slot.life.state.serves else None for slot in self.slots]
         up = [slot.is_up(self.settings, time.monotonic()) for slot in self.slots]
         if self.router.follow(up[: self.router.slots]) and self.serving and not self.stopping:
             self.backend.follow(self.router.owners)
         self._told_up = up
-        refuses = self.settings.on_down == "refuse"
-        message = {
-            "do": "workers",
-            "slots": self.router.slots,
-            "up": up[: self.router.slots],
-            "held": [slot.number for slot in self.slots if slot.is_held],
-            "refused": [slot.number for slot, child in zip(self.slots, ready, strict=True) if refuses and not child],
-            "rows": [child and child.row for child in ready[: self.router.slots]],
-            "alive": [child.serial for slot in self.slots for child in slot.children],
-            "newest": self.estate.newest_serial,
-        }
+        message = self.scaling.news(up)
         for member in self.members():
             for child in member.children:
                 child.link.send(message)
