@@ -125,6 +125,10 @@ class Handle:
         """
         self._change({"command": "reload"})
 
+    def scale(self, workers: int) -> None:
+        """Go over to so many workers, and return when that is done. Raises AppError if a new one does not start."""
+        self._change({"command": "scale", "slots": workers})
+
     def close(self, wait_for_connections: bool = False, timeout: float | None = None) -> None:
         """Stop the server; return when its last process has ended.
 

@@ -124,6 +124,18 @@ def test_reload_gives_each_slot_a_new_worker_or_says_why_not(
         assert get(handle.address)["slot"] in (0, 1)
 
 
+def test_scale_changes_the_number_of_workers(listen: Callable[..., limpet.Handle]) -> None:
+    """A program that knows its load need not start anew, and most clients stay where they are."""
+    with listen(by="header:x-user") as handle:
+        users = [f"user-{number}" for number in range(30)]
+        before = [entry["slot"] for entry in handle.where(*users)]
+        handle.scale(3)
+        after = [entry["slot"] for entry in handle.where(*users)]
+        assert all(new in (old, 2) for old, new in zip(before, after, strict=True))
+        handle.scale(2)
+        assert [entry["slot"] for entry in handle.where(*users)] == before
+
+
 def test_handle_can_be_closed_from_anywhere_and_again(listen: Callable[..., limpet.Handle]) -> None:
     """Two parts of a program may both think that they are the last: neither is wrong, and both wait for the end."""
     ended: list[str] = []
