@@ -49,6 +49,11 @@ class Scaling:
         """How many slots are in the table."""
         return self._server.router.slots
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the number of slots is being changed."""
+        return self._change is not None
+
     def obey(self, number: int) -> None:
         """Have one slot more or less, as the signal *number* says; while the server starts or scales it does not."""
         with contextlib.suppress(LimpetError):

@@ -91,7 +91,8 @@ class Upgrade:
         if self._is_due and self._server.stopping:
             self._is_due = False
             self._refuse("the server stops")
-        if self._is_due and not recorded and self._server.rolling.changes.current is None:
+        is_changing = self._server.rolling.changes.current is not None or self._server.scaling.is_under_way
+        if self._is_due and not recorded and not is_changing:
             self._replace(recorded)
 
     def _why_not(self) -> str | None:

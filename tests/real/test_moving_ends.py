@@ -296,6 +296,7 @@ def test_request_under_way_from_a_worker_that_leaves_is_served() -> None:
             server.wait_ready(0, other_than=leaving)
 
         asked.check(wire.reply(), home)
+        wait_until(lambda: leaving not in server.processes(), "it has left")  # until then its responses say `close`
         for user in inhabitants(home).values():
             perform(wire, [get(user, "/after")], home)
 

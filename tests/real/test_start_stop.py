@@ -250,9 +250,9 @@ def test_signal_to_all_processes_at_once_drops_no_request(gate: Path, note: Path
         wait_until(lambda: server.status()["dispatchers"][0]["pending"] == 1, "half of the head has come")
         freeze(dispatcher)
         accepted = [crowd.call(key) for key in KEYS]  # by the kernel: they are in the backlog
+        idle = [entry["pid"] for entry in server.status()["slots"] if entry["slot"] != home.slot]
         for pid in server.processes():
             os.kill(pid, signal.SIGTERM)
-        idle = [entry["pid"] for entry in server.status()["slots"] if entry["slot"] != home.slot]
         wait_until(lambda: not server.processes() & set(idle), "the workers without a request have drained")
         os.kill(dispatcher, signal.SIGCONT)
         half.send(b"\r\n\r\n")
@@ -457,6 +457,7 @@ def test_worker_that_an_operator_terminates_is_bound_by_the_graceful_timeout(gat
         wire, home = crowd.in_flight(KEYS[0])
         os.kill(home.pid, signal.SIGTERM)
         server.wait_ready(home.slot, other_than=home.pid)
+        wait_until(lambda: home.pid not in server.processes(), "its time is over")
         gate.touch()
 
         assert wire.rest() == b""
