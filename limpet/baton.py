@@ -69,6 +69,7 @@ class Batons:
 
     def __init__(self, cells: memoryview[int] | list[int], segment: range, serial: int, patience_s: float) -> None:
         self._cells = cells
+        self.places = len(cells)
         self._segment = segment
         self.serial = serial
         self._patience_ms = int(patience_s * 1000)

@@ -199,7 +199,7 @@ class Receiver:
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size])
-        if len(message) != SIZE or len(fds) != 1 or flags & socket.MSG_CTRUNC:
+        if len(message) != SIZE or len(fds) != 1 or flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
             for fd in fds:
                 os.close(fd)
             raise RuntimeError(f"not a hand-over: {len(message)} bytes with {len(fds)} descriptors, {flags=}")

@@ -51,6 +51,14 @@ _UNDECIDED: Final = (
 _KEYED: Final = 8  # it has carried a key
 _SILENT: Final = 16  # it has carried no request at all
 _KEPT: Final = 32  # to the sender's own slot: the descriptor of a connection under way, from a worker that leaves
+_NUMBERS: Final = {  # kinds there are, with how many descriptors come along
+    **{
+        kind | flags: 1 + (kind == _IN_FILE)
+        for kind in (_WHOLE, _IN_FILE)
+        for flags in (0, *(_UNDECIDED | keyed | silent for keyed in (0, _KEYED) for silent in (0, _SILENT)))
+    },
+    **{_LIGHT: 0, _BACK: 0, _KEPT: 1},
+}
 _MOST_TOLD: Final = 64  # slots for which it travels along that they had the connection; to others it goes whole
 _INLINE_BYTES: Final = 60_000  # of leftover in the message itself; more travels in a memory file
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
@@ -58,6 +66,7 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(2 * _DESCRIPTOR_BYTES)
 TAKES_PER_TURN: Final = 32  # messages, so that connections already here do not wait behind a storm
 
 
+_NO_NUMBERS: Final = array.array("i")
 _new_baton: Final = partial(tuple.__new__, Baton)  # skips the Python function that `Baton()` is: once for each move
 
 
@@ -222,7 +231,8 @@ class Mover:
         """Take the next message; return False when none waits. A connection without a copy here goes to *adopt*.
 
         *sure* says that nothing but this ran since the last call, so that a descriptor number is free still. Raises
-        OSError with EMFILE when this process has none: the message then stays. Blocks never.
+        OSError with EMFILE when this process has none: the message then stays; RuntimeError for what is no message,
+        which is gone then. Blocks never.
         """
         if not (sure and self._sure):
             self._ensure_free_numbers()
@@ -234,11 +244,16 @@ class Mover:
             return False
         data = self._buffers[0]
         kind, listener, slot, sender, place, epoch, had_by = _MESSAGE.unpack_from(data)
+        fds = array.array("i", ancillary[0][2]) if ancillary else _NO_NUMBERS
+        is_message = size >= _MESSAGE.size and _NUMBERS.get(kind) == len(fds) and place <= self._batons.places
+        if not is_message or (place == 0 and kind in (_LIGHT, _BACK, _KEPT)):
+            for fd in fds:
+                os.close(fd)
+            raise RuntimeError(f"not a move: {size} bytes with {len(fds)} descriptors, {kind=}, {place=}")
         leftover = bytes(data[_MESSAGE.size : size])
         baton = _new_baton((place - 1, epoch)) if place else None
         self._sure = True
         if kind & _UNDECIDED or baton is None or kind < _LIGHT:
-            fds = array.array("i", ancillary[0][2])
             if kind & _KIND == _IN_FILE:
                 leftover = read_file(fds[1])
             state = not kind & _UNDECIDED, not kind & _UNDECIDED or bool(kind & _KEYED), bool(kind & _SILENT)
@@ -249,9 +264,9 @@ class Mover:
                 self._hand_to(copy, baton, leftover, had_by)
             else:
                 head = _MESSAGE.pack(_BACK, listener, self._slot, sender, place, epoch, had_by)
-                self._insist(partial(send, self._sending[slot], head, leftover))
+                self._insist(lambda: send(self._channel(slot), head, leftover))
         elif kind == _KEPT:
-            self._keep(baton, _Kept(array.array("i", ancillary[0][2])[0], listener, had_by))
+            self._keep(baton, _Kept(fds[0], listener, had_by))
         else:
             self._insist(partial(self._send_again, _Back(slot, sender, baton, leftover)))
         return True
@@ -403,6 +418,10 @@ class Mover:
         if not send():
             self._unsent.append(send)
 
+    def _channel(self, slot: int) -> socket.socket | None:
+        """Return the sending end to *slot*, None while it is not known: the slot may be newer than the last news."""
+        return self._sending[slot] if slot < len(self._sending) else None
+
     def _head(self, kind: int, copy: Connection, baton: Baton | None) -> bytes:
         place, epoch = (0, 0) if baton is None else (baton.place + 1, baton.epoch)
         had_by = copy.had_by | self._bit
@@ -411,7 +430,7 @@ class Mover:
     def _send_whole(self, slot: int, copy: Connection, baton: Baton | None, leftover: bytes, flags: int = 0) -> bool:
         """Send the connection with its descriptor; return whether there was room."""
         if len(leftover) <= _INLINE_BYTES:
-            return send(self._sending[slot], self._head(_WHOLE | flags, copy, baton), leftover, copy.fd)
+            return send(self._channel(slot), self._head(_WHOLE | flags, copy, baton), leftover, copy.fd)
         try:
             file = write_file(leftover)
         except OSError as error:
@@ -419,6 +438,6 @@ class Mover:
                 return False
             raise
         try:
-            return send(self._sending[slot], self._head(_IN_FILE | flags, copy, baton), b"", copy.fd, file)
+            return send(self._channel(slot), self._head(_IN_FILE | flags, copy, baton), b"", copy.fd, file)
         finally:
             os.close(file)

@@ -174,6 +174,24 @@ def test_message_without_descriptor_is_sent_again_with_it(two: Two) -> None:
     assert copy.dropped == []
 
 
+def test_message_comes_back_to_a_slot_that_was_not_known_yet(two: Two) -> None:
+    """A slot that is new may send before all have heard of it; a request that nobody sends back is lost."""
+    two.movers[1]._sending.clear()
+    copy = Paused(two.server, had_by=0b10)
+    two.movers[0].pass_on(copy, None, 1, b"request", 0.0)
+    assert two.take(1)
+    assert not two.take(0)
+    for slot in (0, 1):
+        two.movers[1].reach(slot, [os.dup(two.channels[slot].sending.fileno())])
+    two.movers[1].sweep(0.0)
+    assert two.take(0)
+    assert two.take(1)
+    assert two.arrived[0].leftover == b"request"
+    for sending in two.movers[1]._sending:
+        assert sending is not None
+        sending.close()
+
+
 def test_copy_stays_while_its_message_is_under_way(two: Two) -> None:
     """The message may come back for the descriptor, and there might be no other."""
     copies = [Paused(two.server, had_by=0b10) for _ in range(5)]
