@@ -66,6 +66,7 @@ def pack(server: Supervisor) -> Packed:
         "backend": server.backend.name,
         "listeners": [[_pack_listener(member) for member in members] for members in server.backend.listeners()],
         "control": server.control.pack(),
+        "admin": server.beside.admin.listener and _pack_listener(server.beside.admin.listener),
         "board": estate.board.fd,
         "channels": [channel.fds for channel in estate.channels],
         "moves": [channel.fds for channel in estate.moves],
@@ -97,6 +98,8 @@ def descriptors(state: Packed) -> Iterator[int]:
     yield state["board"]
     yield state["control"]["fd"]
     yield from (caller["fd"] for caller in state["control"]["callers"])
+    if admin := state.get("admin"):
+        yield admin["fd"]
     for pair in (*state["channels"], *state["moves"]):
         yield from pair
     for members in state["listeners"]:
@@ -144,6 +147,11 @@ def settled(wanted: Settings, state: Packed) -> tuple[Settings, list[str]]:
 def listeners(state: Packed) -> list[list[Listener]]:
     """Return the listeners of each bind."""
     return [[_unpack_listener(each) for each in members] for members in state["listeners"]]
+
+
+def admin(state: Packed) -> Listener | None:
+    """Return the listener of the admin process, if there is one."""
+    return _unpack_listener(state["admin"]) if state.get("admin") else None
 
 
 def estate(settings: Settings, secret: bytes, chosen: backend.Backend, state: Packed) -> Estate:

@@ -33,6 +33,11 @@ def _answer(server: Supervisor, request: Message) -> Message:
     match request.get("command"):
         case "status":
             return report.status(server)
+        case "figures":
+            return report.figures(server)
+        case "events":
+            after = request.get("after")
+            return {"events": server.beside.events.after(after if isinstance(after, int) else 0)}
         case "where":
             return report.where(server, request)
         case "stop":

@@ -23,6 +23,7 @@ import os
 import socket
 import struct
 import termios
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -165,8 +166,9 @@ class Outbox:
 class Receiver:
     """The worker's end of its slot's channel."""
 
-    def __init__(self, receiving: socket.socket, sending: socket.socket | None = None) -> None:
-        """*sending*, the channel's other end, is for `probe` alone."""
+    def __init__(self, receiving: socket.socket, sending: socket.socket | None = None, row: Row | None = None) -> None:
+        """*sending*, the channel's other end, is for `probe` alone. How long connections waited is counted in *row*."""
+        self._row = row
         self._socket = receiving
         self._channel = Channel(sending or receiving, receiving)
         self.queued = self._channel.queued
@@ -189,6 +191,8 @@ class Receiver:
         while True:
             connection, handoff = self._receive()
             if handoff.listener != _PROBE.listener:
+                if self._row is not None:
+                    self._row.observe("handoff_0", time.monotonic_ns() - handoff.accepted_ns)
                 return connection, handoff
             connection.close()
 

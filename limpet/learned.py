@@ -35,6 +35,7 @@ WAYS: Final = 16  # entries of a slot in a row; with a quarter of them in use a 
 _HEADER: Final = 512  # cells: whether anything was ever learned, then the number of entries of each slot
 _OF_SLOT: Final = 2 * WAYS  # cells of one slot in a row
 _OF_ROW: Final = MAX_SLOTS * _OF_SLOT
+CAPACITY: Final = ROWS * WAYS  # entries of each slot
 CELLS: Final = _HEADER + ROWS * _OF_ROW  # 64 MiB of addresses
 _CELL_BYTES: Final = 8
 _NEEDLE: Final = struct.Struct("=Q")

@@ -14,14 +14,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shlex
 import sys
 import time
-from typing import Final
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final
 
 from limpet.errors import SettingsError, reason
 
 _HOUR_S: Final = 3600.0
+_SUBJECT: Final = re.compile(r"(worker|dispatcher) (\d+)(?: \(pid (\d+)\))?")
+_FILLED_IN: Final = re.compile(r"%[-+ 0#]*\d*(?:\.\d+)?[a-z]")
 
 
 def configure(level: str, path: str | None) -> None:
@@ -36,6 +41,34 @@ def configure(level: str, path: str | None) -> None:
     logging.getLogger("limpet").setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error"):  # the latter's own level: with none it would trace every connection
         logging.getLogger(name).setLevel("DEBUG" if level.upper() == "DEBUG" else "WARNING")
+
+
+def fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return *record* as values with stable names: timestamp, level, event, message, and what the message names."""
+    message, _, hint = record.getMessage().removesuffix(")").partition(" (hint: ")
+    message = message if hint else record.getMessage()
+    found: dict[str, Any] = {
+        "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "level": record.levelname.lower(),
+        "event": _event(str(record.msg)),
+        "message": message,
+    }
+    if hint:
+        found["hint"] = hint
+    if subject := _SUBJECT.match(message):
+        found["slot" if subject[1] == "worker" else "dispatcher"] = int(subject[2])
+        if subject[3]:
+            found["pid"] = int(subject[3])
+    if record.exc_info:
+        found["traceback"] = logging.Formatter().formatException(record.exc_info)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _event(template: str) -> str:
+    """Return a name for the log lines made from *template*: its words, without what is filled in."""
+    words = _FILLED_IN.sub(" ", template.partition(" (hint: ")[0])
+    return "_".join(re.findall(r"[a-z]+", words.lower()))
 
 
 class LogFile(logging.Handler):

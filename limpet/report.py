@@ -1,7 +1,7 @@
-"""What a running server says of itself: the answers to `limpet status` and `limpet where`.
+"""What a running server says of itself: the answers to `limpet status` and `limpet where`, and its figures.
 
 Owns the shapes of these answers, a contract: keys may be added, never renamed. Reads the supervisor's state and the
-scoreboard; changes nothing.
+scoreboard; changes nothing. Figures are called as they are declared, in scoreboard.py and figures.py.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from limpet import __version__
+from limpet import __version__, health
 from limpet.errors import SettingsError
+from limpet.figures import Kind
+from limpet.learned import CAPACITY
 from limpet.lifecycle import State
-from limpet.scoreboard import Row, Scoreboard
+from limpet.scoreboard import MAX_WORKERS, Row, Scoreboard
 
 if TYPE_CHECKING:
+    from limpet.slot import Member
     from limpet.supervisor import Supervisor
-
-_STATES_OF_NOW = frozenset({"connections", "pending", "copies", "busy_since_ns", "asking_since_ns", "beat_ns"})
 
 
 class Past:
@@ -35,12 +36,12 @@ class Past:
 
     def add_worker(self, slot: int, row: Row) -> None:
         """Take over the figures of a dead worker of *slot*, and clear its row for the next."""
-        self.slots[slot].update(_totals(row))
+        self.slots[slot].update(row.of_kind(Kind.TOTAL, Kind.PART))
         row.clear()
 
     def add_dispatcher(self, board: Scoreboard, index: int) -> None:
         """Take over the figures of a dead dispatcher, and clear what it had in hand."""
-        self.dispatchers.update(_totals(board.dispatcher(index)))
+        self.dispatchers.update(board.dispatcher(index).of_kind(Kind.TOTAL, Kind.PART))
         board.dispatcher(index).clear()
         for slot in range(len(self.slots)):
             board.waiting(index, slot).set("waiting", 0)
@@ -48,38 +49,33 @@ class Past:
 
 def status(server: Supervisor) -> dict[str, Any]:
     """Return the answer to `limpet status`."""
-    slots = [
-        _slot(server, member.number)
-        for member in server.slots
-        if member.number < server.router.slots or member.children or member.life.state is not State.STOPPED
-    ]
-    totals = sum((Counter(past) for past in server.estate.past.slots), Counter()) + Counter(
-        server.estate.past.dispatchers
-    )
+    slots = [_slot(server, member) for member in _shown(server)]
+    counted = Counter(_of_dispatchers(server)) + Counter(server.estate.board.supervisor().of_kind(Kind.TOTAL))
     for member in server.slots:
-        for child in member.children:
-            totals.update(_totals(server.estate.board.worker(child.row)))
-    dispatchers = []
-    for member in server.dispatchers:
-        row = server.estate.board.dispatcher(member.number)
-        totals.update(_totals(row))
-        pid = member.child.pid if member.child else None
-        dispatchers.append({"pid": pid, "state": member.word, "pending": row["pending"]})
-    totals.update(_totals(server.estate.board.supervisor()))
+        counted.update(_of_slot(server, member))
     rows = (server.estate.board.worker(0), server.estate.board.dispatcher(0), server.estate.board.supervisor())
-    names = [name for row in rows for name in _totals(row)]
+    names = [name for row in rows for name in row.of_kind(Kind.TOTAL)]
+    dispatchers = [
+        {
+            "pid": member.child.pid if member.child else None,
+            "state": member.word,
+            "pending": server.estate.board.dispatcher(member.number)["pending"],
+        }
+        for member in server.dispatchers
+    ]
     return {
         "pid": os.getpid(),
         "version": __version__,
         "app": server.settings.app,
         "backend": server.backend.name,
         "binds": server.backend.urls,
+        "admin": server.beside.admin.url,
         "by": server.router.chain.spec,
         "slots": slots,
         "dispatchers": dispatchers,
         "change": server.rolling.changes.summary(),
         "upgrades": {"done": server.upgrade.done, "refused": server.upgrade.refusal},
-        "totals": {"connections": sum(_connections(slot) for slot in slots), **{name: totals[name] for name in names}},
+        "totals": {"connections": sum(_connections(slot) for slot in slots), **{name: counted[name] for name in names}},
     }
 
 
@@ -111,15 +107,99 @@ def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
     return {"keys": answers}
 
 
-def _slot(server: Supervisor, number: int) -> dict[str, Any]:
+def figures(server: Supervisor) -> dict[str, Any]:
+    """Return all figures: of the server, of each slot with what is used of its tables, and of the dispatchers."""
+    now, board, settings = time.monotonic(), server.estate.board, server.settings
+    pending = sum(board.dispatcher(member.number)["pending"] for member in server.dispatchers)
+    return {
+        "server": {
+            "serving": int(server.serving),
+            "stopping": int(server.stopping),
+            "slots": server.router.slots,
+            "upgrades": server.upgrade.done,
+            "uptime_s": now - server.beside.began_at,
+            **board.supervisor().of_kind(Kind.TOTAL),
+        },
+        "slots": [_figures_of(server, member, now) for member in _shown(server)],
+        "dispatchers": {**_of_dispatchers(server), "pending": pending},
+        "tables": {
+            "pending": (pending, settings.max_pending * len(server.dispatchers)),
+            "workers": (MAX_WORKERS - len(server.estate.free_rows), MAX_WORKERS),
+        },
+    }
+
+
+def _figures_of(server: Supervisor, member: Member, now: float) -> dict[str, Any]:
+    """Return the figures of one slot, and what is used of its tables and may be."""
+    board, number, child = server.estate.board, member.number, member.child
+    held_back = _held_back(server, number)
+    in_charge = board.worker(child.row).of_kind(Kind.NOW, Kind.CLOCK) if child else {}
+    beat_ns = in_charge.get("beat_ns", 0)
+    rows = [board.worker(each.row) for each in member.children]
+    return {
+        "slot": number,
+        "state": member.word,
+        "pid": child.pid if child else None,
+        "figures": {
+            "up": int(member.life.state.serves),
+            "generation": child.generation if child else member.life.generation,
+            "queued": _queued(server, number),
+            "draining": len(member.predecessors),
+            **({"heartbeat_age_s": max(0.0, now - beat_ns / 1e9)} if beat_ns else {}),
+            "resident_bytes": health.memory(child.pid) if child else 0,
+            "cpu_s": health.cpu_ticks(child.pid) / os.sysconf("SC_CLK_TCK") if child else 0,
+            **_of_slot(server, member),
+            **{name: sum(row[name] for row in rows) for name in ("connections", "copies")},
+            "lag_ns": in_charge.get("lag_ns", 0),
+        },
+        "tables": {
+            "learned": (server.router.learned.size(number) if server.router.learned else 0, CAPACITY),
+            "copies": (in_charge.get("copies", 0), server.settings.max_copies),
+            "queue": (held_back, server.settings.queue * len(server.dispatchers)),
+        },
+    }
+
+
+def _shown(server: Supervisor) -> list[Member]:
+    """Return the slots that are in the table, or have processes still."""
+    return [
+        member
+        for member in server.slots
+        if member.number < server.router.slots or member.children or member.life.state is not State.STOPPED
+    ]
+
+
+def _of_slot(server: Supervisor, member: Member) -> Counter[str]:
+    """Return what all workers of a slot have counted."""
+    counted = Counter(server.estate.past.slots[member.number])
+    for child in member.children:
+        counted.update(server.estate.board.worker(child.row).of_kind(Kind.TOTAL, Kind.PART))
+    return counted
+
+
+def _of_dispatchers(server: Supervisor) -> Counter[str]:
+    """Return what all dispatchers have counted."""
+    counted = Counter(server.estate.past.dispatchers)
+    for member in server.dispatchers:
+        counted.update(server.estate.board.dispatcher(member.number).of_kind(Kind.TOTAL, Kind.PART))
+    return counted
+
+
+def _held_back(server: Supervisor, number: int) -> int:
+    """Return how many connections dispatchers hold since the channel of slot *number* is full."""
+    return sum(server.estate.board.waiting(index, number)["waiting"] for index in range(len(server.dispatchers)))
+
+
+def _queued(server: Supervisor, number: int) -> int:
+    """Return how many connections wait for the worker of slot *number*, wherever that is."""
+    return server.estate.channels[number].queued() + _held_back(server, number) + server.backend.queued(number)
+
+
+def _slot(server: Supervisor, member: Member) -> dict[str, Any]:
     """Return what to say of a slot: of the worker in charge, and what all its workers have counted."""
-    member, board = server.slots[number], server.estate.board
-    rows = [board.worker(child.row) for child in member.children]
-    counted = Counter(server.estate.past.slots[number])
-    for row in rows:
-        counted.update(_totals(row))
+    number, board = member.number, server.estate.board
+    counted = _of_slot(server, member)
     in_charge = board.worker(member.child.row).values() if member.child else {}
-    waiting = sum(board.waiting(index, number)["waiting"] for index in range(len(server.dispatchers)))
     return {
         "slot": number,
         "pid": member.child.pid if member.child else None,
@@ -132,7 +212,7 @@ def _slot(server: Supervisor, number: int) -> dict[str, Any]:
         "misrouted": counted["misrouted"],
         "copies": in_charge.get("copies", 0),
         "learned": learned.size(number) if (learned := server.router.learned) else 0,
-        "queued": server.estate.channels[number].queued() + waiting + server.backend.queued(number),
+        "queued": _queued(server, number),
         "crash_loop": member.life.is_crash_loop(time.monotonic()),
         "last_end": member.last_end,
         "starting": member.successor.pid if member.successor else None,
@@ -149,8 +229,3 @@ def _slot(server: Supervisor, number: int) -> dict[str, Any]:
 
 def _connections(slot: dict[str, Any]) -> int:
     return int(slot["connections"] + sum(child["connections"] for child in slot["draining"]))
-
-
-def _totals(row: Row) -> dict[str, int]:
-    """Return the cells of *row* that only ever grow."""
-    return {name: value for name, value in row.values().items() if name not in _STATES_OF_NOW}

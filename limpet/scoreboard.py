@@ -6,7 +6,7 @@ are for. The supervisor, dispatchers and workers write; `status` reads.
 1. Each cell has exactly one writer, the process the row was given to, so no lock is needed; a reader may be one
    store behind, never in the middle of one (an aligned 8-byte store is one instruction on every 64-bit machine).
 2. A row is given again only after the process that had it was reaped; its totals were added to the slot's before.
-3. A cell is declared once, below, with its meaning; everything that shows it derives from there.
+3. A cell is declared once, below, as a figure (figures.py); everything that shows it derives from there.
 
 4. A supervisor that replaces itself (upgrade.py) keeps the memory, and with it processes of another version. So a row
    has room for more cells than it has: `misfit` says whether two versions agree on those that both know.
@@ -19,56 +19,72 @@ from __future__ import annotations
 
 import mmap
 import os
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any, Final
 
 from limpet.baton import CELLS_PER_WORKER
 from limpet.buckets import MAX_SLOTS
+from limpet.figures import BOUNDS_NS, Figure, Kind, histogram
 from limpet.learned import CELLS as LEARNED_CELLS
 
-WORKER_CELLS: Final[Mapping[str, str]] = {
-    "received": "connections taken from the slot's channel or listeners",
-    "connections": "client connections the worker has now",
-    "requests": "requests answered, a websocket counting as one",
-    "head_timeouts": "connections whose request head did not arrive in time",
-    "returns": "requests passed on, since they belong to another slot",
-    "misrouted": "requests served here although they seem to belong elsewhere: another worker had sent them here",
-    "batons": "requests that came on a connection of which this worker had a copy",
-    "returns_refused": "requests refused: they belong to another slot, which could not take them in time",
-    "key_errors": "key functions that raised or answered something that is not a key",
-    "copies": "paused copies of connections that other workers read",
-    "heads_too_large": "connections refused by a worker: the request head was too large",
-    "cookies": "cookies of `--by affinity` that were set",
-    "learned": "ids learned",
-    "learned_hits": "requests whose key was a learned id",
-    "learned_evicted": "learned ids that had to make room for others",
-    "lost": "requests refused: the worker that made their session is gone",
-    "asking_since_ns": "monotonic time since which the worker waits for a key function; 0 while it does not",
-    "given": "idle connections given to another worker, as at the end of this one",
-    "beat_ns": "monotonic time of the last heartbeat, which comes through the event loop; 0 where there is none",
+WORKER_CELLS: Final[Mapping[str, Figure]] = {
+    "received": Figure("connections taken from the slot's channel or listeners"),
+    "connections": Figure("client connections the worker has now", Kind.NOW),
+    "requests": Figure("requests answered, a websocket counting as one"),
+    "head_timeouts": Figure("connections whose request head did not arrive in time"),
+    "returns": Figure("requests passed on, since they belong to another slot"),
+    "misrouted": Figure(
+        "requests served here although they seem to belong elsewhere: another worker had sent them here"
+    ),
+    "batons": Figure("requests that came on a connection of which this worker had a copy"),
+    "returns_refused": Figure("requests refused: they belong to another slot, which could not take them in time"),
+    "key_errors": Figure("key functions that raised or answered something that is not a key"),
+    "copies": Figure("paused copies of connections that other workers read", Kind.NOW),
+    "heads_too_large": Figure("connections refused by a worker: the request head was too large"),
+    "cookies": Figure("cookies of `--by affinity` that were set"),
+    "learned": Figure("ids learned"),
+    "learned_hits": Figure("requests whose key was a learned id"),
+    "learned_evicted": Figure("learned ids that had to make room for others"),
+    "lost": Figure("requests refused: the worker that made their session is gone"),
+    "asking_since_ns": Figure(
+        "monotonic time since which the worker waits for a key function; 0 while it does not", Kind.CLOCK
+    ),
+    "given": Figure("idle connections given to another worker, as at the end of this one"),
+    "beat_ns": Figure(
+        "monotonic time of the last heartbeat, which comes through the event loop; 0 where there is none", Kind.CLOCK
+    ),
+    "lag_ns": Figure("how late the event loop came to the last heartbeat", Kind.NOW),
+    "late_ns": Figure("how late the event loop came to its heartbeats, added up"),
+    **histogram("handoff", "time from accepting a connection to its worker taking it from the channel"),
 }
-DISPATCHER_CELLS: Final[Mapping[str, str]] = {
-    "busy_since_ns": "monotonic time at which the current turn, or its latest search for a key, began; 0 in between",
-    "accepted": "client connections accepted",
-    "pending": "connections whose request head is awaited now",
-    "handed": "connections handed to a slot",
-    "keyless": "connections in which the key chain found no key",
-    "key_errors": "key functions that raised or answered something that is not a key",
-    "vanished": "connections that the client ended before its request head was complete",
-    "refused_400": "connections refused: not HTTP, or cut off in the request head",
-    "refused_408": "connections refused: the request head did not arrive in time; without an answer if nothing came",
-    "refused_431": "connections refused: the request head was too large",
-    "refused_503": "connections refused: the slot's queue was full or too slow",
-    "accept_errors": "times accepting failed and was put off",
+DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
+    "busy_since_ns": Figure(
+        "monotonic time at which the current turn, or its latest search for a key, began; 0 in between", Kind.CLOCK
+    ),
+    "accepted": Figure("client connections accepted"),
+    "pending": Figure("connections whose request head is awaited now", Kind.NOW),
+    "handed": Figure("connections handed to a slot"),
+    "keyless": Figure("connections in which the key chain found no key"),
+    "key_errors": Figure("key functions that raised or answered something that is not a key"),
+    "vanished": Figure("connections that the client ended before its request head was complete"),
+    "refused_400": Figure("connections refused: not HTTP, or cut off in the request head", label=("status", "400")),
+    "refused_408": Figure(
+        "connections refused: the request head did not arrive in time; without an answer if nothing came",
+        label=("status", "408"),
+    ),
+    "refused_431": Figure("connections refused: the request head was too large", label=("status", "431")),
+    "refused_503": Figure("connections refused: the slot's queue was full or too slow", label=("status", "503")),
+    "accept_errors": Figure("times accepting failed and was put off"),
 }
-WAITING_CELLS: Final[Mapping[str, str]] = {
-    "waiting": "connections a dispatcher holds since the slot's channel is full",
+WAITING_CELLS: Final[Mapping[str, Figure]] = {
+    "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),
 }
-SUPERVISOR_CELLS: Final[Mapping[str, str]] = {
-    "backlog_drops": "attempts to connect that the kernel dropped, a backlog being full; clients repeat them",
-    "loops_blocked": "times that the event loop of a worker was blocked for longer than `--block-warning`",
-    "hung": "workers that were replaced since they hung",
-    "recycled": "workers that were renewed for `--max-requests` or `--max-memory`",
+SUPERVISOR_CELLS: Final[Mapping[str, Figure]] = {
+    "backlog_drops": Figure("attempts to connect that the kernel dropped, a backlog being full; clients repeat them"),
+    "loops_blocked": Figure("times that the event loop of a worker was blocked for longer than `--block-warning`"),
+    "hung": Figure("workers that were replaced since they hung"),
+    "recycled": Figure("workers that were renewed for `--max-requests` or `--max-memory`"),
 }
 
 MAX_DISPATCHERS: Final = 16
@@ -108,10 +124,11 @@ def misfit(other: Layout) -> str | None:
 class Row:
     """One row of cells by name. Only the process that the row was given to may `add` or `set`."""
 
-    __slots__ = ("_cells", "_index")
+    __slots__ = ("_cells", "_figures", "_index")
 
-    def __init__(self, cells: memoryview, names: Mapping[str, str]) -> None:
+    def __init__(self, cells: memoryview, names: Mapping[str, Figure]) -> None:
         self._cells = cells
+        self._figures = names
         self._index = {name: position for position, name in enumerate(names)}
 
     def __getitem__(self, name: str) -> int:
@@ -125,6 +142,12 @@ class Row:
         """Make *value* the cell *name*'s."""
         self._cells[self._index[name]] = value
 
+    def observe(self, first: str, value_ns: int) -> None:
+        """Count *value_ns*, at least 0, in the histogram whose first cell is *first*."""
+        start = self._index[first]
+        self._cells[start + bisect_left(BOUNDS_NS, value_ns)] += 1
+        self._cells[start + len(BOUNDS_NS) + 1] += value_ns
+
     def clear(self) -> None:
         """Set all cells to 0, before the row is given to another process."""
         for position in range(len(self._cells)):
@@ -133,6 +156,10 @@ class Row:
     def values(self) -> dict[str, int]:
         """Return all cells by name."""
         return {name: int(self._cells[position]) for name, position in self._index.items()}
+
+    def of_kind(self, *kinds: Kind) -> dict[str, int]:
+        """Return the cells whose figures are of one of *kinds*, by name."""
+        return {name: value for name, value in self.values().items() if self._figures[name].kind in kinds}
 
 
 class Scoreboard:
@@ -178,6 +205,6 @@ class Scoreboard:
         """Return the cells of the learned table; a worker writes those of its slot. Not rows: see learned.py."""
         return self._cells[sum(_SIZES[:5]) :]
 
-    def _row(self, start: int, number: int, names: Mapping[str, str], room: int) -> Row:
+    def _row(self, start: int, number: int, names: Mapping[str, Figure], room: int) -> Row:
         begin = start + number * room
         return Row(self._cells[begin : begin + len(names)], names)

@@ -88,6 +88,12 @@ def check_bind(text: str) -> None:
             found.read(own, f"`{name}`")
 
 
+def check_admin(text: str) -> None:
+    if any(Served.parse(text)[1:]):
+        raise SettingsError(f"`{text}` serves no application", hint="`--admin 127.0.0.1:9000`")
+    check_bind(text)
+
+
 def check_by(text: str) -> None:
     from limpet.key import KeyChain, Trust
 
@@ -259,6 +265,14 @@ class Settings:
         None,
         shown="in the runtime directory, where they look for it",
         metavar="PATH",
+    )
+
+    admin: str | None = setting(
+        "where metrics and health are answered, by a process of its own: HOST:PORT or unix:PATH, for who may see them",
+        None,
+        shown="nowhere",
+        metavar="ADDRESS",
+        check=check_admin,
     )
 
     backlog: int = setting("connections that the kernel keeps until they are accepted", 2048, low=1, high=65_535)

@@ -23,8 +23,9 @@ import signal
 import time
 from typing import Final
 
-from limpet import backend, carried, commands, control, logs, notify, process, signals
+from limpet import backend, carried, commands, control, logs, process, signals
 from limpet.backlog import Watch
+from limpet.beside import Beside
 from limpet.care import Care
 from limpet.control import ControlServer
 from limpet.errors import AppError, ControlError, LimpetError, SettingsError, reason
@@ -42,7 +43,6 @@ from limpet.servers import kind
 from limpet.settings import Settings
 from limpet.slot import Member
 from limpet.upgrade import Upgrade
-from limpet.watch import Watcher
 
 _TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
 _LEAVE_S: Final = 1.0  # that a successor waits for its predecessor to leave the channels; one that hangs never does
@@ -96,9 +96,7 @@ class Supervisor:
         self.scaling = Scaling(self)
         self._told_up: list[bool] = []  # what children know of which slots are up
         self._watch: Watch | None = None
-        self._manager = notify.Manager()
-        folders = settings.reload_dir if settings.reload else None
-        self._watcher = Watcher(folders, self._selector, lambda: self._obey(signal.SIGHUP))
+        self.beside = Beside(self, self._selector, lambda: self._obey(signal.SIGHUP), before)
         self.serving = before is not None
         self.stopping = False
         self._stop_by = float("inf")
@@ -108,7 +106,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until told to stop. Raises LimpetError when the server never came to serve."""
-        with signals.recorded(self._selector, _OBEYED) as recorded, self._watcher:
+        with signals.recorded(self._selector, _OBEYED) as recorded, self.beside:
             self._go_on() if self.serving else self._start()
             while not self._ended():
                 for key, _ in self._selector.select(_TICK_S):
@@ -189,7 +187,7 @@ class Supervisor:
                 for child in member.children:
                     self._reap(member, child)
             own = {child.pid for member in self.members() for child in member.children}
-            process.reap_orphans(own | self.upgrade.pids | self._watcher.pids)
+            process.reap_orphans(own | self.upgrade.pids | self.beside.pids)
         elif number == signal.SIGUSR2:
             self.upgrade.begin()
         elif number == signal.SIGUSR1:
@@ -409,7 +407,7 @@ class Supervisor:
         self._care.begin(now, {child.serial for slot in self.slots for child in slot.children})
         if [slot.is_up(self.settings, now) for slot in self.slots] != self._told_up:
             self.tell_workers()
-        self._manager.look(self, now)
+        self.beside.look(now)
         if not self.stopping:
             if self._watch is not None:
                 self._watch.look(now)

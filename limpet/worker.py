@@ -56,11 +56,15 @@ class Seat:
         """Tell the supervisor that this worker serves now."""
         self.link.send({"news": "ready", "stack": stack.offer()})
         with contextlib.suppress(RuntimeError):  # without an event loop the server has to see to the heartbeat itself
-            self._beat(asyncio.get_running_loop())
+            self._beat(asyncio.get_running_loop(), time.monotonic_ns())
 
-    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.row.set("beat_ns", time.monotonic_ns())
-        loop.call_later(BEAT_S, self._beat, loop)
+    def _beat(self, loop: asyncio.AbstractEventLoop, due_ns: int) -> None:
+        now_ns = time.monotonic_ns()
+        late_ns = max(0, now_ns - due_ns)
+        self.row.set("beat_ns", now_ns)
+        self.row.set("lag_ns", late_ns)
+        self.row.add("late_ns", late_ns)
+        loop.call_later(BEAT_S, self._beat, loop, now_ns + int(BEAT_S * 1e9))
 
 
 def work(place: Boot, link: Link) -> None:
@@ -84,10 +88,11 @@ def work(place: Boot, link: Link) -> None:
     segment = range(place.row * CELLS_PER_WORKER, (place.row + 1) * CELLS_PER_WORKER)
     batons = Batons(board.batons(), segment, place.serial, settings.wait_timeout_s)
     *sending, receiving = (socket.socket(fileno=fd) for fd in place.move_fds)
+    putting, taking = (socket.socket(fileno=fd) for fd in place.channel_fds[0])
     seat = Seat(
         settings=settings,
         info=info,
-        receiver=Receiver(*reversed([socket.socket(fileno=fd) for fd in place.channel_fds[0]])),
+        receiver=Receiver(taking, putting, row),
         link=link,
         row=row,
         home=Home(place.index, router, placement, [text for _, text in place.listeners]),

@@ -193,12 +193,14 @@ def test_version_that_sees_the_memory_differently_is_refused(copied: Path) -> No
     with Limpet("shop:echo", "--workers", "1", "--by", "ip", env=env, cwd=copied.parent) as server:
         board = copied / "scoreboard.py"
         text = board.read_text()
-        board.write_text(text.replace('    "received":', '    "new_cell": "in front",\n    "received":'))
+        board.write_text(text.replace('    "received":', '    "new_cell": Figure("in front"),\n    "received":'))
         why = refusal(server)
         assert "cannot be replaced in place by version" in why
         assert "its processes have the table `worker` of the scoreboard in another form" in why
 
-        board.write_text(text.replace("}\nDISPATCHER_CELLS", '    "new_cell": "at the end",\n}\nDISPATCHER_CELLS'))
+        board.write_text(
+            text.replace("}\nDISPATCHER_CELLS", '    "new_cell": Figure("at the end"),\n}\nDISPATCHER_CELLS')
+        )
         upgrade(server)
         assert "new_cell" in server.totals()
         assert server.request().status == 200

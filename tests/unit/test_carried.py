@@ -44,7 +44,7 @@ CARRIED = {
 }
 ANEW = {
     "Supervisor": {
-        *("_selector", "_watch", "_manager", "_watcher", "_care", "_told_up", "serving", "program"),
+        *("_selector", "_watch", "beside", "_care", "_told_up", "serving", "program"),
         "scaling",  # the number of slots is in the settings; a server that scales is not upgraded
         *("stopping", "_stop_by", "_owing", "_kill_at", "_failure"),  # a server that stops is not upgraded
     },
