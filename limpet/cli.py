@@ -1,4 +1,4 @@
-"""The command line: `limpet run`, `check`, `presets`, `status`, `where`, `reload`, `scale`, `drain`, `stack`, `stop`.
+"""The command line: `limpet run`, `check`, `presets`, and what is asked of a running server, as `limpet status`.
 
 Turns arguments into settings or a request to a running server, calls who does the work, prints the answer, and
 turns errors into exit codes. Decides nothing else.
@@ -134,15 +134,41 @@ def status(control: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("keys", metavar="[ELEMENT=]KEY...", nargs=-1, required=True)
+@click.option("--why", is_flag=True, help="say of each key why it is served there")
 @json_option
 @control_option
-def where(keys: tuple[str, ...], control: str | None, as_json: bool) -> None:
+def where(keys: tuple[str, ...], control: str | None, as_json: bool, why: bool) -> None:
     """Show which slot and worker serve a client with this KEY.
 
     ELEMENT is one of the key chain of the server, such as cookie:user; without it the first one counts.
     """
     answer = _ask(control, {"command": "where", "keys": keys})["keys"]
     click.echo(json.dumps(answer, indent=2) if as_json else where_text(keys, answer))
+    if why and not as_json:
+        from limpet.explain import route_lines
+
+        for key, home in zip(keys, answer, strict=True):
+            click.echo("\n".join([f"{key}, as {home['element']}:", *(f"  {line}" for line in route_lines(home))]))
+
+
+@cli.command()
+@click.argument("file", default="-")
+@click.option(
+    "--address", metavar="ADDRESS", help="where the client connects from; alone: a connection without request"
+)
+@click.option("--bind", "bind", type=int, default=0, help="number of the bind that it comes to  [default: 0]")
+@json_option
+@control_option
+def explain(file: str, address: str | None, bind: int, control: str | None, as_json: bool) -> None:
+    """Show why a request goes where it goes: which element of the key chain finds a key, and where that lives.
+
+    FILE, or stdin, has what `curl -v` printed, or a raw request head. Key functions are asked by this command.
+    """
+    from limpet.explain import explain, read, text_of
+
+    text = None if address and file == "-" and sys.stdin.isatty() else read(file)
+    found = explain(lambda request: _ask(control, request), text or None, address, bind)
+    click.echo(json.dumps(found, indent=2) if as_json else text_of(found))
 
 
 @cli.command()

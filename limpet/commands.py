@@ -38,6 +38,8 @@ def _answer(server: Supervisor, request: Message) -> Message:
         case "events":
             after = request.get("after")
             return {"events": server.beside.events.after(after if isinstance(after, int) else 0)}
+        case "routing":
+            return report.routing(server)
         case "where":
             return report.where(server, request)
         case "stop":

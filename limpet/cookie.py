@@ -154,6 +154,11 @@ class Jar:
         self._open = lru_cache(maxsize=_OPENED)(self._opened)
         self.name = self._lines[0].name.decode()
 
+    @property
+    def names(self) -> list[str]:
+        """The names of cookies that count, in the order in which they are looked for."""
+        return [line.name.decode() for line in self._lines]
+
     def find(self, request: Request) -> Opened | None:
         """Return what the cookie of *request* says, None when it has none that counts."""
         for number, line in enumerate(self._lines):

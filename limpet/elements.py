@@ -75,6 +75,12 @@ class Element:
         label = f"{self.spec}="
         return text[len(label) :] if text.startswith(label) else None
 
+    def absence(self, peer: Peer, request: Request | None) -> str:
+        """Return in words why `find` has found nothing; without anything that the client sent."""
+        return "a request is looked into, and none is known" if request is None else self._nothing
+
+    _nothing: ClassVar[str] = "the request has none, or an empty one"
+
     def _value(self, request: Request) -> bytes | None:
         raise NotImplementedError
 
@@ -98,6 +104,9 @@ class Ip(Element):
 
     def find(self, peer: Peer, request: Request | None) -> Key | None:
         return None if peer.address is None else self._key(peer.address)
+
+    def absence(self, peer: Peer, request: Request | None) -> str:
+        return "the client's address is not known, as on a unix socket"
 
     def read(self, text: str) -> Key:
         key = self._key(text)
@@ -201,6 +210,8 @@ class Path(Element):
             raise SettingsError(f"`{self.spec}` has no group, and its first group is the key", hint=_PATH_HINT)
         self._search = pattern.search
 
+    _nothing = "the path does not match, or its first group is empty"
+
     def _value(self, request: Request) -> bytes | None:
         match = self._search(request.path)
         return match[1].encode() if match and match[1] else None
@@ -210,6 +221,7 @@ class Affinity(Element):
     """A cookie that limpet makes for clients who have none: docs/sessions.md."""
 
     spec = AFFINITY
+    _nothing = "the request has no cookie that this server made, or it is too old"
 
     def __init__(self, jar: Jar | None = None) -> None:
         self._jar = jar
@@ -236,6 +248,8 @@ class Function(Element):
         self._on_error = on_error
         self._wants_peer = function is not None and _wants_peer(function, self.spec)
         self.needs_head = not self._wants_peer
+
+    _nothing = "it answered None, or nothing"
 
     def find(self, peer: Peer, request: Request | None) -> Key | None:
         if self._function is None:

@@ -90,6 +90,11 @@ class KeyChain:
         return self
 
     @property
+    def elements(self) -> tuple[Element, ...]:
+        """Return the elements, in the order in which they are asked."""
+        return self._elements
+
+    @property
     def prefixes(self) -> tuple[int, int] | None:
         """Return the prefix lengths, IPv4's and IPv6's, of a chain that is `ip` alone; None for any other."""
         only = self._elements[0]

@@ -11,12 +11,15 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from limpet import __version__, health
+from limpet import __version__, buckets, health
+from limpet.elements import AFFINITY, Key
 from limpet.errors import SettingsError
 from limpet.figures import Kind
 from limpet.learned import CAPACITY
 from limpet.lifecycle import State
 from limpet.scoreboard import MAX_WORKERS, Row, Scoreboard
+
+_MOST_RANKED = 8  # slots that a key's entry names
 
 if TYPE_CHECKING:
     from limpet.slot import Member
@@ -80,31 +83,63 @@ def status(server: Supervisor) -> dict[str, Any]:
 
 
 def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer to `limpet where`: one entry for each of the *request*'s keys."""
+    """Return the answer to `limpet where`: one entry for each of the *request*'s keys.
+
+    A key is text, `[ELEMENT=]KEY`, or as explain.py has it: what an element found, or an affinity cookie, whose entry
+    is None if it is not this server's.
+    """
     keys = request.get("keys")
-    if not isinstance(keys, list) or not all(isinstance(text, str) for text in keys):
+    if not isinstance(keys, list) or not all(isinstance(key, str | dict) for key in keys):
         return {"error": "`where` needs `keys`, a list of texts"}
-    answers = []
-    for text in keys:
-        try:
-            key = server.router.chain.from_text(text)
-        except SettingsError as error:
-            return {"error": error.message, "hint": error.hint}
-        route = server.router.where(key)
-        member = server.slots[route.slot]
-        answers.append(
-            {
-                "digest": server.router.hasher.show(route.digest),
-                "bucket": route.bucket,
-                "slot": route.slot,
-                "home": route.home,
-                "pid": member.child.pid if member.child else None,
-                "state": member.word,
-                "element": key.element,
-                "learned": route.learned is not None,
-            }
-        )
-    return {"keys": answers}
+    try:
+        return {"keys": [None if (key := _key(server, each)) is None else _home(server, key) for each in keys]}
+    except SettingsError as error:
+        return {"error": error.message, "hint": error.hint}
+    except (KeyError, TypeError, ValueError):
+        return {"error": "`where` has a key in a form that this server does not know"}
+
+
+def _key(server: Supervisor, asked: str | dict[str, Any]) -> Key | None:
+    if isinstance(asked, str):
+        return server.router.chain.from_text(asked)
+    if "cookie" in asked:
+        opened = server.router.jar.open(bytes.fromhex(asked["cookie"])) if server.router.jar else None
+        return opened and Key(opened.digest.to_bytes(8, "big"), AFFINITY, False)
+    return Key(bytes.fromhex(asked["value"]), str(asked["element"]), bool(asked["is_address"]))
+
+
+def _home(server: Supervisor, key: Key) -> dict[str, Any]:
+    """Return where *key* is served, and why there."""
+    route = server.router.where(key)
+    member = server.slots[route.slot]
+    how = "learned" if route.learned is not None else "cookie" if key.element == AFFINITY else "hash"
+    return {
+        "digest": server.router.hasher.show(route.digest),
+        "bucket": route.bucket,
+        "slot": route.slot,
+        "home": route.home,
+        "pid": member.child.pid if member.child else None,
+        "state": member.word,
+        "element": key.element,
+        "learned": route.learned is not None,
+        "how": how,
+        "rank": buckets.rank(route.bucket, server.router.slots)[:_MOST_RANKED],
+        "backend": server.backend.name,
+    }
+
+
+def routing(server: Supervisor) -> dict[str, Any]:
+    """Return what another process needs to find keys as this server does; where they live only this one can say."""
+    router, settings = server.router, server.settings
+    return {
+        "binds": list(settings.bind),
+        "chains": [router.chain.at(bind).spec for bind in range(len(settings.bind))],
+        "trust": list(settings.trust),
+        "cookies": router.jar.names if router.jar else [],
+        "app_dir": [os.path.abspath(each) for each in settings.app_dir] or [os.getcwd()],
+        "backend": server.backend.name,
+        "place": settings.place,
+    }
 
 
 def figures(server: Supervisor) -> dict[str, Any]:

@@ -58,7 +58,7 @@ ELSEWHERE = {  # by page and language, or by page and how it begins
     ("docs/behind-a-proxy.md", "haproxy"): "fronts.py starts HAProxy with it",
     ("docs/lifecycle.md", "mermaid"): "unit/test_lifecycle.py makes it",
 }
-SHOWN = re.compile(r"INFO  |WARNING |Set-Cookie: |<pid|\$ limpet status")  # what limpet or a client says
+SHOWN = re.compile(r"INFO  |WARNING |Set-Cookie: |<pid|\$ limpet (?:status|explain)")  # what limpet or a client says
 FOREIGN = re.compile(
     r"# chat\.socket\n\[Socket\]|/var/log/\S+ \{"
 )  # formats of systemd and logrotate, without limpet's words
