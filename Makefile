@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PRODUCTS ?= .venv-products
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades soak matrix fuzz docs products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades soak matrix fuzz hostile docs products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -45,6 +45,9 @@ matrix: $(VENV)/.dev ## every server on every backend; writes the table in docs/
 fuzz: $(VENV)/.dev ## 10 minutes of each fuzzer; what was tried goes to benchmarks/results/fuzz.json
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz
+
+hostile: $(VENV)/.dev ## what limpet and uvicorn alone answer to hostile inputs; writes docs/hostile-inputs.md
+	$(BIN)/python -m tests.hostile
 
 check: $(VENV)/.dev ## style and types only
 	$(BIN)/ruff check .

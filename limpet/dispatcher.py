@@ -113,7 +113,7 @@ class Dispatcher:
             peer = Peer.of(address, name, index)
             if self._router.chain.at(index).needs_head:
                 deadline = now + self._settings.head_timeout_s
-                parser = HeadParser(self._settings.max_head_bytes)
+                parser = HeadParser(self._settings.max_head_bytes, self._settings.max_headers)
                 self._look(Arrival(connection, peer, index, deadline, parser), now)
             else:
                 self._dispatch(connection, peer, None, index, now)

@@ -280,13 +280,12 @@ class Settings:
         "connections beyond which a slot gets no more clients without a key; 0 for no limit", 0, low=0, high=1_048_576
     )
     queue: int = setting("connections that may wait for one slot", 1024, low=1, high=65_536)
-    max_pending: int = setting(
-        "connections whose request head one dispatcher may wait for", 8192, low=1, high=1_048_576
-    )
+    max_pending: int = setting("connections whose request head a dispatcher may await", 8192, low=1, high=1_048_576)
     max_copies: int = setting(
         "connections that a worker keeps open, paused, after they moved to another", 1024, low=0, high=65_536
     )
     max_head_bytes: int = setting("largest request head", MAX_HEAD_BYTES, low=1024, high=MAX_HEAD_BYTES)
+    max_headers: int = setting("headers that a request may have", 256, low=16, high=4096)
     head_timeout_s: float = setting("time a client has to send its request head", 10, low=0.1, high=DAY_S)
     key_timeout_s: float = setting("time after which a key function counts as hung", 5, low=0.1, high=DAY_S)
     keep_alive_timeout_s: float = setting("time an idle connection is kept open, at least", 5, low=0, high=DAY_S)

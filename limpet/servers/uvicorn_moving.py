@@ -157,7 +157,7 @@ class _Moving(Seated):
 
     def _pump(self) -> None:
         """Give the parser all that belongs to the message it is in, and the next one when its time has come."""
-        while self._at < len(self._unread) and not self.transport.is_closing():
+        while self._at < len(self._unread) and not (self.transport.is_closing() or self._refused):
             within = self._in_message
             piece = self._next_piece() if within else self._next_head()
             if not piece:
@@ -194,8 +194,7 @@ class _Moving(Seated):
         end = found + len(_BLANK_LINE)
         head = self._unread[self._at : end]
         if len(head) > self.seat.settings.max_head_bytes:
-            self.seat.row.add("heads_too_large")
-            self.refuse(431)
+            self.refuse_head()
             return b""
         if self._belongs_elsewhere(head):
             return b""
@@ -323,9 +322,12 @@ class MovingH11(_Moving, SeatedH11):
         head = super()._next_head()
         try:
             if head:
-                HeadParser(len(head) + 1).feed(head)
-        except BadHead:
-            self.send_400_response("Invalid HTTP request received.")
+                HeadParser(len(head) + 1, self.seat.settings.max_headers).feed(head)
+        except BadHead as bad:
+            if bad.status == 431:
+                self.refuse_head()
+            else:
+                self.send_400_response("Invalid HTTP request received.")
             return b""
         return head
 

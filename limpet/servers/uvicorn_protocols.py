@@ -33,6 +33,7 @@ from limpet.moving import Arrived
 from limpet.passing import shut_down
 from limpet.refusal import LINGER_S, answer
 from limpet.servers.corked import SENT, Corked, Turn
+from limpet.servers.head_limits import LimitedConnection, exceeds
 from limpet.worker import Seat
 
 _FRAMING: Final = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
@@ -99,6 +100,7 @@ class Seated(asyncio.Protocol):
     _unset_keepalive_if_required: Callable[[], None]
     _head_since: float | None = None  # loop time since which the next request head is awaited, None while there is none
     _head_bytes: int = 0  # of that head, as far as it has come
+    _is_long: bool = False  # more has come at once than a head may have
     _refused: bool = False
     _idle_since: float | None = None  # loop time at which the last response ended; None before that, and in a request
     _unread: bytes = b""  # came, but waits for the response that is under way
@@ -132,6 +134,8 @@ class Seated(asyncio.Protocol):
         if self._refused:
             return
         before, in_head = self.cycle, self.in_head()
+        if self._head_bytes + len(data) > self.seat.settings.max_head_bytes:
+            self._is_long = True
         self.feed(data)
         if self.cycle is not before:
             self._request_began()
@@ -161,8 +165,12 @@ class Seated(asyncio.Protocol):
             self._head_since = self.loop.time()
         self._head_bytes += size
         if self._head_bytes > self.seat.settings.max_head_bytes and self.in_head() and not self.transport.is_closing():
-            self.seat.row.add("heads_too_large")
-            self.refuse(431)
+            self.refuse_head()
+
+    def refuse_head(self) -> None:
+        """Answer 431."""
+        self.seat.row.add("heads_too_large")
+        self.refuse(431)
 
     def feed(self, data: bytes) -> None:
         """Give *data* to the parser."""
@@ -256,6 +264,10 @@ class Seated(asyncio.Protocol):
             super().shutdown()  # type: ignore[misc]
 
 
+class _EnoughError(Exception):
+    """Makes the parser stop: the request has its answer."""
+
+
 class SeatedHttpTools(Seated, HttpToolsProtocol):
     _in_body: bool = False
     _has_begun: bool = False  # the parser has the first byte of a message, but not its end
@@ -271,7 +283,8 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
             except httptools.HttpParserError:
-                self.send_400_response("Invalid HTTP request received.")
+                if not self._refused:
+                    self.send_400_response("Invalid HTTP request received.")
                 return
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
@@ -314,6 +327,9 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._repeating:
             return
+        if exceeds(self.seat.settings, self.url, self.headers, is_long=self._is_long):
+            self.refuse_head()
+            raise _EnoughError
         self._in_body = True
         if self.parser.should_upgrade() and not self._should_upgrade():
             self._cut_short = any(name in _FRAMING and value.strip(b"0") for name, value in self.headers)
@@ -327,6 +343,16 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
 
 
 class SeatedH11(Seated, H11Protocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        LimitedConnection.limit(self.conn, self.seat.settings)
+        super().connection_made(transport)
+
+    def send_400_response(self, msg: str) -> None:
+        if isinstance(self.conn, LimitedConnection) and self.conn.is_too_large:
+            self.refuse_head()
+        else:
+            super().send_400_response(msg)
+
     def in_body(self) -> bool:
         return self.conn.their_state is h11.SEND_BODY
 

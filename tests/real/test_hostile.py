@@ -387,6 +387,23 @@ def test_worker_answers_431_to_a_head_that_is_too_large(unread: Limpet, size: in
         assert wire.rest() == b""
 
 
+@pytest.mark.parametrize("lines", [[b"x: %b" % (b"y" * 5000)], [b"x-%d: y" % number for number in range(256)]])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+def test_worker_answers_431_to_a_head_that_comes_whole(unread: Limpet, lines: list[bytes], first: bool) -> None:
+    """A head that is read at once was never an unfinished one; 300 headers, or 200 KB of them, reached applications."""
+    with unharmed(unread, heads_too_large=1), Wire(tcp(unread)) as wire:
+        if not first:
+            wire.send(request()).reply()
+        wire.send(b"GET / HTTP/1.1\r\nhost: h\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + request("/next"))
+        assert (wire.reply().status, wire.rest()) == (431, b"")
+
+
+def test_body_may_be_larger_than_a_head(unread: Limpet) -> None:
+    """Both may come in one segment."""
+    with Wire(tcp(unread)) as wire:
+        assert wire.send(request("/", "POST", b"x" * 50_000)).reply().json()["size"] == 50_000
+
+
 def test_upgrade_that_nobody_knows_leaves_the_next_request_alone(unread: Limpet) -> None:
     """Java's client asks each server for h2c; what it sends behind that is no HTTP/2 unless the server agrees."""
     headers = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2_settings": "AAEAAEAAAAIAAAAB"}
