@@ -48,7 +48,7 @@ def load(settings: Settings) -> Application | PerBind:
     for app, server in dict.fromkeys(wanted):
         own: dict[str, Any] = {"app": app, "server": server}
         loaded[app, server] = _load(dataclasses.replace(settings, **own))
-    several = len({each[1:] for each in settings.served}) > 1
+    several = len({(each.app, each.by, each.server) for each in settings.served}) > 1
     return PerBind(loaded[each] for each in wanted) if several else loaded[wanted[0]]
 
 

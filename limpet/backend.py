@@ -23,7 +23,7 @@ from limpet.binds import Bind, Listener
 from limpet.bpf import Program, placing
 from limpet.errors import BackendError, reason
 from limpet.router import Router
-from limpet.servers import kind, refuse_mix
+from limpet.servers import kind, refuse_mix, refuse_untold
 from limpet.settings import Settings
 
 Inherited = tuple[tuple[int, str], ...]  # for each bind a descriptor, -1 for none, and its text
@@ -228,6 +228,7 @@ def _say_what_keep_alive_means(settings: Settings, router: Router) -> None:
 def choose(settings: Settings, router: Router) -> tuple[str, str]:
     """Return the name of the backend to take, and why. Raises BackendError if the one that was asked for cannot be."""
     refuse_mix(settings)
+    refuse_untold(settings)
     if settings.backend == "dispatcher":
         _refuse_dispatcher(settings)
         return "dispatcher", "asked for by `--backend dispatcher`"
@@ -278,6 +279,11 @@ def _refuse_settings(settings: Settings, router: Router) -> None:
                 f"`--bind {text}` is no address of its own: the kernel needs one listener for each slot",
                 hint="`--backend dispatcher` takes every bind; `--bind 127.0.0.1:8000` is an address",
             )
+    if settings.takes_headers:
+        raise BackendError(
+            "`--proxy-protocol required`: addresses are in what is sent, and the kernel sees those of packets alone",
+            hint="leave `--backend` to `auto`, or `--backend dispatcher`",
+        )
     if settings.max_connections_per_worker:
         raise BackendError(
             "`--max-connections-per-worker` needs somebody who counts, and the kernel places by address alone",

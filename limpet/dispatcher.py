@@ -13,18 +13,22 @@ process can be killed at any moment: only connections in the middle of their hea
 
 from __future__ import annotations
 
+import logging
 import select
 import socket
 import time
 from collections.abc import Callable
 from typing import Final
 
+from limpet.forwarded import Trust
 from limpet.handoff import Handoff, Outbox
 from limpet.head import BadHead, HeadParser
 from limpet.kernel import open_door
 from limpet.link import Link, LinkClosedError
+from limpet.logs import Hourly
 from limpet.peek import Arrival, ClientGoneError
 from limpet.placement import Placement
+from limpet.proxy_protocol import BadHeaderError
 from limpet.refusal import Refused
 from limpet.request import Peer, Request
 from limpet.router import Router
@@ -38,6 +42,7 @@ _SILENT_S: Final = 0.5  # for clients that have connected before the end, but wh
 _LAST_WORD_S: Final = 0.25  # before the end, for 408 to those whose head has not come
 _HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP
+log = logging.getLogger("limpet")
 
 
 class Dispatcher:
@@ -63,6 +68,9 @@ class Dispatcher:
         self._listeners = {sock.fileno(): (sock, index, name) for index, (sock, name) in enumerate(listeners)}
         self._link = link
         self._row = row
+        self._trust = Trust.parse(",".join(settings.trust))
+        self._is_proxied = [each.proxy_protocol == "required" for each in settings.served]  # of each bind
+        self._hourly = Hourly()
         self._arrivals: dict[int, Arrival] = {}
         self._refused: dict[int, Refused] = {}
         self._refused_slots: list[int] = []  # whose clients are not to wait
@@ -111,36 +119,42 @@ class Dispatcher:
             if self._stop_at is not None:
                 _let_in(connection)
             peer = Peer.of(address, name, index)
-            if self._router.chain.at(index).needs_head:
+            is_proxied, needs_head = self._is_proxied[index], self._router.chain.at(index).needs_head
+            if is_proxied and peer.address not in self._trust:
+                self._turn_away(connection, peer, "proxy_untrusted", "it is not in `--trust`")
+            elif is_proxied or needs_head:
                 deadline = now + self._settings.head_timeout_s
-                parser = HeadParser(self._settings.max_head_bytes, self._settings.max_headers)
-                self._look(Arrival(connection, peer, index, deadline, parser), now)
+                parser = HeadParser(self._settings.max_head_bytes, self._settings.max_headers) if needs_head else None
+                self._look(Arrival(connection, peer, deadline, parser, awaits_header=is_proxied), now)
             else:
-                self._dispatch(connection, peer, None, index, now)
+                self._dispatch(connection, peer, None, now)
         return True
 
     def _look(self, arrival: Arrival, now: float, *, hung_up: bool = False) -> None:
         """See whether the head is there now, and let the connection go its way."""
         try:
-            request = arrival.look(hung_up=hung_up)
+            is_complete = arrival.look(hung_up=hung_up)
         except ClientGoneError:
             self._row.add("vanished")
             self._forget(arrival)
             arrival.connection.close()
+        except BadHeaderError as bad:
+            self._forget(arrival)
+            self._turn_away(arrival.connection, arrival.peer, "proxy_headers_bad", str(bad))
         except BadHead as bad:
             self._forget(arrival)
             self._refuse(arrival.connection, bad.status, bad.reason, now)
         else:
-            if request is None:
-                self._await(arrival, now)
-            else:
+            if is_complete:
                 self._forget(arrival)
-                self._dispatch(arrival.connection, arrival.peer, request, arrival.listener, now)
+                self._dispatch(arrival.connection, arrival.peer, arrival.request, now, arrival.header)
+            else:
+                self._await(arrival, now)
 
     def _dispatch(
-        self, connection: socket.socket, peer: Peer, request: Request | None, listener: int, now: float
+        self, connection: socket.socket, peer: Peer, request: Request | None, now: float, header: int = 0
     ) -> None:
-        """Find the slot and hand the connection over."""
+        """Find the slot and hand the connection over, which begins with *header* bytes of a PROXY header."""
         self._row.set("busy_since_ns", time.monotonic_ns())  # many key functions in one turn are no one that hangs
         route = self._router.route(peer, request)
         if route is None:
@@ -155,7 +169,7 @@ class Dispatcher:
         if slot in self._refused_slots:
             self._refuse(connection, 503, "the worker of this client is being replaced", now)
             return
-        handoff = Handoff(listener, slot, digest, int(now * 1e9))
+        handoff = Handoff(peer.bind, slot, digest, int(now * 1e9), header)
         if self._outboxes[slot].put(connection, handoff, now + self._settings.wait_timeout_s, self._settings.queue):
             self._row.add("handed")
         else:
@@ -181,6 +195,13 @@ class Dispatcher:
             self._epoll.unregister(arrival.connection)
             self._row.set("pending", len(self._arrivals))
 
+    def _turn_away(self, connection: socket.socket, peer: Peer, cell: str, why: str) -> None:
+        """Close *connection*, on which no PROXY header came that is believed: whoever is there speaks no HTTP yet."""
+        self._row.add(cell)
+        if self._hourly.allows(f"{cell} {peer.listener}", time.monotonic()):
+            log.warning("%s: a connection from %s was closed: %s", peer.listener, peer.address or "unix", why)
+        connection.close()
+
     def _refuse(self, connection: socket.socket, status: int, reason: str, now: float) -> None:
         self._row.add(f"refused_{status}")
         self._refused[connection.fileno()] = Refused(connection, status, reason, now)
@@ -192,7 +213,11 @@ class Dispatcher:
             if arrival.deadline > now:
                 break
             self._forget(arrival)
-            if arrival.silent and not arrival.has_more():  # a browser opens some to have them; it would take an answer
+            if arrival.awaits_header:
+                self._turn_away(arrival.connection, arrival.peer, "proxy_headers_bad", "no PROXY header came in time")
+            elif (
+                arrival.silent and not arrival.has_more()
+            ):  # a browser opens some to have them; it would take an answer
                 self._row.add("refused_408")  # for that of the request which it is just about to send
                 arrival.connection.close()
             else:

@@ -18,10 +18,11 @@ import select
 import socket
 import threading
 import time
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 from limpet.handoff import Receiver
 from limpet.kernel import open_door
+from limpet.proxy_protocol import Origin
 from limpet.scoreboard import Row
 
 _Socket = socket.socket  # rule 4
@@ -70,17 +71,33 @@ class Tally:
         self._row.set("connections", self.open)
 
 
-class Counted(_Socket):
+class Told(_Socket):
+    """A client connection whose peer is who a PROXY header says."""
+
+    peer: _Address = None  # None: whom the kernel knows
+
+    def getpeername(self) -> _Address:
+        """Return the client's address."""
+        return super().getpeername() if self.peer is None else self.peer
+
+    @classmethod
+    def of(cls, connection: socket.socket, peer: _Address) -> Self:
+        """Return *connection*, which is *peer*'s; the given object is empty afterwards."""
+        told = cls(connection.family, connection.type, connection.proto, fileno=connection.detach())
+        told.setblocking(False)
+        told.peer = peer
+        return told
+
+
+class Counted(Told):
     """A client connection that counts until it is closed, or given up by `detach`."""
 
     _tally: Tally | None = None
 
     @classmethod
-    def of(cls, connection: socket.socket, tally: Tally) -> Counted:
+    def counting(cls, connection: socket.socket, tally: Tally) -> Counted:
         """Return *connection* as one that counts; the given object is empty afterwards."""
-        family, kind, protocol = connection.family, connection.type, connection.proto
-        counted = cls(family, kind, protocol, fileno=connection.detach())
-        counted.setblocking(False)
+        counted = cls.of(connection, getattr(connection, "peer", None))
         counted._tally = tally
         tally.took()
         return counted
@@ -134,7 +151,7 @@ class _Listener(_Socket):
         """
         connection, peer = self._accepted()
         if self._tally is not None:
-            connection = Counted.of(connection, self._tally)
+            connection = Counted.counting(connection, self._tally)
         connection.settimeout(socket.getdefaulttimeout())  # as a connection that was accepted
         return connection, peer
 
@@ -269,7 +286,7 @@ class FdListener(_Listener):
 
     def _next(self) -> tuple[socket.socket, _Address]:
         while True:
-            connection, _ = self._receiver.receive()
+            connection, handoff = self._receiver.receive()
             try:
                 peer, name = connection.getpeername(), connection.getsockname()
             except OSError:  # the client is gone already
@@ -277,6 +294,9 @@ class FdListener(_Listener):
                 continue
             if not self._is_named:
                 self._name = name
+            if handoff.origin is not None:
+                peer = _sockaddr(handoff.origin)
+                connection = Told.of(connection, peer)
             return connection, peer
 
 
@@ -307,3 +327,10 @@ class SlotListener(_Listener):
             connection.setblocking(False)
             open_door(connection)  # it may have come through one that was closed behind it
             return connection, peer
+
+
+def _sockaddr(origin: Origin) -> _Address:
+    """Return *origin* as `accept` names peers."""
+    if origin.address is None:
+        return ""
+    return (origin.address, origin.port, 0, 0) if ":" in origin.address else (origin.address, origin.port)

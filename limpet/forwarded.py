@@ -14,7 +14,7 @@ reach. The walk begins at the peer and goes left for as long as the hop it stand
    (_MOST_HOPS): a trusted client that writes thousands of entries must not keep a dispatcher busy.
 3. An entry that is no address (`unknown`, `_hidden`, garbage, nothing) ends the walk: nobody knows what is left
    of it. The hop that wrote it, the last one stood on, is the client. A unix-socket peer has no address: then
-   there is none.
+   there is none. `unix:`, which nginx writes for such a peer of its own, is a hop like that one, trusted by `unix`.
 4. `Forwarded` is read when there is no X-Forwarded-For. A proxy that writes only `Forwarded` must remove an
    X-Forwarded-For that comes from outside, or its clients choose their own addresses.
 5. Lists are split at every comma, in quotes too. Addresses have none, and respecting quotes would allow a client
@@ -50,6 +50,7 @@ _NODE: Final = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
+_UNIX: Final = b"unix:"
 _FOR: Final = re.compile(rb"(?:^|;)[ \t]*for[ \t]*=[ \t]*([^;]*)", re.IGNORECASE)
 
 
@@ -83,7 +84,7 @@ def client_address(peer: Peer, request: Request, trust: Trust) -> str | None:
         return client
     for entry in reversed(_entries(request)[-_MOST_HOPS:]):
         address = _node(entry) if len(entry) <= _NODE_LENGTH else None
-        if address is None:
+        if address is None and entry.strip(b'"') != _UNIX:
             return client
         client = address
         if client not in trust:

@@ -5,7 +5,8 @@ Called by the dispatcher (send) and the worker (receive); the supervisor creates
 life, so a connection in a channel survives the death of either side (20 of 20 in a kill test).
 
 How it works: a SEQPACKET socketpair; one message of SIZE bytes carries one descriptor (SCM_RIGHTS). The message also
-carries the decision (slot, digest), so that the worker need not, and cannot, come to another one.
+carries the decision (slot, digest), so that the worker need not, and cannot, come to another one, and how many bytes of
+a PROXY header are still in front of the client's: `receive` takes them, so exactly one process does.
 
 1. Whoever holds the descriptor closes it. `send` leaves the caller's copy open: close it after success, since a copy
    that stays open would hold back the FIN at the end of the connection.
@@ -28,9 +29,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from limpet.proxy_protocol import MAX_BYTES, BadHeaderError, Origin, parse
 from limpet.scoreboard import Row
 
-_MESSAGE: Final = struct.Struct("<HHIQQ8x")  # listener, slot, 0, digest, accepted at
+_MESSAGE: Final = struct.Struct("<HHIQQ8x")  # listener, slot, header, digest, accepted at
 SIZE: Final = _MESSAGE.size
 FORM: Final = _MESSAGE.format  # what two versions must agree on
 _DESCRIPTOR: Final = struct.Struct("i")
@@ -47,6 +49,8 @@ class Handoff(NamedTuple):
     slot: int
     digest: int  # of the key; 0 without one
     accepted_ns: int  # monotonic
+    header: int = 0  # bytes of a PROXY header that come first
+    origin: Origin | None = None  # what it says, once `receive` has taken it
 
 
 _PROBE: Final = Handoff(listener=0xFFFF, slot=0, digest=0, accepted_ns=0)
@@ -104,7 +108,7 @@ class Channel:
         Raises ChannelFullError when the buffer is full or the kernel has too many descriptors in flight (they are
         counted per user against RLIMIT_NOFILE). Blocks never.
         """
-        message = _MESSAGE.pack(handoff.listener, handoff.slot, 0, handoff.digest, handoff.accepted_ns)
+        message = _MESSAGE.pack(*handoff[:2], handoff.header, handoff.digest, handoff.accepted_ns)
         fds = _DESCRIPTOR.pack(connection.fileno())
         try:
             self.sending.sendmsg((message,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, fds),), socket.MSG_NOSIGNAL)
@@ -193,7 +197,10 @@ class Receiver:
             if handoff.listener != _PROBE.listener:
                 if self._row is not None:
                     self._row.observe("handoff_0", time.monotonic_ns() - handoff.accepted_ns)
-                return connection, handoff
+                if not handoff.header:
+                    return connection, handoff
+                with contextlib.suppress(OSError, BadHeaderError):  # the client is gone, or that is no hand-over
+                    return connection, handoff._replace(origin=_take_header(connection, handoff.header))
             connection.close()
 
     def _receive(self) -> tuple[socket.socket, Handoff]:
@@ -207,7 +214,15 @@ class Receiver:
             for fd in fds:
                 os.close(fd)
             raise RuntimeError(f"not a hand-over: {len(message)} bytes with {len(fds)} descriptors, {flags=}")
+        listener, slot, header, digest, accepted_ns = _MESSAGE.unpack(message)
         connection = socket.socket(fileno=fds[0])
         connection.setblocking(False)  # lives on the open file description: set it whatever the sender had
-        listener, slot, _, digest, accepted_ns = _MESSAGE.unpack(message)
-        return connection, Handoff(listener, slot, digest, accepted_ns)
+        return connection, Handoff(listener, slot, digest, accepted_ns, header)
+
+
+def _take_header(connection: socket.socket, size: int) -> Origin | None:
+    """Take the PROXY header of *size* bytes off *connection*, where all of it was seen; return what it says."""
+    found = parse(connection.recv(min(size, MAX_BYTES)))
+    if found is None:
+        raise ConnectionResetError(errno.ECONNRESET, "the connection ends within its PROXY header")
+    return found.origin

@@ -29,12 +29,13 @@ import socket
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 from limpet.baton import Baton, Batons, Verdict
+from limpet.moved import TOLD, Arrived, Back, Connection, Copy, Kept, tell, told
 from limpet.passing import FULL, read_file, send, shut_down, write_file
+from limpet.proxy_protocol import Origin
 from limpet.scoreboard import Row
 
 # kind, listener, slot and serial number of the sender, place + 1 or 0, epoch, slots that had it
@@ -70,60 +71,6 @@ _NO_NUMBERS: Final = array.array("i")
 _new_baton: Final = partial(tuple.__new__, Baton)  # skips the Python function that `Baton()` is: once for each move
 
 
-class Connection(Protocol):
-    """A connection of this worker: the adapter's protocol object."""
-
-    @property
-    def fd(self) -> int:
-        """The descriptor of the connection."""
-
-    listener: int  # number of the bind by which it came
-    had_by: int  # bit set of the slots that had it, as far as is known here
-
-
-class Copy(Connection, Protocol):
-    """A connection that this worker has open but does not read."""
-
-    def resume(self, leftover: bytes) -> None:
-        """Read again, after *leftover*, whose first request belongs here."""
-
-    def drop(self, verdict: Verdict) -> None:
-        """Close this copy, and do to the connection what *verdict* says."""
-
-
-class Arrived(NamedTuple):
-    """A connection that came without a copy being here."""
-
-    connection: socket.socket  # non-blocking, the receiver's to close
-    leftover: bytes
-    listener: int
-    baton: Baton | None
-    had_by: int
-    decided: bool = True  # the bytes begin with a request that belongs here
-    keyed: bool = True
-    silent: bool = False
-
-
-@dataclass(slots=True)
-class _Kept:
-    """The descriptor of a connection under way that a predecessor has sent, here to be sent again if need be."""
-
-    fd: int
-    listener: int
-    had_by: int
-
-
-@dataclass(slots=True)
-class _Back:
-    """A message that came back to be sent again with the descriptor."""
-
-    slot: int
-    sender: int  # serial number
-    baton: Baton
-    leftover: bytes
-    is_last_try: bool = False
-
-
 class Mover:
     """This worker's side of all moves."""
 
@@ -144,7 +91,7 @@ class Mover:
         self._row = row
         self._most_copies = most_copies
         self._copies: OrderedDict[Baton, Copy] = OrderedDict()
-        self._kept: dict[Baton, _Kept] = {}
+        self._kept: dict[Baton, Kept] = {}
         self._unsent: list[Callable[[], bool]] = []  # what had no room, or no descriptor yet, to be tried again
         self._sure = False
         self._may_be_light = True
@@ -244,6 +191,7 @@ class Mover:
             return False
         data = self._buffers[0]
         kind, listener, slot, sender, place, epoch, had_by = _MESSAGE.unpack_from(data)
+        is_told, kind = kind & TOLD, kind & ~TOLD
         fds = array.array("i", ancillary[0][2]) if ancillary else _NO_NUMBERS
         is_message = size >= _MESSAGE.size and _NUMBERS.get(kind) == len(fds) and place <= self._batons.places
         if not is_message or (place == 0 and kind in (_LIGHT, _BACK, _KEPT)):
@@ -256,7 +204,8 @@ class Mover:
         if kind & _UNDECIDED or baton is None or kind < _LIGHT:
             if kind & _KIND == _IN_FILE:
                 leftover = read_file(fds[1])
-            state = not kind & _UNDECIDED, not kind & _UNDECIDED or bool(kind & _KEYED), bool(kind & _SILENT)
+            origin, leftover = told(leftover, fds[0]) if is_told else (None, leftover)
+            state = not kind & _UNDECIDED, not kind & _UNDECIDED or bool(kind & _KEYED), bool(kind & _SILENT), origin
             self._take_whole(fds[0], leftover, listener, baton, had_by, state, adopt)
         elif kind == _LIGHT:
             copy = self._copies.pop(baton, None)
@@ -266,9 +215,10 @@ class Mover:
                 head = _MESSAGE.pack(_BACK, listener, self._slot, sender, place, epoch, had_by)
                 self._insist(lambda: send(self._channel(slot), head, leftover))
         elif kind == _KEPT:
-            self._keep(baton, _Kept(fds[0], listener, had_by))
+            origin = told(leftover, fds[0])[0] if is_told else None
+            self._keep(baton, Kept(fds[0], listener, had_by, origin))
         else:
-            self._insist(partial(self._send_again, _Back(slot, sender, baton, leftover)))
+            self._insist(partial(self._send_again, Back(slot, sender, baton, leftover)))
         return True
 
     def _take_whole(
@@ -278,7 +228,7 @@ class Mover:
         listener: int,
         baton: Baton | None,
         had_by: int,
-        state: tuple[bool, bool, bool],
+        state: tuple[bool, bool, bool, Origin | None],
         adopt: Callable[[Arrived], None],
     ) -> None:
         """Take the connection *fd*, of which there may be a copy here: of no use when what comes next is undecided."""
@@ -380,15 +330,17 @@ class Mover:
         """
         self._retry()
         for baton, copy in list(self._copies.items()):
-            if self._batons.is_sent(baton):
-                head = self._head(_KEPT, copy, baton)
-                if send(self._sending[self._slot], head, b"", copy.fd):
-                    del self._copies[baton]
-                    copy.drop(Verdict.FORGET)
+            if self._batons.is_sent(baton) and self._send_kept(copy, baton):
+                del self._copies[baton]
+                copy.drop(Verdict.FORGET)
         for baton, kept in self._kept.items():
-            send(self._sending[self._slot], self._head(_KEPT, kept, baton), b"", kept.fd)
+            self._send_kept(kept, baton)
 
-    def _keep(self, baton: Baton, kept: _Kept) -> None:
+    def _send_kept(self, kept: Connection, baton: Baton) -> bool:
+        flag, header = tell(kept)
+        return send(self._sending[self._slot], self._head(_KEPT | flag, kept, baton), header, kept.fd)
+
+    def _keep(self, baton: Baton, kept: Kept) -> None:
         """Keep what a predecessor has left until its message was taken, which may have come back already."""
         if baton in self._kept or not self._batons.is_sent(baton):
             os.close(kept.fd)
@@ -396,7 +348,7 @@ class Mover:
             self._kept[baton] = kept
             self._retry()
 
-    def _send_again(self, back: _Back) -> bool:
+    def _send_again(self, back: Back) -> bool:
         """Send *back* to where it came from, with the descriptor; False when that cannot be done yet."""
         copy = self._copies.get(back.baton) or self._kept.get(back.baton)
         if copy is not None:
@@ -429,6 +381,9 @@ class Mover:
 
     def _send_whole(self, slot: int, copy: Connection, baton: Baton | None, leftover: bytes, flags: int = 0) -> bool:
         """Send the connection with its descriptor; return whether there was room."""
+        if copy.origin is not None:
+            flag, header = tell(copy)
+            flags, leftover = flags | flag, header + leftover
         if len(leftover) <= _INLINE_BYTES:
             return send(self._channel(slot), self._head(_WHOLE | flags, copy, baton), leftover, copy.fd)
         try:

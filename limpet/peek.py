@@ -1,9 +1,10 @@
 """Waiting for a request head without taking it: the bytes stay in the kernel for the worker.
 
-Owns one connection between accept and hand-over. Asks head.py what the bytes mean; the dispatcher drives it and
-decides what to do with the outcome.
+Owns one connection between accept and hand-over, and what has to be read of it: a PROXY header, a request head, both.
+Asks proxy_protocol.py and head.py what the bytes mean; the dispatcher drives it and decides what to do then.
 
 1. MSG_PEEK only. What the worker reads is all that the client sent: no byte is re-injected, so none can be lost.
+   A PROXY header is taken by who receives the connection (handoff.py).
 2. SO_RCVLOWAT of one more byte than was seen keeps a level-triggered loop from spinning on a partial head. It lives
    on the socket and would delay the worker's reads: it is set back before the connection leaves here.
 3. A client that sent FIN wakes the loop for ever, so a partial head with the far end closed ends at once.
@@ -15,11 +16,13 @@ decides what to do with the outcome.
 from __future__ import annotations
 
 import array
+import dataclasses
 import fcntl
 import socket
 import termios
 from typing import Final
 
+from limpet import proxy_protocol
 from limpet.head import BadHead, HeadParser
 from limpet.request import Peer, Request
 
@@ -31,17 +34,28 @@ class ClientGoneError(Exception):
 
 
 class Arrival:
-    """An accepted connection whose head is awaited. The dispatcher closes `connection`."""
+    """An accepted connection of which something has to be read. The dispatcher closes `connection`."""
 
-    __slots__ = ("_looks", "_parser", "_seen", "_waiting", "connection", "deadline", "listener", "peer")
+    __slots__ = (
+        "_looks", "_parser", "_seen", "_waiting", "awaits_header", "connection", "deadline", "header", "peer", "request"
+    )  # fmt: skip
 
     def __init__(
-        self, connection: socket.socket, peer: Peer, listener: int, deadline: float, parser: HeadParser
+        self,
+        connection: socket.socket,
+        peer: Peer,
+        deadline: float,
+        parser: HeadParser | None,
+        *,
+        awaits_header: bool = False,
     ) -> None:
+        """*parser* is None where no request is read; *awaits_header* says that a PROXY header comes first."""
         self.connection = connection
         self.peer = peer
-        self.listener = listener
         self.deadline = deadline
+        self.awaits_header = awaits_header
+        self.header = 0  # bytes of the PROXY header, once it is there
+        self.request: Request | None = None
         self._parser = parser
         self._seen = 0
         self._looks = 0
@@ -55,7 +69,7 @@ class Arrival:
     @property
     def silent(self) -> bool:
         """Whether the client has sent nothing at all."""
-        return self._seen == 0
+        return self._seen == self.header
 
     def has_more(self) -> bool:
         """Return whether more bytes have come since the last look. FIN and RST wake epoll."""
@@ -63,36 +77,56 @@ class Arrival:
         fcntl.ioctl(self.connection, termios.FIONREAD, unread)
         return unread[0] > self._seen
 
-    def look(self, *, hung_up: bool = False) -> Request | None:
-        """Return the request when its head is complete, None when more bytes must come.
+    def look(self, *, hung_up: bool = False) -> bool:
+        """Return whether all that is to be read is there, so that `peer` and `request` are what they should be.
 
-        *hung_up* says that the client has closed its side. Raises BadHead for what will never be a head and
-        ClientGoneError when nobody is there to answer. Blocks never.
+        *hung_up* says that the client has closed its side. Raises BadHead for what will never be a head,
+        BadHeaderError for what will never be a PROXY header, and ClientGoneError when nobody is there to answer.
+        Blocks never.
         """
         self._looks += 1
-        limit = self._parser.max_head
+        limit = proxy_protocol.MAX_BYTES if self.awaits_header else self.header
+        if self._parser is not None:
+            limit += self._parser.max_head
         try:
             data = self.connection.recv(limit, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             if hung_up:
                 raise ClientGoneError from None
-            return None
+            return False
         except OSError as error:
             raise ClientGoneError from error
         if not data:
             raise ClientGoneError
-        if self._parser.feed(data[self._seen :] if self._seen else data):
+        if self._is_complete(data):
             self._wait_for(1)
-            return self._parser.request(self.peer)
-        if len(data) >= limit:
-            raise BadHead(431, f"the request head is larger than {limit} bytes")
+            return True
+        if len(data) >= limit and self._parser is not None:
+            raise BadHead(431, f"the request head is larger than {self._parser.max_head} bytes")
         if hung_up:
-            if self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # reset: what came before is still there
+            is_reset = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # what came before is still there
+            if is_reset or self.awaits_header:
                 raise ClientGoneError
             raise BadHead(400, "the connection was closed in the middle of the request head")
         self._seen = len(data)
         self._wait_for(len(data) + 1)
-        return None
+        return False
+
+    def _is_complete(self, data: bytes) -> bool:
+        """Read what is new in *data*, all that has come."""
+        if self.awaits_header:
+            found = proxy_protocol.parse(data)
+            if found is None:
+                return False
+            self.awaits_header, self.header, self._seen = False, found.length, found.length
+            if found.origin is not None:
+                self.peer = dataclasses.replace(self.peer, address=found.origin.address, port=found.origin.port)
+        if self._parser is None:
+            return True
+        if not self._parser.feed(data[self._seen :] if self._seen else data):
+            return False
+        self.request = self._parser.request(self.peer)
+        return True
 
     def _wait_for(self, size: int) -> None:
         """Make the kernel report the connection as readable from *size* bytes on."""

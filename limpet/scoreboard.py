@@ -76,6 +76,10 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "refused_431": Figure("connections refused: the request head was too large", label=("status", "431")),
     "refused_503": Figure("connections refused: the slot's queue was full or too slow", label=("status", "503")),
     "accept_errors": Figure("times accepting failed and was put off"),
+    "proxy_untrusted": Figure(
+        "connections closed: the bind takes the PROXY protocol alone, and the peer is not in `--trust`"
+    ),
+    "proxy_headers_bad": Figure("connections closed: a trusted proxy sent no valid PROXY header, or none in time"),
 }
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
     "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),

@@ -3,7 +3,7 @@
 A field of `Settings` is all there is to a setting: its flag, its `LIMPET_*` variable, its key in a TOML file,
 its line in `limpet run --help` and its row in docs/settings.md are made from it by declare.py. cli.py passes
 in what was given; the supervisor gets a `Settings`, its children get it as JSON. What an address or a key
-chain looks like is not known here: binds.py and key.py are asked.
+chain looks like is not known here: checks.py asks who knows.
 
 1. Command line, then environment, then the file of `--config`, then the preset of `--for`, then the default: the first
    that has a value wins. But each is checked: a mistake that would have been overridden is still a mistake.
@@ -18,14 +18,13 @@ import dataclasses
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from limpet import activation
+from limpet import activation, checks
 from limpet.declare import Setting, declared, setting
 from limpet.errors import SettingsError, reason
 from limpet.served import Served, served
@@ -56,85 +55,11 @@ def default_binds() -> tuple[str, ...]:
     return activation.binds() or ("127.0.0.1:8000",)
 
 
-def check_app(text: str) -> None:
-    """Raise SettingsError unless *text* reads `module:attribute`; whether that exists, a worker finds out."""
-    module, _, attribute = text.partition(":")
-    names_object = all(name.isidentifier() for name in attribute.split("."))
-    if names_object and re.fullmatch(r"[\w.-]+", module) and not module.endswith(".py"):
-        return
-    module = re.sub(r"[^\w.-]+", ".", module.removesuffix(".py")).strip(".") or "module"
-    hint = f"`limpet run {module}:{attribute if names_object else 'app'}`"
-    raise SettingsError(f"`{text}` is not `module:attribute`", hint=hint)
-
-
-def check_name(text: str) -> None:
-    """Raise SettingsError unless *text* can be part of the name of a file."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", text):
-        raise SettingsError(
-            f"`{text}` is not a name: up to 100 letters, digits, `_`, `.` and `-` are allowed, no `.` or `-` first"
-        )
-
-
-# These import what they ask only when they ask: `limpet status` has no settings.
-
-
-def check_bind(text: str) -> None:
-    from limpet.binds import Bind
-
-    Bind.parse(text)
-    for name, own in Served.parse(text)._asdict().items():
-        if name != "address" and own:
-            [found] = (each for each in SETTINGS if each.name == name)
-            found.read(own, f"`{name}`")
-
-
-def check_admin(text: str) -> None:
-    if any(Served.parse(text)[1:]):
-        raise SettingsError(f"`{text}` serves no application", hint="`--admin 127.0.0.1:9000`")
-    check_bind(text)
-
-
-def check_by(text: str) -> None:
-    from limpet.key import KeyChain, Trust
-
-    KeyChain.parse(text, Trust.parse(""))
-
-
-def check_trust(text: str) -> None:
-    from limpet.key import Trust
-
-    Trust.parse(text)
-
-
-def check_affinity_cookie(text: str) -> None:
-    from limpet.cookie import Attributes
-
-    Attributes.parse(text)
-
-
-def check_learn(text: str) -> None:
-    from limpet.sessions import Source
-
-    Source.parse(text)
-
-
-def check_preset(text: str) -> None:
-    from limpet.presets import check_preset
-
-    check_preset(text)
-
-
-def check_server(text: str) -> None:
-    from limpet.servers import kind
-
-    kind(text)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What one server was told to do."""
 
-    app: str = setting("the application, as module:attribute", metavar="APP", check=check_app)
+    app: str = setting("the application, as module:attribute", metavar="APP", check=checks.app)
     app_dir: tuple[str, ...] = setting(
         "directories in which APP and key functions are looked for first",
         (),
@@ -148,7 +73,7 @@ class Settings:
         "`limpet presets` lists them",
         None,
         metavar="PRESET",
-        check=check_preset,
+        check=checks.preset,
     )
     bind: tuple[str, ...] = setting(
         "where to listen: HOST:PORT, :PORT for every address, unix:PATH, fd:N for an inherited socket, or fd:NAME for "
@@ -156,7 +81,7 @@ class Settings:
         default_binds,
         shown="the sockets that the service manager passes on (LISTEN_FDS), else `127.0.0.1:8000`",
         metavar="ADDRESS",
-        check=check_bind,
+        check=checks.bind,
     )
     workers: int = setting(
         "how many worker processes",
@@ -171,14 +96,19 @@ class Settings:
         "cookie:NAME, query:NAME, path:REGEX, affinity, python:module:function; the first that finds one counts",
         "ip",
         metavar="CHAIN",
-        check=check_by,
+        check=checks.by,
     )
     trust: tuple[str, ...] = setting(
-        "proxies whose X-Forwarded-For or Forwarded is believed: addresses, networks, unix",
+        "proxies whose X-Forwarded-For, Forwarded or PROXY header is believed: addresses, networks, unix",
         (),
         shown="nobody",
         metavar="CIDR,...",
-        check=check_trust,
+        check=checks.trust,
+    )
+    proxy_protocol: Literal["off", "required"] = setting(
+        "whether each connection begins with a PROXY header, which says who the client is; then only those in "
+        "`--trust` may connect. Of one bind: ADDRESS?proxy-protocol=required",
+        "off",
     )
     place: Literal["least", "hash", "random"] = setting("where a client without a key goes", "least")
     affinity_cookie: str = setting(
@@ -186,14 +116,14 @@ class Settings:
         "stays as it is, and Secure is set by itself under https",
         "Path=/; HttpOnly; SameSite=Lax",
         metavar="ATTRIBUTES",
-        check=check_affinity_cookie,
+        check=checks.affinity_cookie,
     )
     learn: tuple[str, ...] = setting(
         "ids to remember with the worker that made them, from its responses: header:NAME, cookie:NAME, or "
         "location:REGEX for the first group in Location; app for those of which the application calls limpet.learn",
         (),
         metavar="WHERE",
-        check=check_learn,
+        check=checks.learn,
     )
     learn_idle_s: float = setting(
         "time after which a learned id that nobody uses is forgotten", DAY_S, low=1, high=30 * DAY_S
@@ -214,7 +144,7 @@ class Settings:
         "module:function, an adapter of your own",
         "uvicorn",
         metavar="SERVER",
-        check=check_server,
+        check=checks.server,
     )
     interface: Literal["auto", "asgi", "wsgi"] = setting("what the application speaks", "auto")
     factory: bool = setting("APP is a function that returns the application", False)
@@ -246,7 +176,7 @@ class Settings:
         None,
         shown="made from APP",
         metavar="NAME",
-        check=check_name,
+        check=checks.name,
     )
     secret_file: str | None = setting(
         "file with the secret that keys are hashed with",
@@ -272,7 +202,7 @@ class Settings:
         None,
         shown="nowhere",
         metavar="ADDRESS",
-        check=check_admin,
+        check=checks.admin,
     )
 
     backlog: int = setting("connections that the kernel keeps until they are accepted", 2048, low=1, high=65_535)
@@ -339,7 +269,12 @@ class Settings:
     @property
     def served(self) -> list[Served]:
         """Return what each bind serves, in their order."""
-        return served(self.bind, self.app, self.by, self.server)
+        return served(self.bind, Served("", self.app, self.by, self.server, self.proxy_protocol))
+
+    @property
+    def takes_headers(self) -> bool:
+        """Whether connections of any bind begin with a PROXY header."""
+        return any(each.proxy_protocol == "required" for each in self.served)
 
     def to_json(self) -> str:
         """Return the settings as text for a child process."""

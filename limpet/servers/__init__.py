@@ -38,6 +38,7 @@ class Kind:
     interface: str  # what it calls: "asgi", "wsgi", or in words what else APP has to be
     takes: str = "any"  # the connections it can be given, or "accepted" for those it accepts itself
     moves: bool = False  # hands a connection on when a later request on it belongs to another slot
+    hears: str = "never"  # of an origin that is not the socket's peer: "always", on "asyncio" alone, or "never"
     closes: bool = True  # can end each connection with its response
     websocket: bool = False
     http: bool = True  # all that it serves; else connections of any protocol, in which no key can be looked for
@@ -46,30 +47,51 @@ class Kind:
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "uvicorn": Kind("limpet.servers.uvicorn", "asgi", moves=True, websocket=True, runs_hooks=True),
-    "hypercorn": Kind("limpet.servers.hypercorn", "asgi", websocket=True, runs_hooks=True, extra="hypercorn"),
+    "uvicorn": Kind("limpet.servers.uvicorn", "asgi", moves=True, hears="always", websocket=True, runs_hooks=True),
+    "hypercorn": Kind(
+        "limpet.servers.hypercorn", "asgi", hears="always", websocket=True, runs_hooks=True, extra="hypercorn"
+    ),
     "granian": Kind("limpet.servers.granian", "asgi", "accepted", websocket=True, runs_hooks=True, extra="granian"),
-    "gunicorn": Kind("limpet.servers.gunicorn", "wsgi", extra="gunicorn"),
-    "waitress": Kind("limpet.servers.waitress", "wsgi", extra="waitress"),
+    "gunicorn": Kind("limpet.servers.gunicorn", "wsgi", hears="always", extra="gunicorn"),
+    "waitress": Kind("limpet.servers.waitress", "wsgi", hears="always", extra="waitress"),
     "aiohttp": Kind(
-        "limpet.servers.aiohttp", "an `aiohttp.web.Application`", websocket=True, runs_hooks=True, extra="aiohttp"
+        "limpet.servers.aiohttp",
+        "an `aiohttp.web.Application`",
+        hears="asyncio",
+        websocket=True,
+        runs_hooks=True,
+        extra="aiohttp",
     ),
     "tornado": Kind(
-        "limpet.servers.tornado", "a `tornado.web.Application`", websocket=True, runs_hooks=True, extra="tornado"
+        "limpet.servers.tornado",
+        "a `tornado.web.Application`",
+        hears="always",
+        websocket=True,
+        runs_hooks=True,
+        extra="tornado",
     ),
-    "sanic": Kind("limpet.servers.sanic", "a `sanic.Sanic`", websocket=True, runs_hooks=True, extra="sanic"),
-    "daphne": Kind("limpet.servers.daphne", "asgi", websocket=True, runs_hooks=True, extra="daphne"),
-    "twisted": Kind("limpet.servers.twisted", "a resource, site or protocol factory of Twisted", extra="twisted"),
+    "sanic": Kind(
+        "limpet.servers.sanic", "a `sanic.Sanic`", hears="asyncio", websocket=True, runs_hooks=True, extra="sanic"
+    ),
+    "daphne": Kind("limpet.servers.daphne", "asgi", hears="always", websocket=True, runs_hooks=True, extra="daphne"),
+    "twisted": Kind(
+        "limpet.servers.twisted", "a resource, site or protocol factory of Twisted", hears="always", extra="twisted"
+    ),
     "stream": Kind(
         "limpet.servers.stream",
         "an `async def handle(reader, writer)` or a factory of asyncio protocols",
+        hears="asyncio",
         runs_hooks=True,
         http=False,
     ),
     "trio": Kind("limpet.servers.trio", "an `async def handle(stream)`, on trio", http=False, extra="trio"),
     "anyio": Kind("limpet.servers.anyio", "an `async def handle(stream)`, on anyio", http=False, extra="anyio"),
-    "socketserver": Kind("limpet.servers.socketserver", "a handler class, as for `socketserver` or `http.server`"),
-    "script": Kind("limpet.servers.script", "a function that serves on `limpet.listener()`", closes=False),
+    "socketserver": Kind(
+        "limpet.servers.socketserver", "a handler class, as for `socketserver` or `http.server`", hears="always"
+    ),
+    "script": Kind(
+        "limpet.servers.script", "a function that serves on `limpet.listener()`", hears="always", closes=False
+    ),
 }
 ON_TRIO: Final = frozenset({"hypercorn", "trio", "anyio"})
 """The servers that `--loop trio` may name."""
@@ -95,6 +117,26 @@ def refuse_mix(settings: Settings) -> None:
             )
     if settings.server == "uvicorn" and all(each.server == "stream" for each in settings.served):
         raise SettingsError("all binds are of `server=stream`", hint="`--server stream` for all of them")
+
+
+def refuse_untold(settings: Settings) -> None:
+    """Raise SettingsError if a bind of *settings* has PROXY headers that nobody may send, or the server cannot heed."""
+    if not settings.takes_headers:
+        return
+    if not settings.trust:
+        raise SettingsError(
+            "`--proxy-protocol required` without `--trust`: nobody could connect",
+            hint="`--trust 10.0.0.0/8` names the proxies; `--trust unix` those on a unix socket",
+        )
+    hears, loop = kind(settings.server).hears, settings.loop
+    is_deaf = loop == "trio" or settings.worker_class in ("gevent", *ASGI_CLASSES)
+    is_mixed = any(each.proxy_protocol == "required" and each.server != settings.server for each in settings.served)
+    if hears == "never" or is_deaf or is_mixed or (hears == "asyncio" and loop == "uvloop"):
+        raise SettingsError(
+            "`--proxy-protocol required`: what serves here, or its event loop, would show applications the proxy, not "
+            "the client",
+            hint="`--server uvicorn`, `--loop auto` and the usual `--worker-class`; streams need a server of their own",
+        )
 
 
 @cache

@@ -31,7 +31,7 @@ def fits(app: object) -> bool:
 
 def serve(app: web.Application, seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
-    loops.run(seat.settings.loop, _serve(app, seat))
+    loops.run(seat.settings, _serve(app, seat))
 
 
 async def _serve(app: web.Application, seat: Seat) -> None:

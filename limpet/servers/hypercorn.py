@@ -12,6 +12,7 @@ and each is given to hypercorn's `TCPServer`, which serves one. That works on bo
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import signal
 import socket
@@ -24,6 +25,7 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 
 from limpet.link import LinkClosedError
+from limpet.proxy_protocol import Origin
 from limpet.servers.counted import framed
 from limpet.servers.lifespan import Lifespan
 from limpet.servers.uvicorn_listening import Listening
@@ -153,7 +155,7 @@ class _Server:
         """Adopt connections from the channel; return whether there may be more."""
         for _ in range(_TAKES_PER_TURN):
             try:
-                connection, _ = self._seat.receiver.receive()
+                connection, handoff = self._seat.receiver.receive()
             except BlockingIOError:
                 return False
             except OSError as error:  # no free descriptor number
@@ -161,20 +163,23 @@ class _Server:
                 self._loop.remove_reader(self._seat.receiver.fileno())
                 self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, self._take_again)
                 return False
-            self._adopt_accepted(connection)
+            self._adopt_accepted(connection, handoff.origin)
         return True
 
     def _take_again(self) -> None:
         if not self._is_draining:
             self._loop.add_reader(self._seat.receiver.fileno(), self._take)
 
-    def _adopt_accepted(self, connection: socket.socket) -> None:
+    def _adopt_accepted(self, connection: socket.socket, origin: Origin | None = None) -> None:
         self._seat.row.add("received")
-        self._begin(self._adopt(connection))
+        self._begin(self._adopt(connection, origin))
 
-    async def _adopt(self, connection: socket.socket) -> None:
+    async def _adopt(self, connection: socket.socket, origin: Origin | None) -> None:
+        def new_protocol() -> _Streams:
+            return _Streams(self._loop, functools.partial(self._serve, origin=origin))
+
         try:
-            _, protocol = await self._loop.connect_accepted_socket(self._new_protocol, connection)
+            _, protocol = await self._loop.connect_accepted_socket(new_protocol, connection)
         except OSError:  # the client is gone already
             connection.close()
             return
@@ -190,7 +195,11 @@ class _Server:
     def _new_protocol(self) -> _Streams:
         return _Streams(self._loop, self._serve)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, origin: Origin | None = None
+    ) -> None:
+        if origin is not None:
+            writer.get_extra_info = _Far(origin, writer).get_extra_info  # type: ignore[method-assign]
         await self._connection_class(
             self._app, self._loop, self._config, self._context, self._lifespan.states[0], reader, writer
         )
@@ -220,6 +229,24 @@ class _Server:
                 self._stop.set()
             elif command["do"] == "accept":
                 self._listening.open()
+
+
+class _Far:
+    """What hypercorn asks a connection for to know its client, where a PROXY header says who that is."""
+
+    def __init__(self, origin: Origin, writer: asyncio.StreamWriter) -> None:
+        self._origin = origin
+        self._near = writer.get_extra_info
+        self.getsockname = self._near("socket").getsockname
+        self.family = self._near("socket").family if origin.client else socket.AF_UNIX
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return this object as the socket."""
+        return self if name == "socket" else self._near(name, default)
+
+    def getpeername(self) -> Any:
+        """Return the client's address."""
+        return self._origin.client
 
 
 class _Streams(asyncio.StreamReaderProtocol):

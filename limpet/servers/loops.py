@@ -13,12 +13,17 @@ from typing import Any, Final
 from limpet import hooks
 from limpet.door import Door
 from limpet.servers import uvloop_listening
+from limpet.settings import Settings
 
 _CHECK_S: Final = 0.05  # how often a worker that stops looks whether connections have ended
 
 
-def run(name: str, main: Coroutine[Any, Any, None]) -> None:
-    """Run *main* on the loop that `--loop` *name* means, and what the application wants done before and after it."""
+def run(settings: Settings, main: Coroutine[Any, Any, None]) -> None:
+    """Run *main* on the loop of *settings*, and what the application wants done before and after it.
+
+    Where PROXY headers say whose connections are, that is asyncio's: uvloop asks the kernel alone.
+    """
+    name = "asyncio" if settings.takes_headers else settings.loop
     with asyncio.Runner(loop_factory=factory(name)) as runner:
         runner.run(hooks.start())
         runner.run(main)

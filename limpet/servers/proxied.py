@@ -38,7 +38,7 @@ class Proxied:
         reported: dict[str, Any] = {}
         address = client_address(peer, request, self._trust)
         if address != peer.address:
-            reported["client"] = (address, 0)
+            reported["client"] = None if address is None else (address, 0)
         scheme = _SCHEMES.get((request.header_bytes(b"x-forwarded-proto") or b"").lower())
         if scheme is not None:
             reported["scheme"] = _OF_WEBSOCKETS[scheme] if scope["type"] == "websocket" else scheme
@@ -67,6 +67,6 @@ def reported(environ: dict[str, Any], trust: Trust) -> dict[str, Any]:
     request = Request("", "", peer, [(name, value.encode("latin-1")) for name, value in given if value is not None])
     found: dict[str, Any] = {}
     if (client := client_address(peer, request, trust)) != peer.address:
-        found |= {"REMOTE_ADDR": client, "REMOTE_PORT": "0"}
+        found |= {"REMOTE_ADDR": client or "", "REMOTE_PORT": "0"}
     scheme = _SCHEMES.get((request.header_bytes(b"x-forwarded-proto") or b"").lower())
     return found | ({"wsgi.url_scheme": scheme} if scheme is not None else {})

@@ -35,7 +35,8 @@ def fits(app: object) -> bool:
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
     """Call *app* and return when it does."""
-    uvloop_listening.install()
+    if not seat.settings.takes_headers:  # of which uvloop would make nothing: without this it is refused by the door
+        uvloop_listening.install()
     door = Door(seat)
     program = _Program(door)
     for number in (signal.SIGTERM, signal.SIGINT):

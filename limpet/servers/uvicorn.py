@@ -26,15 +26,17 @@ from limpet.baton import Baton
 from limpet.forwarded import Trust
 from limpet.handoff import Handoff
 from limpet.link import LinkClosedError
-from limpet.moving import TAKES_PER_TURN, Arrived
+from limpet.moved import Arrived
+from limpet.moving import TAKES_PER_TURN
 from limpet.servers.corked import Turn
 from limpet.servers.lifespan import Lifespan
 from limpet.servers.proxied import Proxied
 from limpet.servers.uvicorn_draining import let_go
 from limpet.servers.uvicorn_listening import Listening
 from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
-from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, websocket_protocol
+from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools
 from limpet.servers.uvicorn_streams import Streams
+from limpet.servers.uvicorn_websockets import websocket_protocol
 from limpet.worker import Seat
 
 _TICK_S: Final = 1.0  # date header, head deadlines

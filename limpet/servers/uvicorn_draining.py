@@ -18,7 +18,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from limpet.servers.uvicorn_protocols import Seated, SeatedWebSocket
+from limpet.servers.uvicorn_protocols import Seated
+from limpet.servers.uvicorn_websockets import SeatedWebSocket
 
 _LOOK_S: Final = 0.02  # how often connections are looked at: who falls idle may be given away before it asks again
 

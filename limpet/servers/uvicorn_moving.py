@@ -21,7 +21,7 @@ from typing import Any, Final
 from limpet.baton import Baton, Verdict
 from limpet.handoff import Handoff
 from limpet.head import BadHead, HeadParser
-from limpet.moving import Arrived
+from limpet.moved import Arrived
 from limpet.passing import shut_down
 from limpet.refusal import answer
 from limpet.request import Peer, UnparsedRequest
@@ -60,12 +60,12 @@ class _Moving(Seated):
 
     def accepted(self, handoff: Handoff) -> None:
         """Take over what came with a connection from the dispatcher. Called before `connection_made`."""
-        self.listener = handoff.listener
+        super().accepted(handoff)
         self._keyed = handoff.digest != 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._peer = self.seat.home.peer(transport.get_extra_info("peername"), self.listener)
+        self._peer = self.peer()
         if self._initial:  # here, before the loop reads the first byte itself: the order is kept
             initial, self._initial, self._was_sent = self._initial, b"", True
             self.data_received(initial)

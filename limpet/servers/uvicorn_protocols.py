@@ -29,9 +29,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from limpet.handoff import Handoff
-from limpet.moving import Arrived
-from limpet.passing import shut_down
+from limpet.moved import Arrived
+from limpet.proxy_protocol import Origin
 from limpet.refusal import LINGER_S, answer
+from limpet.request import Peer
 from limpet.servers.corked import SENT, Corked, Turn
 from limpet.servers.head_limits import LimitedConnection, exceeds
 from limpet.worker import Seat
@@ -96,6 +97,8 @@ class Seated(asyncio.Protocol):
     transport: asyncio.Transport
     connections: set[Any]
     flow: Any
+    client: Any
+    scheme: Any
     cycle: Any  # the request being served, or the last one
     _unset_keepalive_if_required: Callable[[], None]
     _head_since: float | None = None  # loop time since which the next request head is awaited, None while there is none
@@ -108,17 +111,22 @@ class Seated(asyncio.Protocol):
     listener: int = 0
     had_by: int = 0
     fd: int = -1
+    origin: Origin | None = None  # whose the connection is, where a PROXY header has said so
 
     def arrived(self, arrived: Arrived) -> None:
         """Take over what came with a connection from another worker. Called before `connection_made`."""
-        self.listener = arrived.listener
+        self.listener, self.origin = arrived.listener, arrived.origin
         self._came_idle = not (arrived.decided or arrived.silent)
 
     def accepted(self, handoff: Handoff) -> None:
         """Take over what came with a connection from the dispatcher. Called before `connection_made`."""
+        self.listener, self.origin = handoff.listener, handoff.origin
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self.origin is not None:
+            self.client = self.origin.client
+            self.scheme = "https" if self.origin.is_tls else self.scheme
         self._corked = Corked(transport, self.turn)
         self.fd = transport.get_extra_info("socket").fileno()
         if self._came_idle:
@@ -235,15 +243,19 @@ class Seated(asyncio.Protocol):
         """
         if not self.transport.is_closing() and not self.transport.get_write_buffer_size() and self.is_idle():
             silent = self.cycle is None and not self._came_idle
-            peer = self.seat.home.peer(self.transport.get_extra_info("peername"), self.listener)
-            if self._give_away(self.seat.home.heir(peer), silent=silent):
+            if self._give_away(self.seat.home.heir(self.peer()), silent=silent):
                 self.transport.abort()  # closes the descriptor, and no more than that
 
     def go_home(self) -> None:
         """Give the connection to its home if that is elsewhere since the table has changed, and it is idle."""
-        peer = self.seat.home.peer(self.transport.get_extra_info("peername"), self.listener)
-        if self.seat.home.heir(peer) != self.seat.home.slot:
+        if self.seat.home.heir(self.peer()) != self.seat.home.slot:
             self.hand_on()
+
+    def peer(self) -> Peer:
+        """Return the far end of the connection, as the key chain sees it."""
+        if self.origin is None:
+            return self.seat.home.peer(self.transport.get_extra_info("peername"), self.listener)
+        return self.seat.home.peer(self.origin.client, self.listener)
 
     def _give_away(self, slot: int, *, silent: bool) -> bool:
         return self.seat.mover.give(self, None, slot, b"", self.loop.time(), keyed=False, silent=silent)
@@ -362,64 +374,6 @@ class SeatedH11(Seated, H11Protocol):
     def handle_websocket_upgrade(self, event: Any) -> None:
         super().handle_websocket_upgrade(event)
         pass_on(self.transport, self.conn.trailing_data[0])
-
-
-class SeatedWebSocket(asyncio.Protocol):
-    """What each of uvicorn's websocket protocols gains: its end is counted, and it can be told to go."""
-
-    seat: ClassVar[Seat]
-    transport: asyncio.Transport
-    moved: bool = False  # other workers may have copies, which would hold back the FIN
-
-    def is_open(self) -> bool:
-        """Return whether the handshake is complete, so that `shutdown` says 1012 and not 500."""
-        event = getattr(self, "handshake_completed_event", None)
-        return bool(event.is_set() if event is not None else getattr(self, "handshake_complete", False))
-
-    def shutdown(self) -> None:
-        """Say 1012 and end the connection: uvicorn's own."""
-        super().shutdown()  # type: ignore[misc]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.moved:
-            shut_down(self.transport.get_extra_info("socket").fileno())
-        super().connection_lost(exc)
-        self.seat.row.add("requests")
-        self.seat.row.add("connections", -1)
-
-
-class _PatientWebSocket(SeatedWebSocket):
-    """What those gain that do not expect frames before they have answered the handshake: frames wait for that.
-
-    Else websockets-sansio would send its pong before the 101, and wsproto would lose them.
-    """
-
-    handshake_complete: bool
-    _asked: bool = False  # whether the request itself has come
-    _early: bytes = b""
-
-    def data_received(self, data: bytes) -> None:
-        if self.handshake_complete or not self._asked:
-            self._asked = True
-            super().data_received(data)
-        else:
-            self._early += data
-            self.transport.pause_reading()
-
-    async def send(self, message: Any) -> None:
-        await super().send(message)  # type: ignore[misc]
-        if self._early and self.handshake_complete and not self.transport.is_closing():
-            early, self._early = self._early, b""
-            self.transport.resume_reading()
-            super().data_received(early)
-
-
-def websocket_protocol(seat: Seat, plain: type[asyncio.Protocol] | None) -> type[asyncio.Protocol] | None:
-    """Return uvicorn's websocket protocol *plain* with what it gains in this worker, None for none."""
-    if plain is None:
-        return None
-    seated = SeatedWebSocket if hasattr(plain, "asgi_send") else _PatientWebSocket  # the former reads when it has sent
-    return type("SeatedWebSocket", (seated, plain), {"seat": seat})
 
 
 def _bytes_wait(transport: asyncio.Transport) -> bool:

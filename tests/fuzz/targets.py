@@ -21,7 +21,9 @@ from limpet.handoff import SIZE, Channel, Handoff, Receiver
 from limpet.hashing import Hasher
 from limpet.head import BadHead, HeadParser
 from limpet.key import KeyChain
-from limpet.moving import Arrived, Mover
+from limpet.moved import Arrived
+from limpet.moving import Mover
+from limpet.proxy_protocol import BadHeaderError, Header, Origin, parse, write
 from limpet.request import Peer, Request, UnparsedRequest
 from limpet.router import Clocks, Router
 from limpet.scoreboard import WORKER_CELLS, Row
@@ -250,6 +252,7 @@ class _Copy:
 
     listener = 0
     had_by = 0
+    origin: Origin | None = None
 
     def __init__(self, connection: socket.socket) -> None:
         self.fd = connection.fileno()
@@ -287,9 +290,28 @@ def _adopt(arrived: Arrived) -> None:
     arrived.connection.close()
 
 
+def proxy_header(data: bytes) -> None:
+    """A PROXY header is one or it is refused, however it is divided; what is told of a client can be told again."""
+    outcomes = [_read_header(data[:size]) for size in range(min(len(data), 300))] + [_read_header(data)]
+    first = next((each for each in outcomes if each is not None), None)
+    assert all(each == first for each in outcomes[outcomes.index(first) :]), f"{first}, and later something else"
+    if isinstance(first, Header) and first.origin is not None:
+        again = parse(write(first.origin))
+        assert again is not None
+        assert again.origin == first.origin
+
+
+def _read_header(data: bytes) -> Header | str | None:
+    try:
+        return parse(data)
+    except BadHeaderError:
+        return "bad"
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "head": head,
     "keys": keys,
     "cookie": cookie,
     "channels": channels,
+    "proxy_header": proxy_header,
 }

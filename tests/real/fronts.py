@@ -39,7 +39,15 @@ global
     nbthread 2
 {documented}
 """,
+    "nginx stream": """
+daemon off; worker_processes 2; pid {folder}/pid; {user}
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+events {{ worker_connections 1024; }}
+{documented}
+""",
 }
+FRAMES["haproxy tcp"] = FRAMES["haproxy"]
+STREAM: Final = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 COMMANDS: Final = {
     "nginx": ["nginx", "-e", "stderr", "-p", "{folder}", "-c", "{folder}/nginx.conf"],
     "haproxy": ["haproxy", "-db", "-f", "{folder}/haproxy.conf"],
@@ -47,14 +55,18 @@ COMMANDS: Final = {
 
 
 class Front:
-    """One running proxy of *kind* before the server on *port*."""
+    """One running proxy before the server on *port*, by the part of the document that begins with *kind*."""
 
-    def __init__(self, kind: str, port: int) -> None:
-        if shutil.which(kind) is None:
+    def __init__(self, kind: str, port: int, **replaced: str) -> None:
+        """*replaced* are words of the document, with `_` for `-`, and what stands in their place."""
+        program = kind.partition(" ")[0]
+        if shutil.which(program) is None or (kind == "nginx stream" and not STREAM.exists()):
             if os.environ.get("CI"):
                 pytest.fail(f"{kind} is not installed")
             pytest.skip(f"{kind} is not installed")
         self._kind = kind
+        self._program = program
+        self._replaced = replaced
         self._upstream = port
         self._folder = tempfile.TemporaryDirectory(prefix="limpet-front-")
         self.port = free_port()
@@ -64,9 +76,9 @@ class Front:
         text = FRAMES[self._kind].format(
             folder=folder, documented=self._documented(), user="user root;" if os.getuid() == 0 else ""
         )
-        Path(folder, f"{self._kind}.conf").write_text(text)
+        Path(folder, f"{self._program}.conf").write_text(text)
         self._log = open(Path(folder, "log"), "w+")  # closed in __exit__
-        command = [part.format(folder=folder) for part in COMMANDS[self._kind]]
+        command = [part.format(folder=folder) for part in COMMANDS[self._program]]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL)
         try:
             wait_until(lambda: self._serves() or self._process.poll() is not None, f"{self._kind} serves or has ended")
@@ -99,6 +111,10 @@ class Front:
             ("listen 80;", f"listen 127.0.0.1:{self.port};"),
         ):
             text = text.replace(documented, actual)
+        for name, other in self._replaced.items():
+            word = name.replace("_", "-")
+            assert word in text
+            text = text.replace(word, other)
         assert str(self.port) in text
         assert "127.0.0.1:8000" in text
         return str(text.replace("127.0.0.1:8000", f"127.0.0.1:{self._upstream}"))

@@ -43,7 +43,9 @@ class Block(NamedTuple):
 def blocks_of(path: Path) -> Iterator[Block]:
     """Yield the blocks of one page."""
     page = str(path.relative_to(ROOT))
-    pattern = re.compile(r"^```(\w+)\n(.*?)^```$|(?<=\n\n)((?:    [^\n]*\n|\n(?=    ))+)", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(
+        r"^```(\w+)[ \w]*\n(.*?)^```$|(?<=\n\n)((?:    [^\n]*\n|\n(?=    ))+)", re.MULTILINE | re.DOTALL
+    )
     text = path.read_text()
     for found in pattern.finditer(text):
         line = text.count("\n", 0, found.start()) + 1

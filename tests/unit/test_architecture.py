@@ -22,6 +22,7 @@ PURE = [
     "key",
     "learned",
     "lifecycle",
+    "proxy_protocol",
     "request",
     "roll",
     "router",

@@ -18,8 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from limpet.baton import CELLS_PER_WORKER, Baton, Batons, Verdict
 from limpet.handoff import Channel
-from limpet.moving import Arrived, Mover
+from limpet.moved import Arrived
+from limpet.moving import Mover
 from limpet.passing import shut_down
+from limpet.proxy_protocol import Origin
 from limpet.scoreboard import WORKER_CELLS, Row
 
 SLOTS = 3
@@ -60,6 +62,7 @@ class Held:
     baton: Baton | None = None
     reads: bool = True
     had_by: int = 0
+    origin: Origin | None = None
     listener: int = 0
 
     @property

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from limpet.errors import SettingsError
 from limpet.forwarded import Trust, client_address, parse_address
-from limpet.request import Peer, Request
+from limpet.head import HeadParser
+from limpet.request import Peer, Request, UnparsedRequest
 
 PROXY = "10.0.0.1"
 TRUST = Trust.parse("10.0.0.0/8, fd00::/8")
@@ -103,6 +104,11 @@ def test_address_is_understood_however_the_proxy_writes_it(entry: str, address: 
         (("for=6.6.6.6", "for=198.51.100.7"), "198.51.100.7"),
         (("for=6.6.6.6, for=unknown, for=10.0.0.2",), "10.0.0.2"),
         (("for=6.6.6.6, proto=https",), PROXY),
+        (("for=6.6.6.6, for=_hidden, for=10.0.0.2",), "10.0.0.2"),
+        (('for=6.6.6.6, for="_SEVKISEK", for=10.0.0.2',), "10.0.0.2"),
+        (('for="[fe80::1%25eth0]:_port"',), "fe80::1"),
+        (("for=6.6.6.6", "for=198.51.100.7", "for=10.0.0.3", "for=10.0.0.2"), "198.51.100.7"),
+        (("for=,for=198.51.100.7,",), PROXY),
         (('for=6.6.6.6;ext="x, for=198.51.100.7',), "198.51.100.7"),
         (("host=x;for=6.6.6.6;for=198.51.100.7",), PROXY),
         (("xfor=6.6.6.6;for=198.51.100.7",), "198.51.100.7"),
@@ -130,6 +136,30 @@ def test_unix_peer_is_trusted_by_name_only() -> None:
     assert client(peer=None, trust=Trust.parse("unix")) is None
 
 
+UNIX = Trust.parse("10.0.0.0/8, unix")
+
+
+@pytest.mark.parametrize(
+    ("line", "address"),
+    [
+        ("6.6.6.6, 198.51.100.7, unix:", "198.51.100.7"),
+        ("198.51.100.7, unix:, 10.0.0.2, unix:", "198.51.100.7"),
+        ("198.51.100.7, 10.0.0.2, unix:", "198.51.100.7"),
+        ("unix:, 10.0.0.2", None),
+        ("6.6.6.6, unknown, unix:", None),
+        ("6.6.6.6, unix:/run/x, 10.0.0.2", "10.0.0.2"),
+    ],
+)
+def test_proxy_that_was_called_by_unix_socket_is_a_hop(line: str, address: str | None) -> None:
+    """nginx before nginx on one machine: the inner one writes `unix:` for the outer one, which has no address."""
+    assert client(line, trust=UNIX) == address
+    assert client(line, peer=None, trust=UNIX) == address
+    if address == "198.51.100.7":
+        standard = ", ".join(f'for="{entry}"' for entry in line.split(", "))
+        assert client(forwarded=(standard,), trust=UNIX) == address
+        assert client(line) is None or client(line) == PROXY  # who does not trust `unix` goes no further
+
+
 def test_nobody_is_trusted_by_default() -> None:
     """A list of proxies that was forgotten must not become a list of everybody."""
     assert PROXY not in Trust.parse("")
@@ -154,6 +184,28 @@ def test_what_is_no_network_is_refused_with_a_remedy(text: str) -> None:
     assert f"`{text}`" in caught.value.message
     assert caught.value.hint
     assert "--trust" in caught.value.hint
+
+
+LINES = st.lists(
+    st.tuples(
+        st.sampled_from([b"X-Forwarded-For", b"x-forwarded-for", b"Forwarded", b"X-Forwarded", b"Accept"]),
+        st.sampled_from(
+            [b"198.51.100.7", b" 10.0.0.2 ,10.0.0.3\t", b"for=198.51.100.8", b"", b"unknown", b"unix:", b","]
+        ),
+    ),
+    max_size=6,
+)
+
+
+@given(LINES)
+def test_head_that_is_only_searched_has_the_client_of_one_that_is_parsed(lines: list[tuple[bytes, bytes]]) -> None:
+    """The dispatcher parses, a worker searches the bytes: they must not see different clients of one request."""
+    head = b"GET / HTTP/1.1\r\n" + b"".join(b"%b:%b\r\n" % line for line in lines) + b"\r\n"
+    parser = HeadParser()
+    assert parser.feed(head)
+    peer = Peer(PROXY, None, "127.0.0.1:8000")
+    parsed, searched = parser.request(peer), UnparsedRequest(head, peer)
+    assert client_address(peer, parsed, UNIX) == client_address(peer, searched, UNIX)
 
 
 @given(st.lists(st.text(st.characters(max_codepoint=255), max_size=40), max_size=4), st.booleans())

@@ -13,8 +13,10 @@ import pytest
 
 from limpet.baton import Batons, Verdict
 from limpet.handoff import Channel
-from limpet.moving import Arrived, Mover
+from limpet.moved import Arrived
+from limpet.moving import Mover
 from limpet.passing import shut_down
+from limpet.proxy_protocol import Origin
 from limpet.scoreboard import WORKER_CELLS, Row
 
 PATIENCE_S = 30.0
@@ -27,6 +29,7 @@ class Paused:
         self.fd = sock.fileno()
         self.listener = listener
         self.had_by = had_by
+        self.origin: Origin | None = None
         self.resumed: list[bytes] = []
         self.dropped: list[Verdict] = []
 
