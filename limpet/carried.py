@@ -105,7 +105,7 @@ def descriptors(state: Packed) -> Iterator[int]:
     for members in state["listeners"]:
         yield from (member["fd"] for member in members)
     for member in state["members"]:
-        yield from (child["link"] for child in member["children"])
+        yield from (child["link"] for child in member["children"] if child["link"] >= 0)
 
 
 def write(state: Packed) -> int:
@@ -162,8 +162,9 @@ def estate(settings: Settings, secret: bytes, chosen: backend.Backend, state: Pa
     estate.past.slots = [Counter(figures) for figures in state["past"]["slots"]]
     estate.past.dispatchers = Counter(state["past"]["dispatchers"])
     estate.newest_serial = state["newest_serial"]
-    rows = {child["row"] for member in state["members"] if member["role"] == "worker" for child in member["children"]}
-    estate.free_rows = [row for row in estate.free_rows if row not in rows]
+    for member in state["members"]:
+        for child in member["children"]:
+            estate.free_rows[member["role"]].remove(child["row"])
     return estate
 
 
@@ -198,6 +199,7 @@ def _unpack_listener(packed: Packed) -> Listener:
 _OF_MEMBER: Final = ("is_held", "down_since", "recycle_at", "last_end")
 _OF_CHILD: Final = (
     "pid",
+    "role",
     "row",
     "serial",
     "generation",
@@ -233,13 +235,23 @@ def _unpack_member(packed: Packed) -> Member:
     for name in _OF_MEMBER:
         setattr(member, name, packed[name])
     for each in packed["children"]:
-        link = Link(socket.socket(fileno=each["link"]), bytes.fromhex(each["unread"]))
+        link = _unpack_link(each)
         child = Child.adopt(link, **{name: each[name] for name in _OF_CHILD})
         if each["part"] == "old":
             member.predecessors.append(child)
         else:
             setattr(member, each["part"], child)
     return member
+
+
+def _unpack_link(packed: Packed) -> Link:
+    """Return the line to a child; that to one which has hung up, and is still to be reaped, is closed."""
+    if packed["link"] >= 0:
+        return Link(socket.socket(fileno=packed["link"]), bytes.fromhex(packed["unread"]))
+    ours, theirs = Link.pair()
+    theirs.close()
+    ours.close()
+    return ours
 
 
 def _pack_change(change: Change) -> Packed:

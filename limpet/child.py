@@ -56,7 +56,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
         signal.signal(number, lambda *_: None)
     settings = place.settings
     board = Scoreboard(place.scoreboard_fd)
-    row = board.dispatcher(place.index)
+    row = board.dispatcher(place.row)
 
     router = Router.from_settings(
         settings,
@@ -67,7 +67,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
     )
     router.learned = Learned(board.learned(), settings.learn_idle_s)
     outboxes = [
-        Outbox(Channel.inherit(fds), board.waiting(place.index, slot)) for slot, fds in enumerate(place.channel_fds)
+        Outbox(Channel.inherit(fds), board.waiting(place.row, slot)) for slot, fds in enumerate(place.channel_fds)
     ]
     placement = Placement(
         settings.place, router, board, lambda slot: outboxes[slot].queued(), settings.max_connections_per_worker
@@ -81,7 +81,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
         elif len(fds) < 2:  # the next dispatcher inherits them
             raise OSError(errno.EMFILE, f"there is no descriptor number for the channel of slot {slot}")
         else:
-            outboxes.append(Outbox(Channel.inherit((fds[0], fds[1])), board.waiting(place.index, slot)))
+            outboxes.append(Outbox(Channel.inherit((fds[0], fds[1])), board.waiting(place.row, slot)))
 
     link.send({"news": "ready"})
     Dispatcher(settings, router, placement, outboxes, listeners, link, row, reach).run()

@@ -231,8 +231,11 @@ class Dispatcher:
             if refused.deadline > now:
                 break
             self._refused.pop(fd).close()
-        if 0 < self._accept_again_at <= now:
+        if 0 < self._accept_again_at <= now and self._stop_at is None:
             self._start_accepting()
+        elif 0 < self._accept_again_at <= now:
+            self._take_rest(now)
+            self._hurry(now, _SILENT_S)
 
     def _in_hand(self) -> bool:
         """Whether anything has a deadline, so that the loop must not sleep for long."""
@@ -254,8 +257,8 @@ class Dispatcher:
                 self._refused_slots = command["refused"]
             elif command["do"] == "slot":
                 self._reach(command["slot"], command["fds"])
-            elif command["do"] == "stop":
-                self._stop(now, command["timeout"])
+            elif command["do"] in ("stop", "drain"):
+                self._stop(now, command["timeout"], last=command["do"] == "stop")
 
     def _start_accepting(self) -> None:
         self._accepting, self._accept_again_at = True, 0.0
@@ -267,20 +270,41 @@ class Dispatcher:
             self._epoll.unregister(fd)
         self._accepting, self._accept_again_at = False, until
 
-    def _stop(self, now: float, timeout: float | None) -> None:
-        """Take what the kernel has accepted already, then nothing more; silent clients get little time."""
+    def _stop(self, now: float, timeout: float | None, *, last: bool) -> None:
+        """Finish what is in hand, and take nothing more: another dispatcher goes on.
+
+        If this is the *last* one, take what the kernel has accepted already; silent clients get little time.
+        """
         self._stop_at = float("inf") if timeout is None else now + timeout
+        may_accept = self._accepting or self._accept_again_at > 0
+        self._stop_accepting()
+        if last and may_accept:
+            self._take_rest(now)
+        else:
+            self._close_listeners()
+        self._hurry(now, silent_s=_SILENT_S if last else float("inf"))
+
+    def _take_rest(self, now: float) -> None:
+        """Take who has connected before the end; what there are no descriptors for is tried again in a moment."""
+        self._accept_again_at = 0.0
         for listener in self._listeners.values():
             for _ in range(self._settings.backlog // _ACCEPTS_PER_TURN + 1):  # others may still come where it stays
-                if not (self._accepting and self._accept(*listener, now)):
+                if not self._accept(*listener, now):
                     break
-        self._stop_accepting()
+        if not self._accept_again_at:
+            self._close_listeners()
+
+    def _close_listeners(self) -> None:
         for sock, _, _ in self._listeners.values():
-            sock.close()  # the supervisor has closed its own: from here on clients are refused
+            sock.close()  # if this is the end the supervisor has closed its own: from here on clients are refused
         self._listeners.clear()
+
+    def _hurry(self, now: float, silent_s: float) -> None:
+        """Let nobody take longer for a head than there is time, and those who say nothing no longer than *silent_s*."""
+        assert self._stop_at is not None
         for arrival in self._arrivals.values():
             _let_in(arrival.connection)
-            latest = now + _SILENT_S if arrival.silent else self._stop_at - _LAST_WORD_S
+            latest = min(now + silent_s if arrival.silent else float("inf"), self._stop_at - _LAST_WORD_S)
             arrival.deadline = min(arrival.deadline, latest)
         self._arrivals = dict(sorted(self._arrivals.items(), key=lambda item: item[1].deadline))
 

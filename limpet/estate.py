@@ -17,7 +17,7 @@ from limpet import backend, boot, report
 from limpet.handoff import Channel
 from limpet.link import Link
 from limpet.process import Child
-from limpet.scoreboard import MAX_WORKERS, Scoreboard
+from limpet.scoreboard import DISPATCHER_ROWS, MAX_WORKERS, Scoreboard
 from limpet.settings import Settings
 from limpet.slot import Member
 
@@ -36,7 +36,8 @@ class Estate:
         self.newest_serial = 0
         self.secret = secret
         self._backend = chosen
-        self.free_rows = list(range(MAX_WORKERS - 1, -1, -1))
+        rows = {"worker": MAX_WORKERS, "dispatcher": DISPATCHER_ROWS}
+        self.free_rows = {role: list(range(count - 1, -1, -1)) for role, count in rows.items()}
 
     def grow(self, slots: int) -> None:
         """Make what *slots* slots need. Raises OSError."""
@@ -52,26 +53,26 @@ class Estate:
 
     def spawn(self, member: Member) -> Child:
         """Start a process for *member*. Raises OSError when the system has no room for it."""
-        if member.role == "worker" and not self.free_rows:
+        free = self.free_rows[member.role]
+        if not free:
             raise OSError(errno.EAGAIN, "all rows of the scoreboard are in use")
         ours, theirs = Link.pair()
-        row = self.free_rows.pop() if member.role == "worker" else member.number
+        row = free.pop()
         try:
             with theirs:
                 return Child(member.role, self._place(member, theirs.fileno(), row), ours, time.monotonic())
         except OSError:
             ours.close()
-            if member.role == "worker":
-                self.free_rows.append(row)
+            free.append(row)
             raise
 
     def bury(self, member: Member, child: Child) -> None:
         """Keep the figures of *child*, which was reaped, and free its row."""
         if member.role == "worker":
             self.past.add_worker(member.number, self.board.worker(child.row))
-            self.free_rows.append(child.row)
         else:
-            self.past.add_dispatcher(self.board, member.number)
+            self.past.add_dispatcher(self.board, child.row)
+        self.free_rows[member.role].append(child.row)
 
     def _place(self, member: Member, link_fd: int, row: int) -> boot.Boot:
         settings = self.settings

@@ -59,7 +59,7 @@ class Health:
             return None
         limit_s = self._settings.key_timeout_s
         is_worker = member.role == "worker"
-        row = self._board.worker(member.child.row) if is_worker else self._board.dispatcher(member.number)
+        row = self._board.worker(member.child.row) if is_worker else self._board.dispatcher(member.child.row)
         since_ns = row["asking_since_ns" if is_worker else "busy_since_ns"]
         if 0 < since_ns < (now - limit_s) * 1e9:
             return f"has not moved for {limit_s:g} s (a key function that hangs?)"

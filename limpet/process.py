@@ -31,6 +31,7 @@ class Child:
 
     def __init__(self, role: str, place: boot.Boot, link: Link, now: float) -> None:
         """Start the process. *now* is monotonic. Raises OSError when the system has no room for it."""
+        self.role = role
         self.row = place.row
         self.serial = place.serial
         self.generation = place.generation

@@ -17,6 +17,7 @@ from limpet.errors import SettingsError
 from limpet.figures import Kind
 from limpet.learned import CAPACITY
 from limpet.lifecycle import State
+from limpet.process import Child
 from limpet.scoreboard import MAX_WORKERS, Row, Scoreboard
 
 _MOST_RANKED = 8  # slots that a key's entry names
@@ -42,12 +43,12 @@ class Past:
         self.slots[slot].update(row.of_kind(Kind.TOTAL, Kind.PART))
         row.clear()
 
-    def add_dispatcher(self, board: Scoreboard, index: int) -> None:
+    def add_dispatcher(self, board: Scoreboard, row: int) -> None:
         """Take over the figures of a dead dispatcher, and clear what it had in hand."""
-        self.dispatchers.update(board.dispatcher(index).of_kind(Kind.TOTAL, Kind.PART))
-        board.dispatcher(index).clear()
+        self.dispatchers.update(board.dispatcher(row).of_kind(Kind.TOTAL, Kind.PART))
+        board.dispatcher(row).clear()
         for slot in range(len(self.slots)):
-            board.waiting(index, slot).set("waiting", 0)
+            board.waiting(row, slot).set("waiting", 0)
 
 
 def status(server: Supervisor) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def status(server: Supervisor) -> dict[str, Any]:
         {
             "pid": member.child.pid if member.child else None,
             "state": member.word,
-            "pending": server.estate.board.dispatcher(member.number)["pending"],
+            "pending": _pending(server, [member]),
+            "draining": [child.pid for child in member.predecessors],
         }
         for member in server.dispatchers
     ]
@@ -145,7 +147,7 @@ def routing(server: Supervisor) -> dict[str, Any]:
 def figures(server: Supervisor) -> dict[str, Any]:
     """Return all figures: of the server, of each slot with what is used of its tables, and of the dispatchers."""
     now, board, settings = time.monotonic(), server.estate.board, server.settings
-    pending = sum(board.dispatcher(member.number)["pending"] for member in server.dispatchers)
+    pending = _pending(server, server.dispatchers)
     return {
         "server": {
             "serving": int(server.serving),
@@ -159,7 +161,7 @@ def figures(server: Supervisor) -> dict[str, Any]:
         "dispatchers": {**_of_dispatchers(server), "pending": pending},
         "tables": {
             "pending": (pending, settings.max_pending * len(server.dispatchers)),
-            "workers": (MAX_WORKERS - len(server.estate.free_rows), MAX_WORKERS),
+            "workers": (MAX_WORKERS - len(server.estate.free_rows["worker"]), MAX_WORKERS),
         },
     }
 
@@ -215,14 +217,23 @@ def _of_slot(server: Supervisor, member: Member) -> Counter[str]:
 def _of_dispatchers(server: Supervisor) -> Counter[str]:
     """Return what all dispatchers have counted."""
     counted = Counter(server.estate.past.dispatchers)
-    for member in server.dispatchers:
-        counted.update(server.estate.board.dispatcher(member.number).of_kind(Kind.TOTAL, Kind.PART))
+    for child in _processes(server.dispatchers):
+        counted.update(server.estate.board.dispatcher(child.row).of_kind(Kind.TOTAL, Kind.PART))
     return counted
+
+
+def _pending(server: Supervisor, dispatchers: list[Member]) -> int:
+    """Return how many connections wait for their head in *dispatchers*."""
+    return sum(server.estate.board.dispatcher(child.row)["pending"] for child in _processes(dispatchers))
+
+
+def _processes(members: list[Member]) -> list[Child]:
+    return [child for member in members for child in member.children]
 
 
 def _held_back(server: Supervisor, number: int) -> int:
     """Return how many connections dispatchers hold since the channel of slot *number* is full."""
-    return sum(server.estate.board.waiting(index, number)["waiting"] for index in range(len(server.dispatchers)))
+    return sum(server.estate.board.waiting(child.row, number)["waiting"] for child in _processes(server.dispatchers))
 
 
 def _queued(server: Supervisor, number: int) -> int:

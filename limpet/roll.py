@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from limpet.lifecycle import State
 
+RELOAD: Final = "reload"  # why all is renewed, dispatchers too
 _REMEMBERED: Final = 64  # changes that are over, for those who ask what became of them
 
 
@@ -32,6 +33,7 @@ class Change:
     under_way: set[int] = field(default_factory=set)
     renewed: int = 0
     has_begun: bool = False
+    is_in_last_step: bool = False  # of a reload: the slots are through, and dispatchers are renewed
     outcome: str = ""  # "done" or "failed"
     message: str = ""
 
@@ -64,9 +66,13 @@ class Change:
         self.waiting, self.outcome, self.message = [], "failed", message
         return True
 
+    def is_through(self) -> bool:
+        """Return whether no slot is left."""
+        return not (self.waiting or self.under_way)
+
     def is_over(self) -> bool:
         """Return whether nothing is left to do, and note the outcome."""
-        if not (self.waiting or self.under_way or self.outcome):
+        if self.is_through() and not self.outcome:
             self.outcome = "done"
         return bool(self.outcome)
 

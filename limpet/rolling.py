@@ -2,6 +2,9 @@
 
 Owns the changes of one server and their log lines. The supervisor calls `go_on` in each turn, and reports what became
 of a slot; the life of a slot is lifecycle.py's.
+
+1. Dispatchers are renewed last in a reload, and after an upgrade: all of them are about to run the same code as the
+   workers, key functions included, and workers have shown by then that it starts.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ import logging
 from collections.abc import Callable, Iterable
 
 from limpet.errors import AppError
-from limpet.lifecycle import Event
-from limpet.roll import Change, Changes
+from limpet.lifecycle import Event, State
+from limpet.roll import RELOAD, Change, Changes
 from limpet.slot import MOST_PREDECESSORS, Member
 
 log = logging.getLogger("limpet")
@@ -20,10 +23,13 @@ log = logging.getLogger("limpet")
 class Rolling:
     """The changes of one server."""
 
-    def __init__(self, slots: list[Member], happened: Callable[[Member, Event], None]) -> None:
-        """*slots* is the supervisor's own list, *happened* what it does about an event."""
+    def __init__(
+        self, slots: list[Member], dispatchers: list[Member], happened: Callable[[Member, Event], None]
+    ) -> None:
+        """*slots* and *dispatchers* are the supervisor's own lists, *happened* what it does about an event."""
         self.changes = Changes()
         self._slots = slots
+        self._dispatchers = dispatchers
         self._happened = happened
 
     def request(self, why: str, slots: Iterable[int], surge: int) -> Change:
@@ -39,6 +45,10 @@ class Rolling:
         """Take note that the new worker of *member* did not become ready: that may end a change."""
         change = self.changes.current
         cause = member.cause or AppError(f"{member} did not start")
+        if member.role == "dispatcher" and member.life.state is State.READY:
+            log.error("%s goes on, since its successor did not start: %s", member, cause.message)
+            if change is not None and change.is_through():
+                change.outcome, change.message = "failed", cause.message
         if change is None or member.role != "worker" or not change.failed(member.number, cause.message):
             return
         for number in change.under_way:
@@ -52,10 +62,13 @@ class Rolling:
             log.info("%s begins: %d of %d workers", begun.why, begun.slots, len(self._slots))
         change = self.changes.current
         if change is None:
+            self._renew_dispatchers()
             return
         full = [slot.number for slot in self._slots if len(slot.predecessors) >= MOST_PREDECESSORS]
         for number in change.due([slot.life.state for slot in self._slots], full):
             self._happened(self._slots[number], Event.RENEW)
+        if change.is_through() and not change.outcome and self._last_step(change):
+            return
         if change.is_over():
             self.changes.end()
             if change.outcome == "done":
@@ -65,6 +78,21 @@ class Rolling:
                     "%s failed: %s; %d of %d workers are new, the others go on",
                     *(change.why, change.message, change.renewed, change.slots),
                 )
+
+    def _last_step(self, change: Change) -> bool:
+        """Renew the dispatchers if *change* is a reload; return whether that is under way."""
+        if change.why == RELOAD and not change.is_in_last_step:
+            change.is_in_last_step = True
+            for each in self._dispatchers:
+                each.is_outdated = True
+        return self._renew_dispatchers()
+
+    def _renew_dispatchers(self) -> bool:
+        """Begin to renew the dispatchers that have older code; return whether any still has."""
+        for each in self._dispatchers:
+            if each.is_outdated and each.life.state is State.READY and len(each.predecessors) < MOST_PREDECESSORS:
+                self._happened(each, Event.RENEW)
+        return any(each.is_outdated or each.life.state is State.RENEWING for each in self._dispatchers)
 
     def cancel(self, why: str) -> None:
         """End all changes: the server stops."""

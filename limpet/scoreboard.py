@@ -91,15 +91,15 @@ SUPERVISOR_CELLS: Final[Mapping[str, Figure]] = {
     "recycled": Figure("workers that were renewed for `--max-requests` or `--max-memory`"),
 }
 
-MAX_DISPATCHERS: Final = 16
+DISPATCHER_ROWS: Final = 64  # of 16 dispatchers at most, each with a successor and predecessors that drain
 MAX_WORKERS: Final = 4 * MAX_SLOTS  # rows: one in charge, one starting, and predecessors that still drain
 _CELL_BYTES: Final = 8
 _ROOM: Final = 64  # cells of a row, most of them for later versions
 _WAITING_ROOM: Final = 4
 _SIZES: Final = (
     MAX_WORKERS * _ROOM,
-    MAX_DISPATCHERS * _ROOM,
-    MAX_DISPATCHERS * MAX_SLOTS * _WAITING_ROOM,
+    DISPATCHER_ROWS * _ROOM,
+    DISPATCHER_ROWS * MAX_SLOTS * _WAITING_ROOM,
     MAX_WORKERS * CELLS_PER_WORKER,
     _ROOM,
     LEARNED_CELLS,
@@ -188,13 +188,13 @@ class Scoreboard:
         """Return the row of one worker process."""
         return self._row(0, row, WORKER_CELLS, _ROOM)
 
-    def dispatcher(self, index: int) -> Row:
-        """Return the row of one dispatcher."""
-        return self._row(_SIZES[0], index, DISPATCHER_CELLS, _ROOM)
+    def dispatcher(self, row: int) -> Row:
+        """Return the row of one dispatcher process."""
+        return self._row(_SIZES[0], row, DISPATCHER_CELLS, _ROOM)
 
-    def waiting(self, dispatcher: int, slot: int) -> Row:
-        """Return what *dispatcher* counts of *slot*."""
-        number = dispatcher * MAX_SLOTS + slot
+    def waiting(self, row: int, slot: int) -> Row:
+        """Return what the dispatcher process with that *row* counts of *slot*."""
+        number = row * MAX_SLOTS + slot
         return self._row(sum(_SIZES[:2]), number, WAITING_CELLS, _WAITING_ROOM)
 
     def batons(self) -> memoryview:

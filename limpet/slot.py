@@ -32,6 +32,7 @@ class Member:
         self.is_held = False  # by `limpet drain`: it gets no new clients
         self.down_since: float | None = None  # monotonic, None while a worker serves
         self.recycle_at = 0.0  # monotonic: not before that
+        self.is_outdated = False  # a dispatcher whose code is older than a reload or an upgrade
         self.last_end = ""  # how the last process ended that was in charge, in words
         self.cause: LimpetError | None = None  # why the last process ended that was to serve
 

@@ -35,7 +35,7 @@ from limpet.learned import Learned
 from limpet.lifecycle import Action, Event, State
 from limpet.link import Link, LinkClosedError
 from limpet.process import Child
-from limpet.roll import Change
+from limpet.roll import RELOAD, Change
 from limpet.rolling import Rolling
 from limpet.router import Router
 from limpet.scaling import SCALING, Scaling
@@ -85,7 +85,7 @@ class Supervisor:
             self.slots = carried.members(before, "worker")
             self.dispatchers = carried.members(before, "dispatcher")
         self.router.learned = Learned(self.estate.board.learned(), settings.learn_idle_s)
-        self.rolling = Rolling(self.slots, self.happened)
+        self.rolling = Rolling(self.slots, self.dispatchers, self.happened)
         self._selector = selectors.DefaultSelector()
         self.control = self._open_control(before)
         self.upgrade = Upgrade(self, _OBEYED, before)
@@ -129,6 +129,7 @@ class Supervisor:
         """Go on where the supervisor before this one stopped; who has died meanwhile is found now."""
         self._watch = Watch(self.backend.doors(), self.settings.backlog, self.estate.board.supervisor())
         for member in self.members():
+            member.is_outdated = member.role == "dispatcher"
             for child in member.children:
                 self._listen_to(member, child)
                 self._reap(member, child)
@@ -163,7 +164,7 @@ class Supervisor:
         for member in self.dispatchers:
             if not (self.serving and member.life.state is State.STARTING):
                 self.happened(member, Event.STOP)
-        if all(member.life.state is State.STOPPED for member in self.dispatchers):
+        if not any(member.children or member.life.state is not State.STOPPED for member in self.dispatchers):
             for slot in self.slots:
                 owing = slot.number in self._owing or self.estate.channels[slot.number].queued()
                 if slot.child is not None:
@@ -234,6 +235,7 @@ class Supervisor:
 
     def _spawn(self, member: Member) -> None:
         """Start the process that *member* wants. That the system has no room for one counts as its death."""
+        member.is_outdated = False
         try:
             child = self.estate.spawn(member)
         except OSError as error:
@@ -249,7 +251,8 @@ class Supervisor:
         self._listen_to(member, child)
 
     def _listen_to(self, member: Member, child: Child) -> None:
-        self._selector.register(child.link, selectors.EVENT_READ, lambda _: self._hear(member, child))
+        if not child.link.closed:
+            self._selector.register(child.link, selectors.EVENT_READ, lambda _: self._hear(member, child))
 
     def _drain(self, child: Child, command: str, *, succeeded: bool = False) -> None:
         """Tell *child* to finish what it has, and whether another has its place; note when its time is over."""
@@ -263,7 +266,9 @@ class Supervisor:
         # On a stop the dispatchers may have used up much of the time.
         left_s = max(0.0, self._stop_by - now) if self.stopping else self.settings.graceful_timeout_s
         child.kill_at = now + left_s + _HARD_STOP_S
-        if child.is_open and kind(self.settings.server).moves:  # the others never say that they have left
+        if (
+            child.is_open and child.role == "worker" and kind(self.settings.server).moves
+        ):  # the others never say that they have left
             child.leaves_by = now + _LEAVE_S
         return left_s
 
@@ -388,7 +393,7 @@ class Supervisor:
             what = "stops" if self.stopping else "is starting"
             log.warning("not reloaded: the server %s", what)
             raise ControlError(f"the server {what}")
-        return self.rolling.request("reload", range(self.router.slots), self.settings.max_surge)
+        return self.rolling.request(RELOAD, range(self.router.slots), self.settings.max_surge)
 
     def tell_workers(self) -> None:
         """Tell everybody which workers live, and which row of the scoreboard belongs to the one in each slot."""

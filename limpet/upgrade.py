@@ -8,7 +8,7 @@ How it works:
                never runs; then preflight.py, a program of its own, imports the application
             -> when no reload is under way: exec of this command line, in which the new version takes the state over
 
-Workers and dispatchers serve on; nobody but the supervisor is replaced. `limpet reload` renews the workers afterwards.
+Workers serve on; the supervisor is replaced, and dispatchers after it (rolling.py). `limpet reload` renews the workers.
 
 1. A trial that fails, or takes too long, changes nothing.
 2. From `hold` to the new version's first turn signals wait in the kernel. A child that dies meanwhile is found then.

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import limpet
+from limpet import current
 
 
 def facts(scope: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +99,23 @@ async def forking(scope: dict[str, Any], receive: Any, send: Any) -> None:
         os.closerange(0, 3)  # else whoever reads the server's log would wait for this process
         signal.pause()
     await echo(scope, receive, send)
+
+
+async def lingering(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Like `echo`, but at its end a worker hangs up on the supervisor and stays until the file `TEST_GATE` exists."""
+
+    async def receive_late() -> Any:
+        message = await receive()
+        if message["type"] == "lifespan.shutdown":
+            line = current._link
+            assert line is not None
+            with socket.socket(fileno=os.dup(line.fileno())) as end:
+                end.shutdown(socket.SHUT_WR)
+            Path(f"{os.environ['TEST_GATE']}.asked").touch()
+            await _gate()
+        return message
+
+    await echo(scope, receive_late if scope["type"] == "lifespan" else receive, send)
 
 
 async def orphaning(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -29,13 +29,26 @@ PATIENCE_S: Final = 20.0
 
 @dataclass
 class Failure:
-    """What a client did not expect, and when it had asked and noticed: monotonic."""
+    """What a client did not expect, and when its connection had begun and it noticed: monotonic."""
 
     kind: str
-    slot: int
+    slots: set[int]  # the home of who asked last, and of who asked before on the connection
     begin: float
     end: float
+    is_first: bool  # nothing was answered on the connection
     what: str
+
+
+@dataclass
+class _Line:
+    """The connection of a client."""
+
+    begin: float
+    users: list[str] = field(default_factory=list)  # the last who asked
+    answers: int = 0
+
+    def asks(self, user: str) -> None:
+        self.users = [*self.users, user][-2:]
 
 
 @dataclass
@@ -78,8 +91,7 @@ class Public:
         self._pools = 0 if by_address else pools
         self._done = asyncio.Event()
         self._progress: dict[str, int] = {}  # by client: how often it was served
-        self._asking: dict[str, str] = {}  # by client: as whom it asked last
-        self._since: dict[str, float] = {}  # by client: and when
+        self._lines: dict[str, _Line] = {}  # by client
 
     @contextlib.asynccontextmanager
     async def present(self) -> AsyncIterator[Seen]:
@@ -121,14 +133,13 @@ class Public:
         """Live as that client over and over, whatever happens."""
         self._progress.setdefault(name, 0)
         while not self._done.is_set():
-            begin = time.monotonic()
+            line = self._lines[name] = _Line(time.monotonic())
             try:
                 await asyncio.wait_for(live(name, user), PATIENCE_S * 20)
             except (OSError, _Lost, TimeoutError, websockets.WebSocketException) as error:
-                slot = self.homes.get(self._asking.get(name, user), -1)
-                failed = Failure(
-                    name.partition("-")[0], slot, self._since.get(name, begin), time.monotonic(), repr(error)
-                )
+                slots = {self.homes[each] for each in line.users or [user] if each}
+                kind = name.partition("-")[0]
+                failed = Failure(kind, slots, line.begin, time.monotonic(), not line.answers, repr(error))
                 self.seen.failures.append(failed)
                 await asyncio.sleep(THINK_S)
 
@@ -152,16 +163,18 @@ class Public:
         local: dict[str, Any] = {"additional_headers": {"x-user": user}}
         if self._by_address:
             local = {"local_addr": (user, 0)}
-        self._asking[name], self._since[name] = user, time.monotonic()
+        line = self._lines[name]
+        line.asks(user)
         try:
             url = f"ws://127.0.0.1:{self._port}/"
             async with connect(url, compression=None, ping_interval=None, proxy=None, **local) as socket:
                 facts = str(await socket.recv())
-                self._check(name, user, f'"slot": {self.homes[user]},' in facts, facts)
+                line.answers += 1
+                if not self.homes_may_change:
+                    self._check(name, user, f'"slot": {self.homes[user]},' in facts, facts)
                 for number in itertools.count():
                     if self._done.is_set():
                         return
-                    self._since[name] = time.monotonic()
                     await socket.send(str(number))
                     if await socket.recv() != str(number):
                         raise _Lost("another frame than the one that was sent")
@@ -187,7 +200,7 @@ class Public:
     ) -> bool:
         """Ask once; return whether the connection may be used again."""
         reader, writer = streams
-        self._asking[name], self._since[name] = user, time.monotonic()
+        self._lines[name].asks(user)
         writer.write(f"GET / HTTP/1.1\r\nhost: h\r\nx-user: {user}\r\n{headers}\r\n".encode())
         async with asyncio.timeout(PATIENCE_S):
             try:
@@ -196,6 +209,7 @@ class Public:
                 body = (await reader.readexactly(length)).decode()
             except asyncio.IncompleteReadError as error:
                 raise _Lost(f"end after {error.partial!r}") from None
+        self._lines[name].answers += 1
         self._check(name, user, head.startswith("http/1.1 200 "), head)
         if self.homes_may_change:
             self._where[user] = int(json.loads(body)["slot"])

@@ -83,6 +83,28 @@ def test_version_that_does_not_start_leaves_the_old_one_serving(tmp_path: Path) 
         assert not set(before) & {slot["pid"] for slot in server.status()["slots"]}
 
 
+def test_reload_renews_dispatchers_whose_clients_do_not_notice(tmp_path: Path) -> None:
+    """Key functions run in them, so a reload that left them out would route by old code for ever."""
+    module = tmp_path / "keys.py"
+    module.write_text("def key(request): return 'old'\n")
+    arguments = ["--workers", "2", "--by", "python:keys:key", "--app-dir", str(tmp_path), "--key-timeout", "60"]
+    with Limpet("tests.apps:echo", *arguments) as server, Crowd(server) as crowd:
+        old = server.dispatcher()
+        silent, slow = crowd.connect(), crowd.connect().send(b"GET / HTTP/1.1\r\n")
+        wait_until(lambda: server.status()["dispatchers"][0]["pending"] == 2, "both are with the dispatcher")
+        module.write_text("def key(request): return 'a key of the new version'\n")
+        assert reload(server)["state"] == "done"
+        assert server.dispatcher() != old
+        assert server.status()["dispatchers"][0]["draining"] == [old]
+
+        module.write_text("def broken(:\n")
+        change = reload(server)
+        assert (change["state"], server.status()["dispatchers"][0]["state"]) == ("failed", "ready")
+        for wire, rest in ((silent, request("/")), (slow, b"host: h\r\n\r\n")):
+            assert wire.send(rest).reply().status == 200
+        wait_until(lambda: server.status()["dispatchers"][0]["draining"] == [], "the old one has ended")
+
+
 def test_hup_reloads_with_as_many_at_once_as_max_surge_says() -> None:
     """Service managers send signals; with room for it a reload need not take turns."""
     with Limpet("tests.apps:echo", "--workers", "4", "--by", "ip", "--max-surge", "4") as server:

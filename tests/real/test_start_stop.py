@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -219,6 +220,24 @@ def test_stop_under_load_drops_no_request(dispatchers: str) -> None:
         wait_until(lambda: all(caller.refused for caller in callers), f"all of {callers} are refused")
 
         assert [caller for caller in callers if caller.failures] == []
+        assert server.wait_ended() == 0
+
+
+def test_stop_of_a_dispatcher_without_free_descriptors_serves_who_has_connected() -> None:
+    """They are in the backlog, where the end of the last listener would reset them."""
+    with Limpet("tests.apps:echo", *CHAIN) as server, Crowd(server) as crowd:
+        dispatcher = server.dispatcher()
+        freeze(dispatcher)
+        waiting = [crowd.call(key) for key in KEYS]
+        enough = resource.prlimit(dispatcher, resource.RLIMIT_NOFILE)
+        resource.prlimit(dispatcher, resource.RLIMIT_NOFILE, (3, enough[1]))
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in server.log, "it stops")
+        os.kill(dispatcher, signal.SIGCONT)
+        wait_until(lambda: server.totals()["accept_errors"] >= 2, "the dispatcher has tried more than once")
+        resource.prlimit(dispatcher, resource.RLIMIT_NOFILE, enough)
+
+        assert {Home.of(wire.reply()).slot for wire in waiting} == set(range(WORKERS))
         assert server.wait_ended() == 0
 
 

@@ -36,17 +36,29 @@ def upgrade(server: Limpet) -> None:
     wait_until(lambda: server.status()["upgrades"]["done"] == done + 1, "it is upgraded")
 
 
+def wait_renewed(server: Limpet, old: set[int]) -> None:
+    """Wait until none of the dispatchers *old* accepts."""
+    wait_until(lambda: not dispatchers(server) & old, "the dispatchers are new")
+
+
 def refusal(server: Limpet) -> str:
     """Have the supervisor replaced, and return why it was not."""
+    before = server.log.count("not upgraded")
     server.signal(signal.SIGUSR2)
-    why: str = wait_until(lambda: server.status()["upgrades"]["refused"], "the upgrade is refused")
+    wait_until(lambda: server.log.count("not upgraded") > before, "the upgrade is refused")
+    why: str = server.status()["upgrades"]["refused"]
     return why
 
 
 def pids(server: Limpet) -> list[int]:
-    """Return the pids of all processes of *server*, its supervisor's first."""
+    """Return the pids of the supervisor and the workers of *server*, which an upgrade leaves as they are."""
     status = server.status()
-    return [status["pid"], *(entry["pid"] for entry in status["slots"] + status["dispatchers"])]
+    return [status["pid"], *(entry["pid"] for entry in status["slots"])]
+
+
+def dispatchers(server: Limpet) -> set[int]:
+    """Return the pids of the dispatchers of *server* that accept."""
+    return {entry["pid"] for entry in server.status()["dispatchers"] if entry["state"] == "ready"}
 
 
 def crowded(backend: str, times: int, clients: int, sockets: int) -> Seen:
@@ -58,8 +70,9 @@ def crowded(backend: str, times: int, clients: int, sockets: int) -> Seen:
         async def both() -> Seen:
             async with public.present() as seen:
                 for _ in range(times):
-                    totals = server.totals()
+                    totals, old = server.totals(), dispatchers(server)
                     await asyncio.to_thread(upgrade, server)
+                    await asyncio.to_thread(wait_renewed, server, old)
                     assert all(
                         now >= totals[name] for name, now in server.totals().items() if name in ("requests", "accepted")
                     )
@@ -138,6 +151,21 @@ def test_what_happens_while_there_is_no_supervisor_is_made_up_for(site: dict[str
         wait_until(lambda: server.status()["upgrades"]["done"] == 2, "the second SIGUSR2 was obeyed, too")
 
 
+def test_upgrade_in_the_moment_between_the_last_word_and_the_end_of_a_child(tmp_path: Path) -> None:
+    """A child has hung up before it is reaped: an upgrade in between must neither end the supervisor nor forget it."""
+    with Limpet(
+        "tests.apps:lingering", "--workers", "2", "--by", "ip", env={"TEST_GATE": str(tmp_path / "gate")}
+    ) as server:
+        old = server.worker(0)["pid"]
+        os.kill(old, signal.SIGTERM)
+        server.wait_ready(0, other_than=old)
+        wait_until((tmp_path / "gate.asked").exists, "it has closed its line")
+        upgrade(server)
+        assert [entry["pid"] for entry in server.worker(0)["draining"]] == [old]
+        (tmp_path / "gate").touch()
+        wait_until(lambda: not server.worker(0)["draining"], "it was reaped")
+
+
 def test_stop_while_there_is_no_supervisor_is_obeyed(site: dict[str, str], tmp_path: Path) -> None:
     """SIGTERM in the moment of an exec must neither be lost nor end the process at once."""
     with Limpet("tests.apps:slow", "--workers", "1", "--by", "ip", env=site) as server, Crowd(server) as crowd:
@@ -172,7 +200,7 @@ def test_new_version_takes_over_and_a_broken_one_does_not(copied: Path) -> None:
         assert "cannot import application `shop:echo`" in refusal(server)
         shop.write_text("from tests.apps import echo\n")
         init.write_text("import nowhere\n")
-        wait_until(lambda: refusal(server) == "the new version cannot take over: its trial exited with code 1", "so")
+        assert refusal(server) == "the new version cannot take over: its trial exited with code 1"
         assert "No module named 'nowhere'" in server.log
         assert pids(server) == before
         assert server.request().status == 200

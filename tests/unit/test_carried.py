@@ -29,6 +29,7 @@ CARRIED = {
         "last_end",
     },
     "Child": {
+        "role",
         "row",
         "serial",
         "generation",
@@ -49,7 +50,7 @@ ANEW = {
         *("stopping", "_stop_by", "_owing", "_kill_at", "_failure"),  # a server that stops is not upgraded
     },
     "Estate": {"_backend"},
-    "Member": {"cause"},  # of a death that has had its consequences
+    "Member": {"cause", "is_outdated"},  # of a death that has had its consequences
     "Child": {"_process"},
 }
 FILES = {"Supervisor": "supervisor", "Estate": "estate", "Member": "slot", "Child": "process"}
