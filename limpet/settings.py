@@ -257,7 +257,9 @@ class Settings:
     log_file: str | None = setting(
         "file to log to; SIGUSR1 opens it anew after a rotation", None, shown="stderr", metavar="FILE"
     )
-    debug_header: bool = setting("add X-Limpet-Slot and X-Limpet-Pid to responses", False)
+    debug_header: bool = setting(
+        "add X-Limpet-Slot and X-Limpet-Pid to responses; not in public: it helps clients to choose their worker", False
+    )
 
     @property
     def cluster(self) -> str:
