@@ -59,6 +59,7 @@ docs: $(VENV)/.dev ## write again what in docs/ is made from the code
 	$(BIN)/python -m limpet.api_page > docs/api.md
 	$(BIN)/python -m limpet.presets benchmarks/results/products.json > docs/presets.md
 	$(BIN)/python -m limpet.lifecycle docs/lifecycle.md
+	$(BIN)/python -m limpet.fronts.page docs/fronts.md
 	$(BIN)/python -m limpet.admin.metrics > docs/metrics.md
 
 clean: ## remove what make has made

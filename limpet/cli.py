@@ -1,4 +1,4 @@
-"""The command line: `limpet run`, `check`, `presets`, and what is asked of a running server, as `limpet status`.
+"""The command line: `limpet run`, `check`, `front`, `presets`, and what is asked of a server, as `limpet status`.
 
 Turns arguments into settings or a request to a running server, calls who does the work, prints the answer, and
 turns errors into exit codes. Decides nothing else.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -35,7 +36,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        return cli.main(arguments, prog_name="limpet", standalone_mode=False) or 0
+        words = sys.argv[1:] if arguments is None else arguments
+        return cli.main(words, prog_name="limpet", standalone_mode=False, obj=words) or 0
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:
@@ -113,6 +115,42 @@ def check(show_bpf: bool, **flags: Any) -> None:
         click.echo(line)
     if show_bpf:
         click.echo(backend.listing(wanted))
+
+
+@cli.command()
+@click.argument("kind")
+@click.option("--hosts", default="", metavar="HOST:PORT,...", help="where limpet serves, on each machine")
+@click.option("--listen", default=80, metavar="PORT", type=click.IntRange(1, 65535), help="port of the front")
+@click.option(
+    "--health",
+    metavar="[:PORT]/PATH",
+    help="what the front asks whether a host is ready  [default: /ready at the port of --admin]",
+)
+@click.option("--image", default="IMAGE", metavar="IMAGE", help="what the pods of kubernetes run")
+@setting_options
+@click.pass_obj
+def front(
+    words: Sequence[str], /, kind: str, hosts: str, listen: int, health: str | None, image: str, **flags: Any
+) -> None:
+    """Print the configuration of a front that keeps each client on its machine, by the settings of `run`.
+
+    KIND is haproxy, nginx, envoy, traefik, caddy or kubernetes.
+    """
+    from limpet import fronts
+
+    environ, config = dict(os.environ), flags["config"] or os.environ.get("LIMPET_CONFIG")
+    if not config or "app" not in settings.read_file(config):
+        environ.setdefault("LIMPET_APP", "app:app")  # only comments, and the command of pods, name it
+    text = fronts.configuration(
+        kind,
+        settings.load(flags, environ),
+        hosts,
+        listen=listen,
+        health=health,
+        image=image,
+        command=shlex.join(["limpet", *words]),
+    )
+    click.echo(text, nl=False)
 
 
 @cli.command()

@@ -58,9 +58,15 @@ ELSEWHERE = {  # by page and language, or by page and how it begins
     ("README.md", "console"): "test_readme.py types it",
     ("docs/behind-a-proxy.md", "nginx"): "fronts.py starts nginx with it",
     ("docs/behind-a-proxy.md", "haproxy"): "fronts.py starts HAProxy with it",
+    ("docs/fronts.md", "haproxy"): "unit/test_front.py prints it",
+    ("docs/fronts.md", "nginx"): "unit/test_front.py prints it",
+    ("docs/fronts.md", "text"): "unit/test_front.py prints it",
+    ("docs/fronts.md", "yaml"): "unit/test_front.py prints it",
     ("docs/lifecycle.md", "mermaid"): "unit/test_lifecycle.py makes it",
 }
-SHOWN = re.compile(r"INFO  |WARNING |Set-Cookie: |<pid|\$ limpet (?:status|explain)")  # what limpet or a client says
+SHOWN = re.compile(
+    r"INFO  |WARNING |Set-Cookie: |<pid|\$ limpet (?:status|explain|front)"
+)  # what limpet or a client says
 FOREIGN = re.compile(
     r"# chat\.socket\n\[Socket\]|/var/log/\S+ \{"
 )  # formats of systemd and logrotate, without limpet's words

@@ -1,0 +1,229 @@
+"""What `limpet front KIND` prints: a balancer's configuration that keeps each client on its machine.
+
+Owns what all kinds have in common: the hosts, the part of the key chain that a front can go by (`Source`), and what
+makes a chain unfit for any of them. One file for each kind writes its text and refuses what it cannot say. Pure: cli.py
+reads the settings and prints.
+
+1. Two clients with one key of limpet have one key of the front: the front's is the same, or a part of it. A finer one
+   would tear apart on machines what limpet keeps together.
+2. What a front cannot express is refused, with what can be had instead. Nothing is left out in silence.
+3. A request that may not be repeated (POST, PATCH) is sent to a second host only if the first took no connection.
+4. A key that the application makes (`affinity`, minted ids) comes too late: the first request has none. The front makes
+   a cookie of its own then, before it chooses the host, and knows nothing of limpet's.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Final, Literal, NoReturn
+
+from limpet.cookie import Attributes
+from limpet.elements import Element, Ip
+from limpet.errors import SettingsError
+from limpet.key import KeyChain, Trust
+from limpet.settings import Settings
+
+KINDS: Final = ("haproxy", "nginx", "envoy", "traefik", "caddy", "kubernetes")
+COOKIE: Final = "limpet_front"
+IDLE_S: Final = 60
+"""Seconds for which a front keeps an idle connection to a host: less than limpet does, so that limpet never closes one
+that a request is just sent on."""
+KEEP_ALIVE_S: Final = IDLE_S + 15
+_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_HEALTH: Final = re.compile(r"(?::([0-9]{1,5}))?(/[!-~]*)")
+_FIT: Final = re.compile(r"[!#%&'*+.^_`|~0-9A-Za-z/?()\[\]{}<>:=,@$\\-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the front looks for a key; `made` is its own cookie, and the last one."""
+
+    kind: Literal["address", "header", "cookie", "query", "path", "made"]
+    name: str = ""
+    """Of the header, cookie or parameter; or the regular expression."""
+    prefixes: tuple[int, int] = (32, 128)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be written, whichever kind of front it is for."""
+
+    kind: str
+    settings: Settings
+    command: str
+    hosts: Sequence[str]
+    listen: int
+    health: tuple[int | None, str] | None
+    """Port, None for the one that is served, and path; without it a connection has to do."""
+    image: str
+    sources: Sequence[Source]
+
+    @property
+    def trust(self) -> Sequence[str]:
+        """Return the networks whose X-Forwarded-For is believed, in front of the front as behind it."""
+        return [network for network in self.settings.trust if network != "unix"]
+
+    @property
+    def set_cookie(self) -> str:
+        """Return the attributes of the front's own cookie: those of `--affinity-cookie`."""
+        given = Attributes.parse(self.settings.affinity_cookie)
+        parts = [f"Path={given.path}", f"SameSite={given.same_site}"]
+        parts += [f"Domain={given.domain}"] * bool(given.domain) + [f"Max-Age={given.max_age}"] * bool(given.max_age)
+        parts += ["HttpOnly"] * given.http_only + ["Secure"] * bool(given.secure)
+        return "; ".join(parts + ["Partitioned"] * given.partitioned)
+
+    def refuse(self, what: str, instead: str) -> NoReturn:
+        """Raise SettingsError: this kind of front cannot do *what*."""
+        raise SettingsError(f"{self.kind} {what}", hint=instead)
+
+    def refuse_learning(self) -> None:
+        """Raise SettingsError if ids are to be learned: only a front that reads responses can."""
+        if self.settings.learn:
+            self.refuse(
+                f"cannot learn which host made an id (`--learn {','.join(self.settings.learn)}`)",
+                "`limpet front haproxy` can; or let clients bring a key of their own: `--by cookie:user`",
+            )
+
+    def refuse_parts_of_addresses(self) -> None:
+        """Raise SettingsError if addresses are to be cut: this front hashes whole ones."""
+        for source in self.sources:
+            if source.kind == "address" and source.prefixes != (32, 128):
+                self.refuse(
+                    f"hashes whole addresses, and `{self.settings.by}` takes the first {source.prefixes[0]} bits of "
+                    f"IPv4 and {source.prefixes[1]} of IPv6",
+                    "`--by forwarded/32/128` here and for `limpet run`; `limpet front haproxy` can cut them",
+                )
+
+    def only(self, *kinds: str, can: str) -> Source:
+        """Return the one source there is. Raises SettingsError unless its kind is among *kinds*: *can* says which."""
+        if len(self.sources) != 1 or self.sources[0].kind not in kinds:
+            self.refuse(f"can keep a client by {can}, not by `{self.settings.by}`", "`limpet front haproxy` can")
+        return self.sources[0]
+
+    def head(self, notes: Sequence[str]) -> str:
+        """Return the lines on top: what made this, what the hosts have to be told, what the operator should know."""
+        return "\n".join(f"# {line}" for line in (f"Made by: {self.command}", *self._run(), *notes))
+
+    def _run(self) -> Iterator[str]:
+        if not self.hosts:
+            return
+        settings = self.settings
+        flags = [settings.app, "--bind", f":{_port(self.hosts[0])}", "--by", settings.by]
+        for flag, given in (("--trust", settings.trust), ("--learn", settings.learn)):
+            flags += [flag, ",".join(given)] if given else []
+        flags += ["--mint", settings.mint] if settings.mint != "none" else []
+        flags += ["--keep-alive-timeout", str(KEEP_ALIVE_S), "--secret-file", "FILE"]
+        yield "On every host, with the same secret, so that a client has the same slot wherever it comes to:"
+        yield f"  {shlex.join(['limpet', 'run', *flags])}"
+
+
+def configuration(
+    kind: str,
+    settings: Settings,
+    hosts: str,
+    *,
+    listen: int = 80,
+    health: str | None = None,
+    image: str = "IMAGE",
+    command: str = "limpet front",
+) -> str:
+    """Return the configuration of a front of *kind* before *hosts*, comma-separated. Raises SettingsError."""
+    if kind not in KINDS:
+        raise SettingsError(
+            f"there is no front `{kind}`: {', '.join(KINDS)} are allowed", hint="`limpet front haproxy`"
+        )
+    plan = Plan(
+        kind=kind,
+        settings=settings,
+        command=command,
+        hosts=list(_hosts(hosts, is_needed=kind != "kubernetes")),
+        listen=listen,
+        health=_health(health, settings),
+        image=image,
+        sources=list(_sources(settings)),
+    )
+    text: str = import_module(f"limpet.fronts.{kind}").write(plan)
+    return text
+
+
+def _hosts(text: str, is_needed: bool) -> Iterator[str]:
+    hint = "`--hosts 10.0.0.1:8000,10.0.0.2:8000`"
+    hosts = [host.strip() for host in text.split(",") if host.strip()]
+    if is_needed and not hosts:
+        raise SettingsError("a front needs hosts to send clients to", hint=hint)
+    for host in hosts:
+        match = _HOST.fullmatch(host)
+        if not match or not 1 <= int(match[1]) <= 65_535:
+            raise SettingsError(f"`{host}` is not HOST:PORT", hint=hint)
+        if hosts.count(host) > 1:
+            raise SettingsError(f"`{host}` stands twice among the hosts", hint=hint)
+        yield host
+
+
+def _port(host: str) -> int:
+    return int(host.rpartition(":")[2])
+
+
+def _health(text: str | None, settings: Settings) -> tuple[int | None, str] | None:
+    if text is None:
+        admin = settings.admin or ""
+        is_reachable = not re.match(r"unix:|fd:|127\.|localhost:|\[::1\]", admin)
+        return (_port(admin), "/ready") if admin and is_reachable else None
+    match = _HEALTH.fullmatch(text)
+    if not match:
+        raise SettingsError(f"`{text}` is not a path, nor a port and a path", hint="`--health :9000/ready`")
+    return int(match[1]) if match[1] else None, match[2]
+
+
+def _sources(settings: Settings) -> Iterator[Source]:
+    """Yield what the front can go by, in the order of the chain. Raises SettingsError for what no front can."""
+    if "app" in settings.learn:
+        raise SettingsError(
+            "no front can know ids of which only the application knows (`--learn app`)",
+            hint="`--learn header:NAME` or `cookie:NAME`, where responses show them",
+        )
+    chain = KeyChain.parse(settings.by, Trust.parse(",".join(settings.trust)))
+    for element in chain.elements:
+        source = _source(element, settings)
+        yield source
+        if source.kind in ("made", "address"):  # there always is one
+            return
+
+
+def _source(element: Element, settings: Settings) -> Source:
+    kind, _, name = element.spec.partition(":")
+    if kind == "affinity" or (element.spec == "query:sid" and settings.mint == "socketio"):
+        return Source("made")
+    if kind == "python":
+        raise SettingsError(
+            f"`{element.spec}` runs in limpet, and no front can ask it",
+            hint="`--by header:x-user`, with a front or a service before it that sets the header",
+        )
+    if isinstance(element, Ip):
+        return _address(element, settings)
+    if not _FIT.fullmatch(name):
+        raise SettingsError(
+            f"`{element.spec}` has blanks, quotes or other characters that configurations read in ways of their own",
+            hint="`\\s` is a blank and `\\x22` a quote in a regular expression",
+        )
+    kinds: Mapping[str, Literal["header", "cookie", "query", "path"]]
+    kinds = {"header": "header", "cookie": "cookie", "query": "query", "path": "path"}
+    return Source(kinds[kind], name)
+
+
+def _address(element: Ip, settings: Settings) -> Source:
+    if element.kind == "ip":
+        raise SettingsError(
+            "behind a front `ip` is the address of the front: everybody would be on one worker",
+            hint="`--by forwarded --trust ADDRESS_OF_THE_FRONT` takes the client's, which the front passes on",
+        )
+    if not settings.trust:
+        raise SettingsError(
+            "`forwarded` believes nobody without `--trust`, so it would take the address of the front",
+            hint="`--trust 10.0.0.0/8` with the networks of the front, and of the proxies before it",
+        )
+    return Source("address", prefixes=element.prefixes)

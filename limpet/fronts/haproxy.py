@@ -1,0 +1,133 @@
+"""HAProxy 2.6 or newer: what `limpet front haproxy` prints.
+
+Can express every chain but functions, and is the only front here that learns ids from responses. Knows the syntax of
+HAProxy and nothing of limpet. A key is put together in the variable txn.key, and hashed on a consistent ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from limpet.fronts import COOKIE, IDLE_S, Plan, Source
+
+_HOPS = 4  # proxies in front of the front that are followed
+
+
+def write(plan: Plan) -> str:
+    """Return the sections; the packaged `global` and logging stay as they are. Raises SettingsError."""
+    return "\n".join([*_frontend(plan), "", *_backend(plan)]) + "\n"
+
+
+def _frontend(plan: Plan) -> Iterator[str]:
+    yield plan.head(
+        [
+            "Drain a host, so that its clients go to the others and what is open there ends in its own time:",
+            "  echo 'set server limpet/host1 state drain' | socat stdio /run/haproxy/admin.sock",
+        ],
+    )
+    yield f"""
+defaults limpet
+    mode http
+    timeout connect 2s
+    timeout client 1h                     # websockets and streams may be silent for so long
+    timeout server 1h
+    timeout tunnel 1h
+    timeout http-request 10s
+    timeout http-keep-alive {IDLE_S}s
+
+frontend limpet_web from limpet
+    bind :{plan.listen}                              # with TLS: bind :443 ssl crt site.pem alpn h2,http/1.1"""
+    if plan.trust:
+        yield "    # The address of the client, as proxies before this one report it: as limpet finds it, too."
+        for hop in range(1, _HOPS + 1):
+            yield f"    http-request set-src req.hdr_ip(x-forwarded-for,-{hop}) if {{ src {' '.join(plan.trust)} }}"
+    yield "    option forwardfor"
+    yield "    http-request set-header X-Forwarded-Proto https if { ssl_fc }"
+    yield f"    # The key of the client: {plan.settings.by}"
+    for source in plan.sources:
+        yield from _found(source)
+    if any(source.kind == "made" for source in plan.sources):
+        yield (
+            f'    http-after-response add-header Set-Cookie "{COOKIE}=%[var(txn.made)]; {plan.set_cookie}" '
+            "if { var(txn.made) -m found }"
+        )
+    yield "    default_backend limpet"
+
+
+_UNLESS = "unless { var(txn.key) -m len ge 1 }"
+
+
+def _found(source: Source) -> Iterator[str]:
+    if source.kind == "made":
+        yield f"    http-request set-var(txn.key) req.cook({COOKIE}) {_UNLESS}"
+        yield f"    http-request set-var(txn.made) uuid() {_UNLESS}     # for a client that has none yet"
+        yield f"    http-request set-var(txn.key) var(txn.made) {_UNLESS}"
+        return
+    if source.kind == "path":
+        yield (
+            f"    http-request set-var(txn.key) {_fetch(source)} "
+            f"if !{{ var(txn.key) -m len ge 1 }} {{ path,url_dec -m reg '{source.name}' }}"
+        )
+        return
+    yield f"    http-request set-var(txn.key) {_fetch(source)} {_UNLESS}"
+
+
+def _fetch(source: Source) -> str:
+    """Return the sample of a source of the client's own."""
+    if source.kind == "address":
+        v4, v6 = source.prefixes
+        return f"src,ipmask({v4},{v6})"
+    if source.kind == "path":
+        return f"""'path,url_dec,regsub("^.*?(?:{source.name}).*$","\\1")'"""
+    return {
+        "header": f"req.fhdr({source.name})",
+        "cookie": f"req.cook({source.name})",
+        "query": f"url_param({source.name}),url_dec(1)",
+    }[source.kind]
+
+
+def _backend(plan: Plan) -> Iterator[str]:
+    yield """backend limpet from limpet
+    balance hash var(txn.key)             # without a key: one after the other
+    hash-type consistent sdbm avalanche   # a host that comes or goes moves its own share of the clients
+    # A connection that no host took is tried again, and at last elsewhere. What was sent is repeated only if it may be.
+    retries 3
+    option redispatch
+    retry-on conn-failure empty-response
+    http-request disable-l7-retry unless { method GET HEAD OPTIONS TRACE PUT DELETE }
+    # A host that vanishes without a word: what it does not acknowledge fails after 5 s.
+    option srvtcpka
+    srvtcpka-idle 5s
+    srvtcpka-intvl 1s
+    srvtcpka-cnt 5"""
+    if plan.settings.learn:
+        yield from _learning(plan)
+    check = "check inter 1s fall 2 rise 2"
+    if plan.health:
+        port, path = plan.health
+        yield f"    option httpchk GET {path}"
+        yield "    http-check expect status 200"
+        check += f" port {port}" if port else ""
+    yield f"    default-server {check} tcp-ut 5s pool-purge-delay {IDLE_S}s"
+    for number, host in enumerate(plan.hosts, start=1):
+        yield f"    server host{number} {host}"
+
+
+def _learning(plan: Plan) -> Iterator[str]:
+    """Yield how the host that made an id is remembered; several fronts share it with a `peers` section."""
+    yield "    # Ids belong to the host whose response had them. With several fronts: `peers` (HAProxy's manual)."
+    yield f"    stick-table type string len 256 size 1m expire {int(plan.settings.learn_idle_s)}s"
+    for source in plan.sources:
+        if source.kind not in ("address", "made"):
+            yield f"    stick match {_fetch(source)}"
+    for learned in plan.settings.learn:
+        kind, _, name = learned.partition(":")
+        yield (
+            "    stick store-response "
+            + {
+                "header": f"res.hdr({name})",
+                "cookie": f"res.cook({name})",
+                "location": f"""'res.hdr(location),url_dec,regsub("^.*?(?:{name}).*$","\\1")'"""
+                f" if {{ res.hdr(location),url_dec -m reg '{name}' }}",
+            }[kind]
+        )

@@ -1,0 +1,157 @@
+"""Configurations of fronts: what is printed, what is refused, and what has to be in each of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from limpet import fronts
+from limpet.cli import main
+from limpet.errors import SettingsError
+from limpet.fronts import page
+from limpet.settings import Settings
+
+PAGE = Path(__file__).parents[2] / "docs" / "fronts.md"
+HOSTS = "10.0.0.1:8000,10.0.0.2:8000"
+BY_HOSTS = [kind for kind in fronts.KINDS if kind != "kubernetes"]
+
+
+def text(kind: str, *, hosts: str = HOSTS, health: str | None = None, **given: Any) -> str:
+    """Return the configuration of a front of *kind* for the settings *given*."""
+    settings = Settings(app="chat:app", **given)
+    return fronts.configuration(kind, settings, "" if kind == "kubernetes" else hosts, health=health)
+
+
+def test_page_shows_what_is_printed() -> None:
+    """Readers copy configurations from the page: it must be what the command gives them."""
+    assert len(page.BLOCK.findall(PAGE.read_text())) == 7
+    assert page.renewed(PAGE.read_text()) == PAGE.read_text()
+
+
+@pytest.mark.parametrize("kind", fronts.KINDS)
+def test_page_has_each_kind(kind: str) -> None:
+    """A kind without an example is one that nobody has looked at."""
+    assert f"limpet front {kind} " in PAGE.read_text()
+
+
+@pytest.mark.parametrize("kind", ["envoy", "traefik", "kubernetes"])
+def test_configuration_in_yaml_is_yaml(kind: str) -> None:
+    """Comments and braces are easily wrong in text that is put together."""
+    documents = list(yaml.safe_load_all(text(kind, by="affinity")))
+    assert len(documents) == (3 if kind == "kubernetes" else 1)
+    assert all(documents)
+
+
+@pytest.mark.parametrize("kind", BY_HOSTS)
+def test_each_host_is_in_it(kind: str) -> None:
+    """Clients of a host that was left out would be on another one."""
+    printed = text(kind, by="affinity")
+    assert "10.0.0.1" in printed
+    assert "10.0.0.2" in printed
+
+
+@pytest.mark.parametrize("kind", fronts.KINDS)
+def test_server_behind_it_keeps_idle_connections_longer(kind: str) -> None:
+    """Else limpet closes a connection just when the front sends a request on it."""
+    assert int(re.findall(r"--keep-alive-timeout\W+(\d+)", text(kind, by="affinity"))[0]) > fronts.IDLE_S
+
+
+@pytest.mark.parametrize("kind", fronts.KINDS)
+def test_requests_that_may_not_be_repeated_are_not(kind: str) -> None:
+    """A payment sent twice is worse than an error."""
+    settings = "\n".join(line.partition("#")[0] for line in text(kind, by="affinity").splitlines())
+    assert "non_idempotent" not in settings
+    assert "retryNonIdempotentMethod" not in settings
+    assert "lb_retry_match" not in settings
+    assert ("disable-l7-retry unless" in settings) == (kind == "haproxy")
+    assert not re.search(r"retry_on:.*(?:5xx|reset|gateway-error)", settings)
+
+
+REFUSED = [
+    ("haproxy", {"by": "python:keys:of"}, "python:keys:of"),
+    ("haproxy", {"by": "ip"}, "the address of the front"),
+    ("haproxy", {"by": "forwarded"}, "without `--trust`"),
+    ("haproxy", {"by": "cookie:sid", "learn": ("app",)}, "only the application knows"),
+    ("haproxy", {"by": "path:/x/([^ ]+)"}, "read in ways of their own"),
+    ("nginx", {"by": "cookie:my-sid"}, "no variable for the cookie `my-sid`"),
+    ("nginx", {"by": "forwarded/20", "trust": ("10.0.0.0/8",)}, "whole bytes"),
+    ("caddy", {"by": "forwarded", "trust": ("10.0.0.0/8",)}, "whole addresses"),
+    ("caddy", {"by": "cookie:a.b"}, "no placeholder"),
+    ("envoy", {"by": "forwarded", "trust": ("10.0.0.0/8",)}, "whole addresses"),
+    ("envoy", {"by": "path:^/(?:a|b)/(.*)"}, "exactly one pair"),
+    ("traefik", {"by": "cookie:sid"}, "a cookie of its own"),
+    ("traefik", {"by": "cookie:sid,affinity"}, "a cookie of its own"),
+    ("kubernetes", {"by": "cookie:sid,affinity"}, "one cookie"),
+    *((kind, {"by": "cookie:sid", "learn": ("cookie:sid",)}, "cannot learn") for kind in fronts.KINDS[1:]),
+]
+
+
+@pytest.mark.parametrize(("kind", "given", "why"), REFUSED)
+def test_what_cannot_be_expressed_is_refused_with_what_can_be_had(kind: str, given: dict[str, Any], why: str) -> None:
+    """A front that goes by another key than limpet loses sessions, and nobody sees why."""
+    with pytest.raises(SettingsError) as refused:
+        text(kind, **given)
+    assert why in refused.value.message
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("hosts", ["", "10.0.0.1", "a:1,a:1", "a:0", "a:1;b:2", "a:99999"])
+def test_hosts_must_be_addresses(hosts: str) -> None:
+    """The front would not start, or send clients nowhere."""
+    with pytest.raises(SettingsError):
+        text("nginx", hosts=hosts, by="affinity")
+
+
+def test_unknown_kind_is_refused() -> None:
+    """With the kinds there are."""
+    with pytest.raises(SettingsError, match="haproxy, nginx"):
+        text("squid", by="affinity")
+
+
+@pytest.mark.parametrize("kind", ["haproxy", "caddy", "traefik", "envoy", "kubernetes"])
+def test_health_is_asked_where_limpet_answers(kind: str) -> None:
+    """`--admin` says where; `--health` where something else does."""
+    assert "/ready" in text(kind, by="affinity", admin=":9100")
+    assert "9100" in text(kind, by="affinity", admin=":9100")
+    assert "/up" in text(kind, by="affinity", admin=":9100", health=":9200/up")
+    assert "9200" in text(kind, by="affinity", health=":9200/up")
+    with pytest.raises(SettingsError):
+        text(kind, by="affinity", health="ready")
+
+
+@pytest.mark.parametrize("admin", ["127.0.0.1:9000", "unix:/run/admin.sock", "localhost:9000"])
+def test_health_that_only_the_host_itself_can_ask_is_not_asked(admin: str) -> None:
+    """All hosts would count as down."""
+    assert "/ready" not in text("haproxy", by="affinity", admin=admin)
+
+
+def test_keys_that_the_application_makes_become_a_cookie_of_the_front() -> None:
+    """An id minted on one host would be hashed to another."""
+    for given in ({"by": "affinity"}, {"by": "query:sid", "mint": "socketio"}):
+        printed = text("haproxy", **given)
+        assert "req.cook(limpet_front)" in printed
+        assert "url_param(sid)" not in printed
+
+
+def test_cookie_of_the_front_has_the_attributes_of_the_settings() -> None:
+    """Pages in frames need `SameSite=None` on both."""
+    cookie = "Max-Age=60; SameSite=None; Secure; Partitioned; Domain=a.example; Path=/x"
+    for kind in ("haproxy", "nginx"):
+        printed = text(kind, by="affinity", affinity_cookie=cookie)
+        assert "Path=/x; SameSite=None; Domain=a.example; Max-Age=60; HttpOnly; Secure; Partitioned" in printed
+
+
+def test_command_reads_the_file_that_run_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two descriptions would differ one day."""
+    file = tmp_path / "limpet.toml"
+    file.write_text('app = "mine:app"\nby = "header:x-user"\n')
+    assert main(["front", "haproxy", "--hosts", HOSTS, "--config", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "req.fhdr(x-user)" in printed
+    assert "limpet run mine:app" in printed
+    assert main(["front", "nginx", "--hosts", HOSTS, "--config", str(file), "--by", "cookie:u"]) == 0
+    assert "$cookie_u " in capsys.readouterr().out
