@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -42,10 +43,17 @@ def wait_until(state: Callable[[], object], what: str, timeout_s: float = PATIEN
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody uses now; for what cannot be told to choose one itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of 127.0.0.1 that nobody uses now; for what cannot be told to choose one itself.
+
+    It is one that the kernel gives to nobody, neither to a server nor to a client, so it is free a moment later, too.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = random.SystemRandom().randrange(10_000, max(lowest, 20_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 @dataclass

@@ -31,7 +31,7 @@ def test_worker_that_is_busy_is_warned_of_and_shows_its_stack_but_lives() -> Non
     arguments = ["--workers", "1", "--by", "ip", "--hang-timeout", "1", "--block-warning", "0.5"]
     with Limpet("tests.apps:busy", *arguments) as server, Crowd(server) as crowd:
         pid = server.worker(0)["pid"]
-        wire = crowd.call("ada", "/?5")
+        wire = crowd.call("ada", "/?3")
         wait_until(lambda: server.totals()["loops_blocked"] == 1, "the blocked loop is noticed")
         shown = limpet_command("stack", "0", "--control", server.control)
         assert "in busy" in shown.stdout, shown
@@ -49,6 +49,7 @@ def test_worker_is_renewed_after_so_many_requests_and_nothing_is_lost() -> None:
                 connection.request("GET", "/")
                 assert json.loads(connection.getresponse().read())["pid"] == pid
             server.wait_ready(0, other_than=pid)
+            wait_until(lambda: pid not in server.processes(), "the old worker has left")
             connection.request("GET", "/")
             assert json.loads(connection.getresponse().read())["pid"] != pid
         assert server.totals()["recycled"] == 1

@@ -103,6 +103,7 @@ def test_first_block_of_the_readme_does_what_it_shows(tmp_path: Path) -> None:
                 wait_until(lambda: shell.said().count("ready after") == 5, "the worker is replaced")
     finally:
         shell.close()
+        print(shell.said())  # for whoever reads of a failure
     shown = [line for line in block().splitlines() if not line.startswith("$ ")]
     said = [line for line in shell.said().splitlines() if not re.search(r"prompt-is-back|\[\d\]", line)]
     assert normal("\n".join(said), port) == normal("\n".join(shown), 8000), shell.said()
