@@ -1,7 +1,8 @@
 """The adapter for any protocol over TCP or unix sockets: asyncio's stream handlers and protocol factories.
 
-Owns the tasks of handlers. Knows nothing of what is spoken, so there is no request, no key in one and no idle
-connection: a drain leaves all connections to their handlers until the graceful timeout, then handlers are cancelled.
+Owns the tasks of handlers, also for streams beside HTTP (uvicorn_streams.py). Knows nothing of what is spoken, so there
+is no request, no key in one and no idle connection: a drain leaves all connections to their handlers until the graceful
+timeout, then handlers are cancelled.
 
 1. A handler is called with a reader and a writer. When it returns or raises, its connection is closed.
 """
@@ -34,7 +35,7 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
 
 async def _serve(app: Callable[..., Any], seat: Seat) -> None:
     loop, door = asyncio.get_running_loop(), Door(seat)
-    handlers = _Handlers(app, door) if is_handler(app) else None
+    handlers = Handlers(app, door.tally.requested) if is_handler(app) else None
     server = await loop.create_server(handlers.new_protocol if handlers else app, sock=door.listener())
     await loops.told_to_stop(door)
     server.close()
@@ -43,12 +44,12 @@ async def _serve(app: Callable[..., Any], seat: Seat) -> None:
         await handlers.cancel()
 
 
-class _Handlers:
-    """The running handlers of one worker."""
+class Handlers:
+    """The running handlers of one worker's connections; *ended* is called at the end of each."""
 
-    def __init__(self, handle: Callable[..., Any], door: Door) -> None:
+    def __init__(self, handle: Callable[..., Any], ended: Callable[[], object] = lambda: None) -> None:
         self._handle = handle
-        self._door = door
+        self._ended = ended
         self._tasks: set[asyncio.Task[None]] = set()
 
     def new_protocol(self) -> asyncio.Protocol:
@@ -68,7 +69,7 @@ class _Handlers:
         except Exception:
             log.exception("the handler of a connection failed")
         finally:
-            self._door.tally.requested()
+            self._ended()
             writer.close()
 
     async def cancel(self) -> None:

@@ -7,26 +7,23 @@ ended when its time is over. What an application of this kind is, stream.py says
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from limpet.servers.stream import is_handler
+from limpet.servers.stream import Handlers, is_handler
 from limpet.worker import Seat
 
 _CHECK_S: Final = 0.05  # how often a draining worker looks whether connections have ended
-log = logging.getLogger("limpet.worker")
 
 
 class Streams:
     """The connections of one such bind."""
 
     def __init__(self, app: Callable[..., Any], seat: Seat) -> None:
-        self._factory = self._new_reader if is_handler(app) else app
-        self._handle = app
+        self._handlers = Handlers(app) if is_handler(app) else None
+        self._factory = self._handlers.new_protocol if self._handlers else app
         self._seat = seat
         self._open: dict[asyncio.BaseProtocol, asyncio.BaseTransport] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def new_protocol(self) -> Any:
         """Return the protocol of a new connection, which the worker counts already."""
@@ -51,26 +48,7 @@ class Streams:
         loop = asyncio.get_running_loop()
         while self._open and loop.time() < until:
             await asyncio.sleep(_CHECK_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._handlers:
+            await self._handlers.cancel()
         for transport in list(self._open.values()):
             transport.close()
-
-    def _new_reader(self) -> asyncio.Protocol:
-        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._begin)
-
-    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._run(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await self._handle(reader, writer)
-        except ConnectionError:
-            log.debug("a client is gone")
-        except Exception:
-            log.exception("the handler of a connection failed")
-        finally:
-            writer.close()

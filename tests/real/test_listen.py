@@ -193,10 +193,8 @@ def _states(handle: limpet.Handle) -> set[str]:
 
 
 def test_timeout_ends_what_would_not_end(listen: Callable[..., limpet.Handle]) -> None:
-    """A program must be able to say how long its own end may take, also one whose threads block signals."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    """A program must be able to say how long its own end may take."""
     handle = listen("tests.apps:slow")
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     handle.wait_ready()
     port = int(handle.address.rpartition(":")[2])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
@@ -205,6 +203,18 @@ def test_timeout_ends_what_would_not_end(listen: Callable[..., limpet.Handle]) -
     handle.close(wait_for_connections=True, timeout=0.2)
     handle.wait_closed(0)
     connection.close()
+
+
+def test_signals_that_the_program_blocks_reach_the_server(listen: Callable[..., limpet.Handle]) -> None:
+    """A mask is inherited: neither supervisor nor applications would ever see a signal that a thread waits for."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    handle = listen(by="header:x-user")
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    handle.wait_ready()
+    status = handle.status()
+    pids = [status["pid"], *(entry["pid"] for entry in status["slots"] + status["dispatchers"])]
+    blocked = [re.findall(r"SigBlk:\t(\w+)", Path(f"/proc/{pid}/status").read_text()) for pid in pids]
+    assert blocked == [["0" * 16]] * 4
 
 
 def test_server_works_beside_an_event_loop(listen: Callable[..., limpet.Handle]) -> None:
