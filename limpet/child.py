@@ -32,7 +32,7 @@ def main() -> int:
     """Run the child that the arguments name until it ends; return its exit code."""
     role, fd = sys.argv[1:]
     place = boot.read(int(fd))
-    logs.configure(place.settings.log_level, place.settings.log_file)
+    logs.configure(place.settings.log_level, place.settings.log_file, place.settings.log_format)
     link = Link(socket.socket(fileno=place.link_fd))
     current.be_child(role)
     apps.look_in(place.settings.app_dir)

@@ -95,11 +95,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print the an
 
 @cli.command(epilog="Each option is also a variable (--max-head: LIMPET_MAX_HEAD) and a key in a TOML file (max-head).")
 @setting_options
-def run(**flags: Any) -> None:
+def run(**flags: Any) -> int:
     """Serve APP, which is module:attribute, until told to stop."""
-    from limpet import start
+    from limpet import logs, start
 
-    start.run(settings.load(flags, os.environ))
+    wanted = settings.load(flags, os.environ)
+    try:
+        start.run(wanted)
+    except LimpetError as error:
+        if wanted.log_format != "json":
+            raise
+        logs.failure(error)
+        return error.exit_code
+    return 0
 
 
 @cli.command()

@@ -212,6 +212,11 @@ class Path(Element):
 
     _nothing = "the path does not match, or its first group is empty"
 
+    def masked(self, path: str) -> str:
+        """Return the decoded *path* with a `*` in place of the key."""
+        match = self._search(path)
+        return path if match is None or not match[1] else f"{path[: match.start(1)]}*{path[match.end(1) :]}"
+
     def _value(self, request: Request) -> bytes | None:
         match = self._search(request.path)
         return match[1].encode() if match and match[1] else None

@@ -8,10 +8,11 @@ from __future__ import annotations
 import random
 
 from limpet import buckets
+from limpet.elements import Key
 from limpet.link import Message
 from limpet.placement import Placement
 from limpet.request import Peer, Request
-from limpet.router import Router
+from limpet.router import Route, Router
 
 
 class Home:
@@ -23,6 +24,7 @@ class Home:
         self.placement = placement
         self._listeners = listeners
         self.has_changed = False  # connections may be here whose home is elsewhere now
+        self.latest: tuple[Key | None, Route | None] = (None, None)  # what was found for the latest request
         self._slots = router.slots  # in the table of the others
 
     def follow(self, news: Message) -> None:
@@ -56,10 +58,17 @@ class Home:
         is placed like a new client.
         """
         key = self.router.chain.find(request.peer, request)
-        if key is not None:
-            return self.router.where(key).slot, True
+        route = None if key is None else self.router.where(key)
+        self.latest = key, route
+        if route is not None:
+            return route.slot, True
         placed = self.placement.place(request.peer) if keyed else None
         return (self.slot if placed is None else placed), keyed
+
+    def look(self, request: Request) -> None:
+        """Let `latest` be what is found for *request*, of which another process has decided."""
+        key = self.router.chain.find(request.peer, request)
+        self.latest = key, None if key is None else self.router.where(key)
 
     def disagrees(self, request: Request) -> bool:
         """Return whether this worker would send *request* on, which another has sent here."""

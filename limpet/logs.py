@@ -12,6 +12,7 @@ loggers `limpet.*` and `uvicorn.*` end here; an application's own logging set-up
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -22,18 +23,22 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from limpet.errors import SettingsError, reason
+from limpet.errors import LimpetError, SettingsError, reason
 
 _HOUR_S: Final = 3600.0
+_PIECE: Final = 4096  # bytes, PIPE_BUF
 _SUBJECT: Final = re.compile(r"(worker|dispatcher) (\d+)(?: \(pid (\d+)\))?")
 _FILLED_IN: Final = re.compile(r"%[-+ 0#]*\d*(?:\.\d+)?[a-z]")
 
 
-def configure(level: str, path: str | None) -> None:
-    """Send the records of limpet and its server from *level* on to the file at *path*, or to stderr."""
+def configure(level: str, path: str | None, form: str) -> None:
+    """Send the records of limpet and its server from *level* on to the file at *path*, or to stderr.
+
+    *form* is a value of `--log-format`.
+    """
     handler = LogFile(path) if path else logging.StreamHandler(sys.stderr)
-    clock = "%Y-%m-%d %H:%M:%S" if path else "%H:%M:%S"
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt=clock))
+    human = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt=stamp(path))
+    handler.setFormatter(_Json() if form == "json" else human)
     for name in ("limpet", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
@@ -43,6 +48,40 @@ def configure(level: str, path: str | None) -> None:
         logging.getLogger(name).setLevel("DEBUG" if level.upper() == "DEBUG" else "WARNING")
 
 
+def stamp(path: str | None) -> str:
+    """Return how lines for people begin: whoever looks at a terminal knows the day."""
+    return "%Y-%m-%d %H:%M:%S" if path else "%H:%M:%S"
+
+
+class _Json(logging.Formatter):
+    """Makes each record a JSON object on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(fields(record))
+
+
+def write(lines: list[str]) -> None:
+    """Write *lines*, each of which ends in a newline, where records go. Never raises."""
+    handler = logging.getLogger("limpet").handlers[0]
+    if isinstance(handler, LogFile):
+        handler.write("".join(lines))
+        return
+    piece = ""  # of no more than a pipe takes at once, lest lines of several processes mix
+    for line in [*lines, ""]:
+        if piece and (not line or len(piece) + len(line) > _PIECE):
+            with contextlib.suppress(OSError):
+                sys.stderr.write(piece)
+                sys.stderr.flush()
+            piece = ""
+        piece += line
+
+
+def failure(error: LimpetError) -> None:
+    """Log *error*, which ends this process."""
+    hint = f" (hint: {error.hint})" if error.hint else ""
+    logging.getLogger("limpet").error("%s%s", error.message, hint, exc_info=error.__cause__, extra={"event": "failed"})
+
+
 def fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return *record* as values with stable names: timestamp, level, event, message, and what the message names."""
     message, _, hint = record.getMessage().removesuffix(")").partition(" (hint: ")
@@ -50,7 +89,7 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
     found: dict[str, Any] = {
         "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
-        "event": _event(str(record.msg)),
+        "event": getattr(record, "event", None) or _event(str(record.msg)) or "other",
         "message": message,
     }
     if hint:
@@ -82,7 +121,10 @@ class LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write *record*; never raises."""
-        line = self.format(record) + "\n"
+        self.write(self.format(record) + "\n")
+
+    def write(self, line: str) -> None:
+        """Write one line, or several; never raises."""
         try:
             self.follow()
             os.write(self._fd, line.encode(errors="backslashreplace"))

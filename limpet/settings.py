@@ -252,7 +252,8 @@ class Settings:
     reload_dir: tuple[str, ...] = setting(
         "directory whose Python files `--reload` watches", (), shown="the current one", metavar="DIRECTORY"
     )
-    access_log: bool = setting("log each request", False)
+    access_log: bool = setting("log each request, with its slot, its digest and how it was routed", False)
+    log_format: Literal["human", "json"] = setting("how log lines look: for people, or each a JSON object", "human")
     log_level: Literal["debug", "info", "warning", "error"] = setting("what to log: this and worse", "info")
     log_file: str | None = setting(
         "file to log to; SIGUSR1 opens it anew after a rotation", None, shown="stderr", metavar="FILE"

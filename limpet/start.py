@@ -30,7 +30,7 @@ def run(settings: Settings, program: Program | None = None) -> None:
         return
     if settings.log_file is not None:
         logs.check(settings.log_file)
-    logs.configure(settings.log_level, settings.log_file)
+    logs.configure(settings.log_level, settings.log_file, settings.log_format)
     if settings.reload:
         watch.check(settings.reload_dir)
     kept = secret.load(settings.cluster, settings.secret_file, settings.state_dir)
@@ -45,7 +45,7 @@ def run(settings: Settings, program: Program | None = None) -> None:
 def _take_over(settings: Settings, before: carried.Packed, *, is_trial: bool) -> None:
     """Go on from *before* until the server was told to stop; in a trial, end this process. Raises LimpetError."""
     settings, unchanged = carried.settled(settings, before)
-    logs.configure(settings.log_level, None if is_trial else settings.log_file)
+    logs.configure(settings.log_level, None if is_trial else settings.log_file, settings.log_format)
     value = bytes.fromhex(before["secret"])
     router = _router(settings, value)
     chosen = backend.adopt(before["backend"], settings, router, carried.listeners(before))

@@ -35,6 +35,7 @@ from limpet.moving import Mover
 from limpet.placement import Placement
 from limpet.router import Clocks, Router
 from limpet.scoreboard import Row, Scoreboard
+from limpet.servers.accessed import accessed
 from limpet.servers.in_session import in_session
 from limpet.settings import Settings
 
@@ -105,7 +106,7 @@ def work(place: Boot, link: Link) -> None:
     if isinstance(app, apps.PerBind):
         app = apps.PerBind(in_session(each, here, settings, bind) for bind, each in enumerate(app))
     else:
-        app = in_session(app, here, settings)
+        app = accessed(in_session(app, here, settings), settings, info.slot, router)
     with contextlib.nullcontext() if servers.kind(settings.server).runs_hooks else hooks.around_worker():
         serve(app, seat)
 

@@ -24,7 +24,7 @@ def main() -> int:
     with open(int(sys.argv[1]), "rb") as file:
         told = json.loads(file.read())
     settings = Settings.from_json(told["settings"])
-    logs.configure(settings.log_level, settings.log_file)
+    logs.configure(settings.log_level, settings.log_file, settings.log_format)
     line, listener = Link(socket.socket(fileno=told["line"])), socket.socket(fileno=told["listener"])
     asyncio.run(_serve(App(Server(told["control"])), line, listener))
     return 0

@@ -68,7 +68,6 @@ class _Embedded(Server):
             http1_settings=HTTP1Settings(header_read_timeout=int(settings.head_timeout_s * 1000)),
             log_level=LogLevels.error,
             log_dictconfig=_LOG,
-            log_access=settings.access_log,
             url_path_prefix=settings.root_path or None,
         )
         self._listener = listener

@@ -67,7 +67,6 @@ def _config(seat: Seat) -> Config:
         "worker_connections": _connections(settings.threads),
         "keepalive": 0 if is_per_request else max(1, round(settings.keep_alive_timeout_s)),
         "loglevel": "warning",
-        "accesslog": "-" if settings.access_log else None,
         "forwarded_allow_ips": "",  # see framed_wsgi; gunicorn would believe this machine
     }
     config = Config()

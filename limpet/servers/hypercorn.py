@@ -65,8 +65,6 @@ def _config(seat: Seat) -> hypercorn.Config:
     settings = seat.settings
     config = hypercorn.Config()
     config.errorlog = log  # in limpet's form, to stderr
-    if settings.access_log:
-        config.accesslog = logging.getLogger("limpet.access")
     config.root_path = settings.root_path
     config.keep_alive_timeout = settings.keep_alive_timeout_s
     config.h11_max_incomplete_size = settings.max_head_bytes

@@ -59,7 +59,7 @@ class InSession:
         if scope["type"] not in ("http", "websocket") or self._sessions.is_settled(scope["headers"]):
             await self._app(scope, receive, send)
             return
-        request = self._request(scope)
+        request = of_scope(scope, self._root_path, self._bind)
         if status := self._sessions.refusal(request):
             await _refuse(scope, send, status)
             return
@@ -75,15 +75,16 @@ class InSession:
                 await _answer(answering.send, "http", 500, _FAILED)
             raise
 
-    def _request(self, scope: Any) -> Request:
-        """Return the request that *scope* describes, with the target that the client sent."""
-        target = scope.get("raw_path") or scope["path"].encode()
-        if self._root_path and target.startswith(self._root_path + b"/"):
-            target = target[len(self._root_path) :]
-        if query := scope["query_string"]:
-            target = b"%b?%b" % (target, query)
-        peer = Peer.of(scope["client"], "", self._bind)
-        return Request(scope.get("method", "GET"), target.decode("latin-1"), peer, scope["headers"])
+
+def of_scope(scope: Any, root_path: bytes, bind: int = 0) -> Request:
+    """Return the request that *scope* describes, with the target that the client sent."""
+    target = scope.get("raw_path") or scope["path"].encode()
+    if root_path and target.startswith(root_path + b"/"):
+        target = target[len(root_path) :]
+    if query := scope["query_string"]:
+        target = b"%b?%b" % (target, query)
+    peer = Peer.of(scope["client"], "", bind)
+    return Request(scope.get("method", "GET"), target.decode("latin-1"), peer, scope["headers"])
 
 
 class _Answering:
@@ -132,7 +133,7 @@ class InSessionWsgi:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Pass the call on, or refuse it; with what its response should carry."""
-        request = _of_environ(environ)
+        request = of_environ(environ)
         if status := self._sessions.refusal(request):
             start_response(f"{status} {HTTPStatus(status).phrase}", [("Content-Length", str(len(_REFUSED)))])
             return [_REFUSED]
@@ -148,7 +149,7 @@ class InSessionWsgi:
         return self._app(environ, start if cookie is not None or self._sessions.learns else start_response)
 
 
-def _of_environ(environ: dict[str, Any]) -> Request:
+def of_environ(environ: dict[str, Any]) -> Request:
     """Return the request that *environ* describes, with the target that the client sent."""
     target = environ.get("RAW_URI") or environ["PATH_INFO"] + "?" + environ.get("QUERY_STRING", "")
     headers = [

@@ -22,6 +22,7 @@ from typing import Any, Final
 import uvicorn
 
 from limpet import apps
+from limpet.access import AccessLog
 from limpet.baton import Baton
 from limpet.forwarded import Trust
 from limpet.handoff import Handoff
@@ -51,8 +52,6 @@ log = logging.getLogger("limpet.worker")
 def serve(app: apps.Application | apps.PerBind, seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
     each = app if isinstance(app, apps.PerBind) else (app,) * len(seat.settings.bind)
-    if seat.settings.access_log:
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)  # else as quiet as the rest of uvicorn
     SeatedServer(each, seat).run()
 
 
@@ -71,7 +70,7 @@ def _config(app: apps.Application, protocol: type[asyncio.Protocol], seat: Seat)
         workers=1,  # WEB_CONCURRENCY has had its say in the supervisor
         log_config=None,
         log_level=None,
-        access_log=settings.access_log,
+        access_log=False,  # see uvicorn_access.py
         proxy_headers=False,  # see proxied.py; none given: nobody is believed, where uvicorn believes this machine
         root_path=settings.root_path,
         timeout_graceful_shutdown=settings.graceful_timeout_s,  # type: ignore[arg-type]  # passed on to wait_for
@@ -92,6 +91,20 @@ def _protocol(seat: Seat, *, moves: bool) -> type[asyncio.Protocol]:
     return type(f"{base.__name__}InSlot", (base,), {"seat": seat})
 
 
+def _with_access_log(protocols: dict[bool, type[asyncio.Protocol]], seat: Seat) -> dict[bool, type[asyncio.Protocol]]:
+    """Return *protocols* with an access log, if that is wanted."""
+    if not seat.settings.access_log:
+        return protocols
+    from limpet.servers import uvicorn_access
+
+    def later(delay_s: float, call: Callable[[], None]) -> object:
+        return asyncio.get_running_loop().call_later(delay_s, call)
+
+    log = AccessLog(seat.info.slot, seat.settings, later)
+    uvicorn_access.install()
+    return {moves: uvicorn_access.noted(plain, seat, log) for moves, plain in protocols.items()}
+
+
 class SeatedServer(uvicorn.Server):
     """uvicorn's server with the slot's channel in place of a listening socket."""
 
@@ -100,7 +113,9 @@ class SeatedServer(uvicorn.Server):
         served, chains = seat.settings.served, [seat.home.router.chain.at(bind) for bind in range(len(each))]
         self._streams = {bind: Streams(each[bind], seat) for bind, at in enumerate(served) if at.server == "stream"}
         spoken = [bind for bind in range(len(each)) if bind not in self._streams]  # those of HTTP
-        self._protocols = {moves: _protocol(seat, moves=moves) for moves in {chain.needs_head for chain in chains}}
+        self._protocols = _with_access_log(
+            {moves: _protocol(seat, moves=moves) for moves in {chain.needs_head for chain in chains}}, seat
+        )
         named = {served[bind].app: each[bind] for bind in spoken}  # one each, on however many binds it is
         self._lives = Lifespan(*((app, name) for name, app in named.items()))
         states = dict(zip(named, self._lives.states, strict=True))

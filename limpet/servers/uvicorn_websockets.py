@@ -6,6 +6,7 @@ Owns what they leave out. The connection was one of HTTP before (uvicorn_protoco
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from limpet.passing import shut_down
@@ -18,6 +19,7 @@ class SeatedWebSocket(asyncio.Protocol):
     seat: ClassVar[Seat]
     transport: asyncio.Transport
     moved: bool = False  # other workers may have copies, which would hold back the FIN
+    ended: Callable[[int], None] | None = None  # hears of the end, with 101 or, if it was refused, 0
     client: Any
     scheme: Any
 
@@ -43,6 +45,8 @@ class SeatedWebSocket(asyncio.Protocol):
         super().connection_lost(exc)
         self.seat.row.add("requests")
         self.seat.row.add("connections", -1)
+        if self.ended is not None:
+            self.ended(101 if self.is_open() else 0)
 
 
 class _PatientWebSocket(SeatedWebSocket):
