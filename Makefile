@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 2
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades soak matrix fuzz hostile docs products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades soak matrix fuzz hostile docs site products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -55,16 +55,21 @@ check: $(VENV)/.dev ## style and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.dev ## write again what in docs/ is made from the code
+docs: $(VENV)/.dev ## write again what in docs/ is made from the code (`make site` builds the site)
 	$(BIN)/python -m limpet.settings_page > docs/settings.md
+	$(BIN)/python -m limpet.settings_page exit-codes > docs/exit-codes.md
 	$(BIN)/python -m limpet.api_page > docs/api.md
 	$(BIN)/python -m limpet.presets benchmarks/results/products.json > docs/presets.md
 	$(BIN)/python -m limpet.lifecycle docs/lifecycle.md
 	$(BIN)/python -m limpet.fronts.page docs/fronts.md
 	$(BIN)/python -m limpet.admin.metrics > docs/metrics.md
 
+site: docs ## the documents as a site, in site/; installs what it needs, and fails on a broken link
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## remove what make has made
-	rm -rf $(VENV) $(PRODUCTS) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf site $(VENV) $(PRODUCTS) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.base: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -53,7 +53,7 @@ _HOLD: Final = {
 }
 _DOCS: Final = {  # where the docstring is said to others: it is what the exit code means
     "LimpetError": "What went wrong, in words for people. Its subclasses have the "
-    "[exit codes](settings.md#exit-codes) of the command line; a traceback shows the hint."
+    "[exit codes](exit-codes.md) of the command line; a traceback shows the hint."
 }
 
 

@@ -1,10 +1,12 @@
-"""docs/settings.md, made from the declarations in settings.py: `python -m limpet.settings_page`.
+"""docs/settings.md and docs/exit-codes.md, made from the declarations in settings.py and errors.py.
 
-Owns the words around the tables. What a setting is called and means stands where it is declared.
+Owns the words around the tables. What a setting is called, and what an exit code means, stands where it is declared.
+`python -m limpet.settings_page` prints the first, with the word `exit-codes` the other; `make docs` runs both.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from limpet.errors import EXIT_CODES
@@ -33,6 +35,28 @@ several.
 In Python a keyword is a key of the file, with underscores: `limpet.listen("chat:app", 8000, head_timeout=5)`.
 """
 
+EXIT_CODES_PREFACE = """\
+# Exit codes
+
+What `limpet run` ends with, and every other command. A number keeps its meaning from one version to the next. stderr
+says in one line what was found and what is allowed, and a hint has something to paste.
+
+"""
+
+_AFTER_EXIT_CODES = """
+- `limpet run` ends with 0 after a stop, by a command or a signal. With 2 to 6 it has not served anybody.
+- `limpet reload`, `scale` and `stop` wait for the outcome. A reload ends with 4 when a new worker does not start: the
+  old ones go on serving. A command that the server refuses ends with 5.
+- A service manager may start again after 1 and 3, and need not after 2 ([systemd](systemd.md)).
+- A command that a signal killed has 128 and the signal's number, as shells have it.
+"""
+
+
+def exit_codes() -> str:
+    """Return docs/exit-codes.md."""
+    codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
+    return EXIT_CODES_PREFACE + "\n".join([*_table(("Code", "Meaning"), codes), _AFTER_EXIT_CODES])
+
 
 def reference() -> str:
     """Return docs/settings.md."""
@@ -46,13 +70,10 @@ def reference() -> str:
         )
         for each in SETTINGS
     ]
-    codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
     return "\n".join(
         [
             PREFACE,
             *_table(("Flag", "Variable", "TOML key", "Default", "Meaning"), settings),
-            "\n## Exit codes\n",
-            *_table(("Code", "Meaning"), codes),
             "",
         ]
     )
@@ -63,4 +84,4 @@ def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    print(exit_codes() if sys.argv[1:] == ["exit-codes"] else reference(), end="")

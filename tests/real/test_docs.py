@@ -56,12 +56,14 @@ def blocks_of(path: Path) -> Iterator[Block]:
 BLOCKS = [block for path in PAGES for block in blocks_of(path)]
 ELSEWHERE = {  # by page and language, or by page and how it begins
     ("README.md", "console"): "test_readme.py types it",
+    ("docs/quickstart.md", "console"): "below",
     ("docs/behind-a-proxy.md", "nginx"): "fronts.py starts nginx with it",
     ("docs/behind-a-proxy.md", "haproxy"): "fronts.py starts HAProxy with it",
     ("docs/fronts.md", "haproxy"): "unit/test_front.py prints it",
     ("docs/fronts.md", "nginx"): "unit/test_front.py prints it",
     ("docs/fronts.md", "text"): "unit/test_front.py prints it",
     ("docs/fronts.md", "yaml"): "unit/test_front.py prints it",
+    ("docs/docker.md", "dockerfile"): "test_containers.py runs its CMD",
     ("docs/lifecycle.md", "mermaid"): "unit/test_lifecycle.py makes it",
 }
 SHOWN = re.compile(
@@ -180,3 +182,13 @@ def test_minting_of_the_page_gives_an_id() -> None:
     names: dict[str, object] = {"limpet": limpet, "make_id": iter(["a", "b"]).__next__}
     exec(only("docs/sessions.md", "limpet.mint(make_id)"), names)
     assert names["sid"] == "a"
+
+
+def test_quickstart_answers_what_it_shows(tmp_path: Path) -> None:
+    """The first application of a new user remembers her."""
+    (tmp_path / "visits.py").write_text(only("docs/quickstart.md", "visits = Counter()"))
+    shown = [block for block in BLOCKS if (block.page, block.language) == ("docs/quickstart.md", "console")]
+    expected = re.sub(r"pid \d+", "pid PID", "".join(re.findall(r"^ada: .*\n", shown[0].text, re.MULTILINE)))
+    with Limpet("visits:app", "--workers", "4", "--by", "header:x-user", cwd=tmp_path) as server:
+        said = "".join(server.request(x_user="ada").body.decode() for _ in range(2))
+    assert re.sub(r"pid \d+", "pid PID", said) == expected

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from limpet import settings, settings_page
 from limpet.declare import Setting
-from limpet.errors import SettingsError
+from limpet.errors import EXIT_CODES, SettingsError
 from limpet.settings import SETTINGS, Settings
 
 APP = {"app": "chat:app"}
@@ -252,5 +252,9 @@ def test_quota_of_a_container_limits_the_workers(tmp_path: Path, quota: str, cpu
 
 
 def test_documentation_is_what_the_code_says() -> None:
-    """`python -m limpet.settings_page > docs/settings.md` was run after the last change."""
-    assert (Path(__file__).parents[2] / "docs" / "settings.md").read_text() == settings_page.reference()
+    """`make docs` was run after the last change of a setting or an exit code."""
+    docs = Path(__file__).parents[2] / "docs"
+    assert (docs / "settings.md").read_text() == settings_page.reference()
+    assert (docs / "exit-codes.md").read_text() == settings_page.exit_codes()
+    undocumented = [each.flag for each in SETTINGS if f"`{each.flag}`" not in settings_page.reference()]
+    assert not undocumented + [code for code in EXIT_CODES if f"\n| {code} |" not in settings_page.exit_codes()]
