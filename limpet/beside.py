@@ -1,8 +1,8 @@
 """What runs beside a server, in its process or as its child, and could be left out: nobody's request depends on it.
 
 Owns the life of these: the service manager's news (notify.py), the process that watches files (watch.py), the one that
-answers at `--admin` (admin/), and the latest events for whoever asks (events.py). The supervisor enters this as a
-context for its whole life and calls `look` in each turn.
+answers at `--admin` (admin/), warnings that come from figures (advising.py), and the latest events for whoever asks
+(events.py). The supervisor enters this as a context for its whole life and calls `look` in each turn.
 
 1. Nothing here may cost the server anything: what fails is logged, and tried again or left.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from limpet import carried, notify
 from limpet.admin.keeper import Keeper
+from limpet.advising import Adviser
 from limpet.errors import LimpetError
 from limpet.events import Recent
 from limpet.watch import Watcher
@@ -42,6 +43,7 @@ class Beside:
         logging.getLogger("limpet").addHandler(self.events)
         settings = server.settings
         self._manager = notify.Manager()
+        self._adviser = Adviser(server)
         self._watcher = Watcher(settings.reload_dir if settings.reload else None, selector, changed)
         try:
             kept = None if before is None else carried.admin(before)
@@ -68,3 +70,4 @@ class Beside:
         """Do what is due. *now* is monotonic."""
         self._manager.look(self._server, now)
         self.admin.look(now)
+        self._adviser.look(now)

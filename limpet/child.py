@@ -7,6 +7,7 @@ together from it. A failure goes up the line to the supervisor, which alone spea
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import signal
@@ -65,6 +66,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
         apps.Complaints(row),
         clocks=Clocks(time.time, time.monotonic),
     )
+    router.on_found = functools.partial(row.set, "elements")
     router.learned = Learned(board.learned(), settings.learn_idle_s)
     outboxes = [
         Outbox(Channel.inherit(fds), board.waiting(place.row, slot)) for slot, fds in enumerate(place.channel_fds)

@@ -73,6 +73,7 @@ class Dispatcher:
         self._hourly = Hourly()
         self._arrivals: dict[int, Arrival] = {}
         self._refused: dict[int, Refused] = {}
+        self._latest_address: str | None = ""
         self._refused_slots: list[int] = []  # whose clients are not to wait
         self._accepting = False
         self._accept_again_at = 0.0
@@ -156,6 +157,9 @@ class Dispatcher:
     ) -> None:
         """Find the slot and hand the connection over, which begins with *header* bytes of a PROXY header."""
         self._row.set("busy_since_ns", time.monotonic_ns())  # many key functions in one turn are no one that hangs
+        if peer.address == self._latest_address:
+            self._row.add("same_address")
+        self._latest_address = peer.address
         route = self._router.route(peer, request)
         if route is None:
             self._row.add("keyless")

@@ -22,7 +22,7 @@ class Kind(Enum):
 
     TOTAL = "counter"  # only ever grows
     NOW = "gauge"  # what there is at this moment
-    CLOCK = "clock"  # monotonic time since which something is so: for limpet itself, readers show what follows from it
+    CLOCK = "clock"  # a monotonic time, or bits: for limpet itself, readers show what follows from it
     PART = "histogram"  # one cell of a histogram: a total, but shown with the others
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from limpet.cookie import Jar
@@ -93,6 +93,14 @@ class KeyChain:
     def elements(self) -> tuple[Element, ...]:
         """Return the elements, in the order in which they are asked."""
         return self._elements
+
+    def bits_of(self, found: Collection[str]) -> int:
+        """Return a number with a bit for each element, set for those *found*."""
+        return sum(1 << number for number, element in enumerate(self._elements[:64]) if element.spec in found)
+
+    def elements_of(self, bits: int) -> list[str]:
+        """Return the elements whose bits are set."""
+        return [element.spec for number, element in enumerate(self._elements[:64]) if bits >> number & 1]
 
     @property
     def prefixes(self) -> tuple[int, int] | None:

@@ -197,6 +197,11 @@ def _figures_of(server: Supervisor, member: Member, now: float) -> dict[str, Any
     }
 
 
+def counted(server: Supervisor) -> tuple[list[Counter[str]], Counter[str]]:
+    """Return what the workers of each slot in the table have counted, and all dispatchers."""
+    return [_of_slot(server, member) for member in server.slots[: server.router.slots]], _of_dispatchers(server)
+
+
 def _shown(server: Supervisor) -> list[Member]:
     """Return the slots that are in the table, or have processes still."""
     return [

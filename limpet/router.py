@@ -59,6 +59,8 @@ class Router:
         self.failover = failover
         self.jar: Jar | None = None
         self.learned: Learned | None = None
+        self.on_found: Callable[[int], None] = lambda bits: None  # hears when another element has found a key
+        self._found: set[str] = set()
         self._now: Callable[[], float] = float
         self._is_up: Sequence[bool] = ()
         self._may_differ = chain.asks_functions
@@ -147,6 +149,9 @@ class Router:
 
     def _hash(self, key: Key) -> Route:
         """Return where *key* is served by its hash; `_hashed` remembers."""
+        if key.element not in self._found:  # here, where only keys come that are new
+            self._found.add(key.element)
+            self.on_found(self.chain.bits_of(self._found))
         if key.element == AFFINITY:
             digest = int.from_bytes(key.value, "big")
         else:

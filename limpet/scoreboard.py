@@ -57,6 +57,7 @@ WORKER_CELLS: Final[Mapping[str, Figure]] = {
     "lag_ns": Figure("how late the event loop came to the last heartbeat", Kind.NOW),
     "late_ns": Figure("how late the event loop came to its heartbeats, added up"),
     **histogram("handoff", "time from accepting a connection to its worker taking it from the channel"),
+    "elements": Figure("elements of the key chain that have found a key, a bit for each", Kind.CLOCK),
 }
 DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "busy_since_ns": Figure(
@@ -80,6 +81,8 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
         "connections closed: the bind takes the PROXY protocol alone, and the peer is not in `--trust`"
     ),
     "proxy_headers_bad": Figure("connections closed: a trusted proxy sent no valid PROXY header, or none in time"),
+    "same_address": Figure("connections of the same client address as the one before"),
+    "elements": Figure("elements of the key chain that have found a key, a bit for each", Kind.CLOCK),
 }
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
     "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),

@@ -82,6 +82,7 @@ def work(place: Boot, link: Link) -> None:
         apps.Complaints(row),
         clocks=Clocks(time.time, time.monotonic),
     )
+    router.on_found = functools.partial(row.set, "elements")
     router.learned = Learned(board.learned(), settings.learn_idle_s)
     here = sessions.Sessions(settings, info, router, row)
     sessions.become(here)

@@ -10,12 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "limpet"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PURE = [
+    "advice",
     "baton",
     "bpf",
     "buckets",
     "cookie",
     "declare",
     "elements",
+    "figures",
     "forwarded",
     "hashing",
     "head",
