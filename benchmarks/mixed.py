@@ -71,7 +71,7 @@ class System:
 
     def wait_up(self) -> None:
         """Wait until it answers."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 if ask(self.port, "probe")["pid"]:
@@ -135,8 +135,8 @@ def load(system: System, script: Path, seed: int, kind: str, seconds: float) -> 
     return {"requests": requests, "us_per_request": used / requests * 1e6, "errors": 0 if errors is None else 1}
 
 
-def start_systems(workers: int, where: Path) -> list[System]:
-    """Start limpet, and nginx before as many uvicorns."""
+def start_systems(workers: int, where: Path, prefix: list[str] | None = None) -> list[System]:
+    """Start limpet, by *prefix* if that is given, and nginx before as many uvicorns."""
     (where / "bench_app.py").write_text(APP)
     limpet_port, nginx_port = free_port(), free_port()
     ports = [free_port() for _ in range(workers)]
@@ -144,7 +144,7 @@ def start_systems(workers: int, where: Path) -> list[System]:
     (where / "nginx.conf").write_text(NGINX.format(dir=where, servers=servers, port=nginx_port, workers=workers))
     uvicorn = [sys.executable, "-m", "uvicorn", "bench_app:app", "--log-level", "warning", "--no-access-log"]
     uvicorns = [[*uvicorn, "--port", str(port), "--loop", "uvloop", "--http", "httptools"] for port in ports]
-    limpet = [sys.executable, "-m", "limpet", "run", "bench_app:app", "--workers", str(workers)]
+    limpet = [*(prefix or []), sys.executable, "-m", "limpet", "run", "bench_app:app", "--workers", str(workers)]
     limpet += [
         "--by",
         "header:x-user",

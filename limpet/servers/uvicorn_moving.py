@@ -34,21 +34,25 @@ _BLANK_LINE: Final = b"\r\n\r\n"
 class _Moving(Seated):
     """What both parsers' protocols have in common; a mixin before SeatedHttpTools or SeatedH11."""
 
-    _baton: Baton | None = None
-    _peer: Peer
-    _initial: bytes = b""
-    _pinned: bool = True  # the next request is served unasked
-    _was_sent: bool = False  # by another worker, not by a dispatcher
-    _keyed: bool = True  # whether a request without a key is somebody new
-    _wanted: int | None = None  # the slot that the connection is to move to
-    _away: bool = False  # this is a paused copy
-    _give_up_at: float = 0.0
-    _at: int = 0  # in `_unread`: up to here the parser has it
-    _in_message: bool = False  # the parser has a head whose message has not ended
-    _left: int = 0  # bytes of a message with a length that are still to come
-    _tail: bytes = b""  # the last bytes given to the parser, in which a blank line may have begun
-    _limited: bool = False  # the transport tells when its last byte has left
-    _took_over: bool = False  # a websocket protocol has the connection now
+    __slots__ = ()  # see Seated
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._baton: Baton | None = None
+        self._peer: Peer
+        self._initial = b""
+        self._pinned = True  # the next request is served unasked
+        self._was_sent = False  # by another worker, not by a dispatcher
+        self._keyed = True  # whether a request without a key is somebody new
+        self._wanted: int | None = None  # the slot that the connection is to move to
+        self._away = False  # this is a paused copy
+        self._give_up_at = 0.0
+        self._at = 0  # in `_unread`: up to here the parser has it
+        self._in_message = False  # the parser has a head whose message has not ended
+        self._left = 0  # bytes of a message with a length that are still to come
+        self._tail = b""  # the last bytes given to the parser, in which a blank line may have begun
+        self._limited = False  # the transport tells when its last byte has left
+        self._took_over = False  # a websocket protocol has the connection now
 
     def arrived(self, arrived: Arrived) -> None:
         """Take over what came with a connection from another worker. Called before `connection_made`."""

@@ -89,6 +89,15 @@ h11_impl.RequestResponseCycle = _H11Cycle  # type: ignore[misc]
 class Seated(asyncio.Protocol):
     """What either of uvicorn's HTTP protocols, the next class in the order of resolution, gains in a worker."""
 
+    # CPython finds attributes at once in objects with 30 of them at most, and uvicorn has 28. Slots do not count. They
+    # all stand here: classes that have some of their own cannot be combined.
+    __slots__ = (
+        "_at", "_away", "_baton", "_came_idle", "_corked", "_cut_short", "_give_up_at", "_has_begun", "_head_bytes",
+        "_head_since", "_idle_since", "_in_body", "_in_message", "_initial", "_is_long", "_keyed", "_left", "_limited",
+        "_peer", "_pinned", "_refused", "_repeating", "_tail", "_took_over", "_unread", "_wanted", "_was_sent", "fd",
+        "had_by", "listener", "origin",
+    )  # fmt: skip
+
     seat: ClassVar[Seat]
     turn: ClassVar[Turn]
     draining: ClassVar[bool] = False
@@ -101,17 +110,23 @@ class Seated(asyncio.Protocol):
     scheme: Any
     cycle: Any  # the request being served, or the last one
     _unset_keepalive_if_required: Callable[[], None]
-    _head_since: float | None = None  # loop time since which the next request head is awaited, None while there is none
-    _head_bytes: int = 0  # of that head, as far as it has come
-    _is_long: bool = False  # more has come at once than a head may have
-    _refused: bool = False
-    _idle_since: float | None = None  # loop time at which the last response ended; None before that, and in a request
-    _unread: bytes = b""  # came, but waits for the response that is under way
-    _came_idle: bool = False  # from another worker, between two requests
-    listener: int = 0
-    had_by: int = 0
-    fd: int = -1
-    origin: Origin | None = None  # whose the connection is, where a PROXY header has said so
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._corked: Corked
+        # loop time since which the next request head is awaited, None while there is none
+        self._head_since: float | None = None
+        self._head_bytes = 0  # of that head, as far as it has come
+        self._is_long = False  # more has come at once than a head may have
+        self._refused = False
+        # loop time at which the last response ended; None before that, and in a request
+        self._idle_since: float | None = None
+        self._unread = b""  # came, but waits for the response that is under way
+        self._came_idle = False  # from another worker, between two requests
+        self.listener = 0
+        self.had_by = 0
+        self.fd = -1
+        self.origin: Origin | None = None  # whose the connection is, where a PROXY header has said so
 
     def arrived(self, arrived: Arrived) -> None:
         """Take over what came with a connection from another worker. Called before `connection_made`."""
@@ -281,10 +296,12 @@ class _EnoughError(Exception):
 
 
 class SeatedHttpTools(Seated, HttpToolsProtocol):
-    _in_body: bool = False
-    _has_begun: bool = False  # the parser has the first byte of a message, but not its end
-    _cut_short: bool = False  # httptools takes what asks for an upgrade to have no body, but this one has
-    _repeating: bool = False  # a parser is given a head that is known
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_body = False
+        self._has_begun = False  # the parser has the first byte of a message, but not its end
+        self._cut_short = False  # httptools takes what asks for an upgrade to have no body, but this one has
+        self._repeating = False  # a parser is given a head that is known
 
     def feed(self, data: bytes) -> None:
         """Feed the parser as uvicorn does, but keep what follows an upgrade: frames, or HTTP still if it is ignored."""
