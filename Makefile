@@ -31,7 +31,7 @@ upgrades: $(VENV)/.dev ## thirty upgrades under load, on each backend
 	$(BIN)/pytest -m slow tests/real/test_upgrade.py
 
 soak: $(VENV)/.dev ## the long forms of what moves: 10,000 requests on a connection, 200 kills, real proxies, 10,000 sessions
-	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py tests/real/test_affinity.py
+	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py tests/real/test_affinity.py tests/real/test_proxy_protocol.py tests/real/test_tls.py
 
 products: $(VENV)/.dev $(PRODUCTS)/.done ## 20 sessions at once of each product that has a preset, in a real browser
 	LIMPET_TEST_PRODUCTS=$(abspath $(PRODUCTS)) $(BIN)/pytest -m products --timeout 600 tests/products

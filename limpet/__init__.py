@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limpet.cluster import Cluster, listen
     from limpet.current import WorkerInfo, current_worker, listener
-    from limpet.elements import Affinity, Cookie, Forwarded, Header, Ip, Path, Query
+    from limpet.elements import Affinity, Cookie, Forwarded, Header, Ip, Path, Query, Sni
     from limpet.errors import LimpetError
     from limpet.handle import Handle
     from limpet.hooks import on_shutdown, on_start
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "cluster": ("Cluster", "listen"),
     "current": ("WorkerInfo", "current_worker", "listener"),
-    "elements": ("Affinity", "Cookie", "Forwarded", "Header", "Ip", "Path", "Query"),
+    "elements": ("Affinity", "Cookie", "Forwarded", "Header", "Ip", "Path", "Query", "Sni"),
     "errors": ("LimpetError",),
     "handle": ("Handle",),
     "hooks": ("on_shutdown", "on_start"),
@@ -48,6 +48,7 @@ __all__ = [
     "Peer",
     "Query",
     "Request",
+    "Sni",
     "WorkerInfo",
     "__version__",
     "current_worker",

@@ -30,6 +30,7 @@ _SECTIONS: Final = {
         "Query",
         "Path",
         "Affinity",
+        "Sni",
         "Request",
         "Peer",
     ),

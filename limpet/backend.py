@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 from collections.abc import Sequence
 from typing import Protocol
 
-from limpet import binds, kernel
+from limpet import binds, kernel, tls
 from limpet.backlog import backlog
 from limpet.binds import Bind, Listener
 from limpet.bpf import Program, placing
@@ -197,14 +198,23 @@ def open(settings: Settings, router: Router) -> Backend:  # noqa: A001 - reads `
     name, why = choose(settings, router)
     log.info("backend %s: %s", name, why)
     _say_what_keep_alive_means(settings, router)
-    return KernelBackend.open(settings, router) if name == "kernel" else DispatcherBackend.open(settings)
+    return _spoken(
+        KernelBackend.open(settings, router) if name == "kernel" else DispatcherBackend.open(settings), settings
+    )
 
 
 def adopt(name: str, settings: Settings, router: Router, listeners: Sequence[list[Listener]]) -> Backend:
     """Return the backend *name* with the *listeners* that it had in the supervisor before this one."""
     if name == "kernel":
-        return KernelBackend(router, [kernel.Group(members) for members in listeners])
-    return DispatcherBackend(settings.dispatchers, [members[0] for members in listeners])
+        return _spoken(KernelBackend(router, [kernel.Group(members) for members in listeners]), settings)
+    return _spoken(DispatcherBackend(settings.dispatchers, [members[0] for members in listeners]), settings)
+
+
+def _spoken(chosen: Backend, settings: Settings) -> Backend:
+    """Return *chosen* with the scheme in its URLs that is spoken there."""
+    if settings.tls_cert is not None:
+        chosen.urls = [re.sub("^http:", "https:", url) for url in chosen.urls]
+    return chosen
 
 
 def _say_what_keep_alive_means(settings: Settings, router: Router) -> None:
@@ -229,6 +239,7 @@ def choose(settings: Settings, router: Router) -> tuple[str, str]:
     """Return the name of the backend to take, and why. Raises BackendError if the one that was asked for cannot be."""
     refuse_mix(settings)
     refuse_untold(settings)
+    tls.refuse_misfits(settings, router.chain)
     if settings.backend == "dispatcher":
         _refuse_dispatcher(settings)
         return "dispatcher", "asked for by `--backend dispatcher`"

@@ -21,6 +21,7 @@ class Boot:
 
     settings: Settings
     secret: str  # hex
+    pem: str  # certificate and key of TLS, "" for none
     link_fd: int
     scoreboard_fd: int
     channel_fds: tuple[tuple[int, int], ...]  # (sending, receiving); all slots for a dispatcher, its own for a worker

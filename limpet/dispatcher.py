@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from limpet.client_hello import BadHelloError
 from limpet.forwarded import Trust
 from limpet.handoff import Handoff, Outbox
 from limpet.head import BadHead, HeadParser
@@ -70,6 +71,7 @@ class Dispatcher:
         self._row = row
         self._trust = Trust.parse(",".join(settings.trust))
         self._is_proxied = [each.proxy_protocol == "required" for each in settings.served]  # of each bind
+        self._speaks_tls = settings.tls_cert is not None
         self._hourly = Hourly()
         self._arrivals: dict[int, Arrival] = {}
         self._refused: dict[int, Refused] = {}
@@ -120,13 +122,15 @@ class Dispatcher:
             if self._stop_at is not None:
                 _let_in(connection)
             peer = Peer.of(address, name, index)
-            is_proxied, needs_head = self._is_proxied[index], self._router.chain.at(index).needs_head
+            is_proxied, chain = self._is_proxied[index], self._router.chain.at(index)
+            needs_hello, needs_head = self._speaks_tls and chain.needs_server_name, chain.needs_head
             if is_proxied and peer.address not in self._trust:
                 self._turn_away(connection, peer, "proxy_untrusted", "it is not in `--trust`")
-            elif is_proxied or needs_head:
+            elif is_proxied or needs_head or needs_hello:
                 deadline = now + self._settings.head_timeout_s
                 parser = HeadParser(self._settings.max_head_bytes, self._settings.max_headers) if needs_head else None
-                self._look(Arrival(connection, peer, deadline, parser, awaits_header=is_proxied), now)
+                arrival = Arrival(connection, peer, deadline, parser, awaits_header=is_proxied, needs_hello=needs_hello)
+                self._look(arrival, now)
             else:
                 self._dispatch(connection, peer, None, now)
         return True
@@ -139,6 +143,9 @@ class Dispatcher:
             self._row.add("vanished")
             self._forget(arrival)
             arrival.connection.close()
+        except BadHelloError as bad:
+            self._forget(arrival)
+            self._turn_away(arrival.connection, arrival.peer, "hellos_bad", str(bad))
         except BadHeaderError as bad:
             self._forget(arrival)
             self._turn_away(arrival.connection, arrival.peer, "proxy_headers_bad", str(bad))
@@ -200,7 +207,7 @@ class Dispatcher:
             self._row.set("pending", len(self._arrivals))
 
     def _turn_away(self, connection: socket.socket, peer: Peer, cell: str, why: str) -> None:
-        """Close *connection*, on which no PROXY header came that is believed: whoever is there speaks no HTTP yet."""
+        """Close *connection*, on which nothing came that is believed: whoever is there speaks no HTTP yet."""
         self._row.add(cell)
         if self._hourly.allows(f"{cell} {peer.listener}", time.monotonic()):
             log.warning("%s: a connection from %s was closed: %s", peer.listener, peer.address or "unix", why)

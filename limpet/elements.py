@@ -149,6 +149,20 @@ class Forwarded(Ip):
         return None if address is None else self._key(address)
 
 
+class Sni(Element):
+    """The name of the server that the client asked for when it began TLS, in lower case."""
+
+    spec = "sni"
+    needs_head = False
+
+    def find(self, peer: Peer, request: Request | None) -> Key | None:
+        name = peer.server_name
+        return None if name is None else _new_key((name.encode("utf-8", "replace"), self.spec, False))
+
+    def read(self, text: str) -> Key:
+        return super().read(text.lower())
+
+
 class _Named(Element):
     kind: ClassVar[str]
 

@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import time
 
-from limpet import backend, boot, report
+from limpet import backend, boot, report, tls
+from limpet.errors import ControlError, SettingsError
 from limpet.handoff import Channel
 from limpet.link import Link
 from limpet.process import Child
 from limpet.scoreboard import DISPATCHER_ROWS, MAX_WORKERS, Scoreboard
 from limpet.settings import Settings
 from limpet.slot import Member
+
+log = logging.getLogger("limpet")
 
 
 class Estate:
@@ -35,9 +39,18 @@ class Estate:
         self.past = report.Past(0)
         self.newest_serial = 0
         self.secret = secret
+        self.pem = tls.read(settings)  # what the next worker is told
         self._backend = chosen
         rows = {"worker": MAX_WORKERS, "dispatcher": DISPATCHER_ROWS}
         self.free_rows = {role: list(range(count - 1, -1, -1)) for role, count in rows.items()}
+
+    def renew(self) -> None:
+        """Read anew what the next workers are told of TLS. Raises ControlError, and leaves all as it was."""
+        try:
+            self.pem = tls.read(self.settings)
+        except SettingsError as error:
+            log.error("not reloaded: %s", error.message)
+            raise ControlError(error.message, hint=error.hint) from None
 
     def grow(self, slots: int) -> None:
         """Make what *slots* slots need. Raises OSError."""
@@ -81,6 +94,7 @@ class Estate:
         common = boot.Boot(
             settings=settings,
             secret=self.secret.hex(),
+            pem=self.pem if member.role == "worker" else "",
             link_fd=link_fd,
             scoreboard_fd=self.board.fd,
             channel_fds=tuple(channel.fds for channel in self.channels),

@@ -31,6 +31,7 @@ from limpet.elements import (
     OnError,
     Path,
     Query,
+    Sni,
     UserFunction,
 )
 from limpet.errors import SettingsError
@@ -43,12 +44,12 @@ Load = Callable[[str], UserFunction]
 
 _ALLOWED: Final = (
     "`ip`, `ip/24`, `ip/24/64`, `forwarded`, `header:NAME`, `cookie:NAME`, `query:NAME`, `path:REGEX`, "
-    "`affinity` and `python:MODULE:FUNCTION` are allowed"
+    "`affinity`, `sni` and `python:MODULE:FUNCTION` are allowed"
 )
 _HINT: Final = "`--by cookie:sid,ip` takes the cookie `sid`, and the address of clients without one"
 _COMMA: Final = re.compile(",")
 _COMMA_BEHIND_REGEX: Final = re.compile(
-    r",(?=\s*(?:(?:ip|forwarded|affinity)\s*(?:[/,]|\Z)|(?:header|cookie|query|path|python):))"
+    r",(?=\s*(?:(?:ip|forwarded|affinity|sni)\s*(?:[/,]|\Z)|(?:header|cookie|query|path|python):))"
 )
 _KINDS: Final[Mapping[str, Callable[[str], Element]]] = {
     "header": Header,
@@ -59,7 +60,7 @@ _KINDS: Final[Mapping[str, Callable[[str], Element]]] = {
 _ADDRESS: Final = re.compile(r"(ip|forwarded)(?:/([0-9]{1,3}))?(?:/([0-9]{1,3}))?")
 _FUNCTION: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _LABEL: Final = re.compile(
-    r"((?:ip|forwarded)(?:/[0-9]+)*|affinity|(?:header|cookie|query|path|python):[^=]*)=.*", re.DOTALL
+    r"((?:ip|forwarded)(?:/[0-9]+)*|affinity|sni|(?:header|cookie|query|path|python):[^=]*)=.*", re.DOTALL
 )
 
 
@@ -129,6 +130,11 @@ class KeyChain:
     def has_affinity(self) -> bool:
         """Return whether limpet's own cookie is among the elements."""
         return any(isinstance(element, Affinity) for element in self._elements)
+
+    @property
+    def needs_server_name(self) -> bool:
+        """Return whether it is looked for in the TLS handshake, too."""
+        return any(isinstance(element, Sni) for element in self._elements)
 
     @property
     def asks_functions(self) -> bool:
@@ -206,6 +212,8 @@ def _element(text: str, trust: Trust, load: Load | None, on_error: OnError | Non
     if match := _ADDRESS.fullmatch(text):
         v4, v6 = int(match[2] or 32), int(match[3] or 64)
         return Ip(v4, v6) if match[1] == "ip" else Forwarded(v4, v6, trust=trust)
+    if text == Sni.spec:
+        return Sni()
     if text == AFFINITY:
         return Affinity(jar)
     kind, colon, rest = text.partition(":")

@@ -1,7 +1,8 @@
 """Waiting for a request head without taking it: the bytes stay in the kernel for the worker.
 
-Owns one connection between accept and hand-over, and what has to be read of it: a PROXY header, a request head, both.
-Asks proxy_protocol.py and head.py what the bytes mean; the dispatcher drives it and decides what to do then.
+Owns one connection between accept and hand-over, and what has to be read of it: a PROXY header; behind that a request
+head, or the start of TLS. Asks proxy_protocol.py, head.py and client_hello.py what the bytes mean; the dispatcher
+drives it and decides what to do then.
 
 1. MSG_PEEK only. What the worker reads is all that the client sent: no byte is re-injected, so none can be lost.
    A PROXY header is taken by who receives the connection (handoff.py).
@@ -22,7 +23,7 @@ import socket
 import termios
 from typing import Final
 
-from limpet import proxy_protocol
+from limpet import client_hello, proxy_protocol
 from limpet.head import BadHead, HeadParser
 from limpet.request import Peer, Request
 
@@ -37,7 +38,8 @@ class Arrival:
     """An accepted connection of which something has to be read. The dispatcher closes `connection`."""
 
     __slots__ = (
-        "_looks", "_parser", "_seen", "_waiting", "awaits_header", "connection", "deadline", "header", "peer", "request"
+        "_looks", "_needs_hello", "_parser", "_seen", "_waiting",
+        "awaits_header", "connection", "deadline", "header", "peer", "request",
     )  # fmt: skip
 
     def __init__(
@@ -48,8 +50,12 @@ class Arrival:
         parser: HeadParser | None,
         *,
         awaits_header: bool = False,
+        needs_hello: bool = False,
     ) -> None:
-        """*parser* is None where no request is read; *awaits_header* says that a PROXY header comes first."""
+        """*parser* is None where no request is read; *awaits_header* says that a PROXY header comes first.
+
+        With *needs_hello* the connection is one of TLS, and the server name in it is looked for.
+        """
         self.connection = connection
         self.peer = peer
         self.deadline = deadline
@@ -57,6 +63,7 @@ class Arrival:
         self.header = 0  # bytes of the PROXY header, once it is there
         self.request: Request | None = None
         self._parser = parser
+        self._needs_hello = needs_hello
         self._seen = 0
         self._looks = 0
         self._waiting = False
@@ -68,8 +75,8 @@ class Arrival:
 
     @property
     def silent(self) -> bool:
-        """Whether the client has sent nothing at all."""
-        return self._seen == self.header
+        """Whether the client has sent nothing at all, or nothing in which an answer could be understood."""
+        return self._seen == self.header or self._needs_hello
 
     def has_more(self) -> bool:
         """Return whether more bytes have come since the last look. FIN and RST wake epoll."""
@@ -80,12 +87,14 @@ class Arrival:
     def look(self, *, hung_up: bool = False) -> bool:
         """Return whether all that is to be read is there, so that `peer` and `request` are what they should be.
 
-        *hung_up* says that the client has closed its side. Raises BadHead for what will never be a head,
-        BadHeaderError for what will never be a PROXY header, and ClientGoneError when nobody is there to answer.
+        *hung_up* says that the client has closed its side. Raises BadHead for what will never be a head, BadHelloError
+        and BadHeaderError for what will never be TLS or a PROXY header, ClientGoneError when nobody is there to answer.
         Blocks never.
         """
         self._looks += 1
         limit = proxy_protocol.MAX_BYTES if self.awaits_header else self.header
+        if self._needs_hello:
+            limit += client_hello.MAX_BYTES
         if self._parser is not None:
             limit += self._parser.max_head
         try:
@@ -105,7 +114,7 @@ class Arrival:
             raise BadHead(431, f"the request head is larger than {self._parser.max_head} bytes")
         if hung_up:
             is_reset = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # what came before is still there
-            if is_reset or self.awaits_header:
+            if is_reset or self.awaits_header or self._needs_hello:
                 raise ClientGoneError
             raise BadHead(400, "the connection was closed in the middle of the request head")
         self._seen = len(data)
@@ -120,7 +129,13 @@ class Arrival:
                 return False
             self.awaits_header, self.header, self._seen = False, found.length, found.length
             if found.origin is not None:
-                self.peer = dataclasses.replace(self.peer, address=found.origin.address, port=found.origin.port)
+                address, port, _, server_name = found.origin
+                self.peer = dataclasses.replace(self.peer, address=address, port=port, server_name=server_name)
+        if self._needs_hello:
+            hello = client_hello.parse(data[self.header :])
+            if hello is None:
+                return False
+            self.peer = dataclasses.replace(self.peer, server_name=hello.server_name)
         if self._parser is None:
             return True
         if not self._parser.feed(data[self._seen :] if self._seen else data):

@@ -38,6 +38,7 @@ class Peer:
     port: int | None
     listener: str
     bind: int = field(default=0, repr=False)  # which of the server's binds that is, counted from 0
+    server_name: str | None = field(default=None, repr=False)  # that the client asked for in its TLS handshake
 
     @classmethod
     def of(cls, sockaddr: Any, listener: str, bind: int = 0) -> Peer:

@@ -58,6 +58,7 @@ WORKER_CELLS: Final[Mapping[str, Figure]] = {
     "late_ns": Figure("how late the event loop came to its heartbeats, added up"),
     **histogram("handoff", "time from accepting a connection to its worker taking it from the channel"),
     "elements": Figure("elements of the key chain that have found a key, a bit for each", Kind.CLOCK),
+    "tls_failures": Figure("connections that ended in the TLS handshake"),
 }
 DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "busy_since_ns": Figure(
@@ -83,6 +84,7 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "proxy_headers_bad": Figure("connections closed: a trusted proxy sent no valid PROXY header, or none in time"),
     "same_address": Figure("connections of the same client address as the one before"),
     "elements": Figure("elements of the key chain that have found a key, a bit for each", Kind.CLOCK),
+    "hellos_bad": Figure("connections closed: what came first, where the key chain looks for `sni`, was no TLS"),
 }
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
     "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),

@@ -93,7 +93,7 @@ class Settings:
     )
     by: str = setting(
         "key chain, where to look for the key of a client: ip, ip/24, ip/24/64, forwarded, header:NAME, "
-        "cookie:NAME, query:NAME, path:REGEX, affinity, python:module:function; the first that finds one counts",
+        "cookie:NAME, query:NAME, path:REGEX, affinity, sni, python:module:function; the first that finds one counts",
         "ip",
         metavar="CHAIN",
         check=checks.by,
@@ -159,6 +159,14 @@ class Settings:
         "worker class of gunicorn; the last two serve ASGI", "gthread"
     )
     threads: int = setting("how many requests a worker of gunicorn or waitress serves at once", 32, low=1, high=1024)
+    tls_cert: str | None = setting(
+        "file with the certificate and its chain: TLS is spoken, and ends in the workers; a reload reads it anew",
+        None,
+        metavar="FILE",
+    )
+    tls_key: str | None = setting(
+        "file with the key of the certificate", None, shown="in the file of `--tls-cert`", metavar="FILE"
+    )
     root_path: str = setting("path under which a proxy offers the application", "", metavar="PATH")
 
     backend: Literal["auto", "kernel", "dispatcher"] = setting(

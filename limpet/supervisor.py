@@ -393,6 +393,7 @@ class Supervisor:
             what = "stops" if self.stopping else "is starting"
             log.warning("not reloaded: the server %s", what)
             raise ControlError(f"the server {what}")
+        self.estate.renew()
         return self.rolling.request(RELOAD, range(self.router.slots), self.settings.max_surge)
 
     def tell_workers(self) -> None:

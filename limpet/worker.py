@@ -19,11 +19,12 @@ import functools
 import inspect
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from limpet import apps, current, hooks, servers, sessions, stack
+from limpet import apps, current, hooks, servers, sessions, stack, tls
 from limpet.baton import CELLS_PER_WORKER, Batons
 from limpet.boot import Boot
 from limpet.handoff import Receiver
@@ -51,6 +52,7 @@ class Seat:
     row: Row
     home: Home
     mover: Mover
+    tls: ssl.SSLContext | None  # what connections are to be, None for plain
     listeners: tuple[socket.socket, ...]  # of the slot, one for each bind; none when a dispatcher accepts
 
     def ready(self) -> None:
@@ -99,6 +101,7 @@ def work(place: Boot, link: Link) -> None:
         row=row,
         home=Home(place.index, router, placement, [text for _, text in place.listeners]),
         mover=Mover(place.index, batons, sending, receiving, row, settings.max_copies),
+        tls=tls.context(place.pem) if place.pem else None,
         listeners=tuple(socket.socket(fileno=fd) for fd, _ in place.listeners if fd >= 0),
     )
     apps.refuse_misfits(settings, router.chain)

@@ -183,7 +183,7 @@ class Limpet:
     @property
     def port(self) -> int:
         """The port of the first TCP bind."""
-        found = re.search(r"serving .*?http://\S*:(\d+)", self.log)
+        found = re.search(r"serving .*?https?://\S*:(\d+)", self.log)
         assert found, self.log
         return int(found[1])
 

@@ -125,6 +125,9 @@ class SeatedServer(uvicorn.Server):
         }
         super().__init__(self._binds[spoken[0]][0])
         self._seat = seat
+        self._tls: dict[str, Any] = {}
+        if seat.tls is not None:
+            self._tls = {"ssl": seat.tls, "ssl_handshake_timeout": seat.settings.head_timeout_s}
         self._wake = asyncio.Event()
         self._adopting: set[asyncio.Task[Any]] = set()
         self.servers = []
@@ -138,6 +141,7 @@ class SeatedServer(uvicorn.Server):
                 self.server_state.connections,
                 functools.partial(self._accepted, bind),
                 functools.partial(self._adopt_accepted, bind),
+                by_loop=seat.tls is None,
             )
             for bind, listener in enumerate(seat.listeners)
         ]
@@ -331,8 +335,11 @@ class SeatedServer(uvicorn.Server):
             return protocol
 
         try:
-            await self._loop.connect_accepted_socket(new_protocol, connection)
-        except OSError:  # the client is gone already, and no protocol was told of it
+            await self._loop.connect_accepted_socket(new_protocol, connection, **self._tls)
+        except OSError as error:  # the client is gone already, or speaks no TLS, and no protocol was told of it
+            if self._tls:
+                self._seat.row.add("tls_failures")
+                log.debug("a TLS handshake failed: %s", error)
             if baton is not None:
                 self._seat.mover.ended(connection.fileno(), baton)
             connection.close()

@@ -45,16 +45,18 @@ class Listening:
         connections: Sized,
         new_protocol: Callable[[], Any],
         adopt: Callable[[socket.socket], None],
+        *,
+        by_loop: bool = True,
     ) -> None:
         """*connections* are all that the worker has; *new_protocol* makes the protocol of one that the loop accepts,
-        with a `transport`, *adopt* takes over one that is accepted here."""
+        with a `transport`, *adopt* takes over one that is accepted here: every one without *by_loop*."""
         self._listeners = listeners
         self._backlog = backlog
         self._connections = connections
         self._new_protocol = new_protocol
         self._adopt = adopt
         self._servers: list[tuple[asyncio.Server, int]] = []
-        self._many = sys.maxsize  # connections with which the loop may not accept any more
+        self._many = sys.maxsize if by_loop else 0  # connections with which the loop may not accept any more
         self._opening: asyncio.Task[None] | None = None
         self._is_open = False
         self._latest: deque[ref[Any]] = deque(maxlen=backlog)  # protocols of those that the loop has accepted
@@ -63,7 +65,7 @@ class Listening:
     async def prepare(self) -> None:
         """Get all ready but accept nobody."""
         self._loop = asyncio.get_running_loop()
-        if not isinstance(self._loop, asyncio.SelectorEventLoop):
+        if self._many and not isinstance(self._loop, asyncio.SelectorEventLoop):
             soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             self._many = soft - len(os.listdir("/proc/self/fd")) - _SPARE
         for listener in self._listeners:

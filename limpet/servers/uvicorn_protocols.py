@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import dataclasses
 import fcntl
 import termios
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from limpet.refusal import LINGER_S, answer
 from limpet.request import Peer
 from limpet.servers.corked import SENT, Corked, Turn
 from limpet.servers.head_limits import LimitedConnection, exceeds
+from limpet.tls import asked_for
 from limpet.worker import Seat
 
 _FRAMING: Final = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
@@ -165,8 +167,15 @@ class Seated(asyncio.Protocol):
         elif before is None or before.response_complete:
             self._await_head(len(data) if in_head else 0)
 
+    @property
+    def is_tls(self) -> bool:
+        """Whether TLS ends here: its state is in this process, so no other can have the connection."""
+        return self.seat.tls is not None
+
     def eof_received(self) -> Any:  # uvicorn's says None
         """Return whether the connection stays open, since the client has asked for something in full: see rule 3."""
+        if self.is_tls:  # whose end is that of both directions
+            return None
         waits = self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete)
         if waits:
             self.cycle.half_close()
@@ -248,7 +257,8 @@ class Seated(asyncio.Protocol):
         """Answer, then close, but not before the client has had time to read: a reset would destroy the answer."""
         self._refused, self._head_since = True, None
         self.transport.write(answer(status))
-        self.transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
 
     def hand_on(self) -> None:
@@ -256,6 +266,8 @@ class Seated(asyncio.Protocol):
 
         Unless the slot is no more, or the client's home is another by now.
         """
+        if self.is_tls:
+            return
         if not self.transport.is_closing() and not self.transport.get_write_buffer_size() and self.is_idle():
             silent = self.cycle is None and not self._came_idle
             if self._give_away(self.seat.home.heir(self.peer()), silent=silent):
@@ -264,13 +276,20 @@ class Seated(asyncio.Protocol):
     def go_home(self) -> None:
         """Give the connection to its home if that is elsewhere since the table has changed, and it is idle."""
         if self.seat.home.heir(self.peer()) != self.seat.home.slot:
-            self.hand_on()
+            self.end_if_idle() if self.is_tls else self.hand_on()
+
+    def end_if_idle(self) -> None:
+        """Close the connection if no request is being served or read and none has come: its client comes again."""
+        if self.cycle is not None and self.is_idle() and not _bytes_wait(self.transport):
+            self.transport.close()
 
     def peer(self) -> Peer:
         """Return the far end of the connection, as the key chain sees it."""
-        if self.origin is None:
-            return self.seat.home.peer(self.transport.get_extra_info("peername"), self.listener)
-        return self.seat.home.peer(self.origin.client, self.listener)
+        address = self.transport.get_extra_info("peername") if self.origin is None else self.origin.client
+        peer = self.seat.home.peer(address, self.listener)
+        if self.is_tls:
+            return dataclasses.replace(peer, server_name=asked_for(self.transport.get_extra_info("ssl_object")))
+        return peer if self.origin is None else dataclasses.replace(peer, server_name=self.origin.server_name)
 
     def _give_away(self, slot: int, *, silent: bool) -> bool:
         return self.seat.mover.give(self, None, slot, b"", self.loop.time(), keyed=False, silent=silent)

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import h11
 import httptools
 
+from limpet import client_hello
 from limpet.baton import Batons, Verdict
 from limpet.cookie import Attributes, Jar
 from limpet.errors import SettingsError
@@ -308,10 +309,29 @@ def _read_header(data: bytes) -> Header | str | None:
         return "bad"
 
 
+def hello(data: bytes) -> None:
+    """A ClientHello is one or it is refused, however it is divided, and the name in it is one of a host."""
+    outcomes = [_read_hello(data[:size]) for size in range(0, len(data), 1 + len(data) // 50)] + [_read_hello(data)]
+    first = next((each for each in outcomes if each is not None), None)
+    assert all(each == first for each in outcomes[outcomes.index(first) :]), f"{first}, and later something else"
+    if isinstance(first, client_hello.Hello) and first.server_name is not None:
+        assert 0 < len(first.server_name) < 255
+        assert first.server_name.isascii()
+        assert first.server_name == first.server_name.lower()
+
+
+def _read_hello(data: bytes) -> client_hello.Hello | str | None:
+    try:
+        return client_hello.parse(data)
+    except client_hello.BadHelloError:
+        return "bad"
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "head": head,
     "keys": keys,
     "cookie": cookie,
     "channels": channels,
     "proxy_header": proxy_header,
+    "hello": hello,
 }

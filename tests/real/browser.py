@@ -38,14 +38,14 @@ T = TypeVar("T")
 
 
 @contextmanager
-def chromium(profile: Path, *, size: tuple[int, int] = (1100, 800)) -> Iterator[Chrome]:
-    """Yield a browser that knows only what it keeps in *profile*; blocks until Chromium is up.
+def chromium(profile: Path, *more: str, size: tuple[int, int] = (1100, 800)) -> Iterator[Chrome]:
+    """Yield a browser, with *more* flags, that knows only what it keeps in *profile*; blocks until Chromium is up.
 
     Owns the browser: it is closed when the block ends, whatever happened in it.
     """
     options = ChromeOptions()
     options.binary_location = _path_of("chromium")
-    for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"):
+    for flag in (*FLAGS, *more, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"):
         options.add_argument(flag)
     driver = Chrome(options=options, service=ChromeService(_path_of("chromedriver")))
     try:

@@ -14,6 +14,7 @@ PURE = [
     "baton",
     "bpf",
     "buckets",
+    "client_hello",
     "cookie",
     "declare",
     "elements",

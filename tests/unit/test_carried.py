@@ -49,7 +49,7 @@ ANEW = {
         "scaling",  # the number of slots is in the settings; a server that scales is not upgraded
         *("stopping", "_stop_by", "_owing", "_kill_at", "_failure"),  # a server that stops is not upgraded
     },
-    "Estate": {"_backend"},
+    "Estate": {"_backend", "pem"},  # the latter from the files, as at a reload
     "Member": {"cause", "is_outdated"},  # of a death that has had its consequences
     "Child": {"_process"},
 }

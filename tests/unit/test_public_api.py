@@ -25,6 +25,7 @@ NAMES = {
         "Peer",
         "Query",
         "Request",
+        "Sni",
     ],
     "in a worker": [
         "WorkerInfo",

@@ -1,0 +1,94 @@
+"""TLS that ends in the workers: certificate and key, read by the supervisor and used by the server.
+
+Owns how both are read and which TLS is spoken. The supervisor reads the files, at the start and for each reload, and
+hands what they hold to the workers (boot.py): all have the same pair, a worker that replaces a dead one gets one that
+was good, and no worker needs the right to read the key.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+from typing import Any
+
+from limpet.errors import SettingsError, reason
+from limpet.key import KeyChain
+from limpet.settings import Settings
+
+
+def read(settings: Settings) -> str:
+    """Return certificates and key in PEM, "" where TLS is not asked for. Raises SettingsError unless they fit."""
+    if settings.tls_cert is None:
+        if settings.tls_key is not None:
+            raise SettingsError("`--tls-key` without `--tls-cert`", hint="`--tls-cert cert.pem --tls-key key.pem`")
+        return ""
+    paths = dict.fromkeys((settings.tls_key or settings.tls_cert, settings.tls_cert))
+    pem = "".join(_text(path).strip() + "\n" for path in paths)
+    try:
+        context(pem)
+    except (ssl.SSLError, ValueError) as error:
+        shown = " and ".join(f"`{path}`" for path in paths)
+        hint = "the key in PEM and not encrypted, and the certificate with its chain, its own first"
+        said = (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
+        raise SettingsError(f"no certificate with its key in {shown}: {said}", hint=hint) from None
+    return pem
+
+
+def context(pem: str) -> ssl.SSLContext:
+    """Return what a server needs to speak TLS 1.2 and newer, and HTTP/1.1 in it. Raises ssl.SSLError, ValueError."""
+    found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    found.minimum_version = ssl.TLSVersion.TLSv1_2
+    found.options |= ssl.OP_NO_RENEGOTIATION
+    found.set_alpn_protocols(["http/1.1"])
+    found.sni_callback = _remember
+    fd = os.memfd_create("limpet-tls", os.MFD_CLOEXEC)  # Python takes no certificate but from a file
+    with open(fd, "wb", buffering=0) as file:
+        file.write(pem.encode())
+        found.load_cert_chain(f"/proc/self/fd/{fd}", password=_refuse)
+    return found
+
+
+def asked_for(connection: Any) -> str | None:
+    """Return the name of the server that the client of *connection*, an object of `ssl`, has asked for."""
+    name: str | None = getattr(connection, "asked_for", None)
+    return name
+
+
+def _remember(connection: Any, name: str | None, _: object) -> None:
+    connection.asked_for = name and name.lower()
+
+
+def refuse_misfits(settings: Settings, chain: KeyChain) -> None:
+    """Raise SettingsError if TLS cannot end in the workers of *settings*, or nobody would say which server is meant."""
+    if settings.tls_cert is None:
+        if chain.needs_server_name and not settings.takes_headers:
+            raise SettingsError(
+                "`sni` in the key chain, and no TLS: there is no server name",
+                hint="`--tls-cert cert.pem --tls-key key.pem`, or a proxy that tells it: `--proxy-protocol required`",
+            )
+        return
+    read(settings)
+    if settings.server != "uvicorn":
+        raise SettingsError(
+            f"`--tls-cert` with `--server {settings.server}`: TLS ends in the worker, by uvicorn's adapter alone",
+            hint="`--server uvicorn`; or nginx or HAProxy in front: docs/behind-a-proxy.md",
+        )
+    if chain.needs_head:
+        raise SettingsError(
+            f"`--tls-cert` with `--by {chain.spec}`: the key is in requests, and nobody can read them before a worker "
+            "has the connection",
+            hint="`--by ip` or `--by sni`; or nginx or HAProxy in front, which end TLS: docs/tls.md",
+        )
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text("ascii", "replace")
+    except OSError as error:
+        hint = f"`ls -l {path}` shows who may read it: the user that starts limpet has to"
+        raise SettingsError(f"cannot read `{path}`: {reason(error)}", hint=hint) from None
+
+
+def _refuse() -> str:
+    raise ValueError("the key is encrypted")
