@@ -228,15 +228,17 @@ def stop(control: str | None, wait_for_connections: bool, no_wait: bool) -> None
 
 
 @cli.command()
+@click.argument("slot", type=int, required=False)
 @no_wait_option
 @json_option
 @control_option
-def reload(control: str | None, as_json: bool, no_wait: bool) -> None:
-    """Give each slot a new worker, one after the other, without losing a request; return when that is done.
+def reload(control: str | None, as_json: bool, no_wait: bool, slot: int | None) -> None:
+    """Give each slot a new worker, or SLOT alone, without losing a request; return when that is done.
 
     A new worker that does not become ready ends it: the old ones go on, and the exit code is 4.
     """
-    _follow(control, {"command": "reload"}, as_json=as_json, no_wait=no_wait)
+    only = {} if slot is None else {"slot": slot}
+    _follow(control, {"command": "reload", **only}, as_json=as_json, no_wait=no_wait)
 
 
 @cli.command()
@@ -273,6 +275,23 @@ def _hold(control: str | None, request: dict[str, Any], *, as_json: bool) -> Non
     answer = _ask(control, request)
     if as_json:
         click.echo(json.dumps(answer))
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="print a table of the next second, and end")
+@control_option
+def top(control: str | None, once: bool) -> None:
+    """Watch the slots of a running server: load, balance, events; drain and reload by keys."""
+    from limpet import top as view
+
+    def ask(request: dict[str, Any]) -> dict[str, Any]:
+        return _ask(control, request)
+
+    if not once:
+        view.live(ask)
+        return
+    found = view.once(ask)
+    click.echo("\n".join([*_aligned(view.COLUMNS, [row.cells() for row in found]), "", view.balance(found)]))
 
 
 @cli.command()

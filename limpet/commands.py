@@ -48,7 +48,7 @@ def _answer(server: Supervisor, request: Message) -> Message:
         case "scale":
             return server.scaling.request(request.get("slots")).summary()
         case "reload":
-            return server.reload().summary()
+            return _reload(server, request.get("slot"))
         case "drain" | "undrain" as command:
             return _hold(server, _slot(server, request.get("slot")), command == "drain")
         case "stack":
@@ -57,6 +57,16 @@ def _answer(server: Supervisor, request: Message) -> Message:
             change = server.rolling.changes.find(request.get("number"))
             return change.summary() if change else {"error": f"there is no change `{request.get('number')}`"}
     return {"error": f"this server does not know the command `{request.get('command')}`"}
+
+
+def _reload(server: Supervisor, slot: object) -> Message:
+    """Begin to renew the workers of all slots, or that of *slot*."""
+    if slot is None:
+        return server.reload().summary()
+    number = _slot(server, slot).number
+    if not server.serving or server.stopping:
+        raise ControlError(f"the server {'stops' if server.stopping else 'is starting'}")
+    return server.rolling.request(f"reload of worker {number}", [number], 1).summary()
 
 
 def _stack(server: Supervisor, request: Message) -> Message:
