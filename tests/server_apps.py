@@ -33,7 +33,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
     facts = {
         "slot": int(os.environ["LIMPET_SLOT"]),
         "pid": os.getpid(),
-        "client": [environ["REMOTE_ADDR"], int(environ.get("REMOTE_PORT", 0))],
+        "client": [environ.get("REMOTE_ADDR", ""), _number(environ.get("REMOTE_PORT"))],
         "scheme": environ["wsgi.url_scheme"],
         "size": len(body),
         "sha256": hashlib.sha256(body).hexdigest(),
@@ -44,6 +44,11 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
         return gated(reply)
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(reply)))])
     return [reply]
+
+
+def _number(port: str | None) -> int:
+    """Return the number of a port; servers say in several ways that there is none, as of unix sockets."""
+    return int(port) if port and port.isdigit() else 0
 
 
 def gated(reply: bytes) -> Iterator[bytes]:

@@ -41,7 +41,7 @@ class Wire:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             if source:
-                self.sock.bind((source, 0))
+                self.sock.bind(source if family == socket.AF_UNIX else (source, 0))
             self.sock.connect(address)
         except OSError:
             self.sock.close()

@@ -62,8 +62,14 @@ class _Server(daphne.Server):  # type: ignore[misc]  # it has no types
             maxFramePayloadSize=self.websocket_max_frame_size,
         )
 
+    def kill_all_applications(self) -> Any:
+        """Cancel the applications that run still; Daphne itself stumbles over connections whose own has ended."""
+        running = {each: found for each, found in self.connections.items() if found.get("application_instance")}
+        self.connections = running
+        return super().kill_all_applications()
+
     def close_websockets(self) -> None:
-        """Tell their clients that the server goes and comes back."""
+        """Tell the clients of those that are open that the server goes and comes back."""
         for protocol in list(self.connections):
-            if isinstance(protocol, WebSocketProtocol):
-                protocol.serverClose(_RESTARTS)
+            if isinstance(protocol, WebSocketProtocol) and protocol.state == protocol.STATE_OPEN:
+                protocol.sendCloseFrame(_RESTARTS)  # `sendClose` takes the codes of applications alone

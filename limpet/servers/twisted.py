@@ -57,6 +57,7 @@ def _log(seat: Seat, door: Door) -> Any:
         door.tally.requested()
         if seat.settings.access_log:
             line = f"{request.method.decode()} {request.uri.decode(errors='replace')}"
-            _access.info("%s %s %d", request.getClientAddress().host, line, request.code)
+            client = getattr(request.getClientAddress(), "host", "unix")
+            _access.info("%s %s %d", client, line, request.code)
 
     return answered

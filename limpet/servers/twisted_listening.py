@@ -10,27 +10,52 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from twisted.internet import tcp
+from twisted.internet import address, tcp, unix
 
 from limpet.door import Door
 
 _CHECK_S: Final = 0.05  # how often a worker that stops looks whether connections have ended
 
 
+class _Listener:
+    """One of the door's listeners for Twisted, which goes by the length of what `accept` says of the peer."""
+
+    def __init__(self, listener: Any) -> None:
+        self._listener = listener
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
+
+    def accept(self) -> tuple[Any, tuple[Any, ...]]:
+        """Return the next connection and the address of its peer: of a unix socket one thing, the name it has."""
+        connection, peer = self._listener.accept()
+        return connection, peer if isinstance(peer, tuple) else (peer or None,)
+
+
 class _Port(tcp.Port):
-    """A port on one of the door's listeners."""
+    """A port on one of the door's listeners, which may have connections of all families: those of all binds."""
 
     def __init__(self, listener: Any, factory: Any, reactor: Any) -> None:
-        host, number = listener.getsockname()[:2]
-        super().__init__(number, factory, interface=host, reactor=reactor)
-        self._preexistingSocket = listener
+        super().__init__(0, factory, reactor=reactor)
+        self._preexistingSocket = _Listener(listener)  # type: ignore[assignment]
+
+    def _buildAddr(self, peer: tuple[Any, ...]) -> Any:
+        if len(peer) == 1:
+            return address.UNIXAddress(*peer)
+        return (address.IPv4Address if len(peer) == 2 else address.IPv6Address)("TCP", *peer)
+
+    def transport(self, connection: Any, protocol: Any, peer: tuple[Any, ...], *rest: Any) -> Any:  # type: ignore[override]
+        """Return the transport of a new connection: Twisted calls it like a class."""
+        if len(peer) == 1:
+            return unix.Server(connection, protocol, *peer, *rest)  # type: ignore[no-untyped-call]
+        return tcp.Server(connection, protocol, peer, *rest)
 
 
 class Life:
     """A worker on *reactor*, that serves connections by *factory*."""
 
     def __init__(self, door: Door, reactor: Any, factory: Any, stopping: Callable[[], object] = lambda: None) -> None:
-        """*stopping* is called when no more connections are accepted."""
+        """*stopping* is called again and again from when no more connections are accepted until all have ended."""
         self._door = door
         self._reactor = reactor
         self._factory = factory
@@ -71,14 +96,14 @@ class Life:
     def _stop(self) -> None:
         for port in self._ports:
             port.stopListening()  # type: ignore[no-untyped-call]
+        self._wait()
+
+    def _wait(self) -> None:
+        if not self._door.tally.open or not self._door.left_s:
+            self._reactor.stop()
+            return
+        self._reactor.callLater(_CHECK_S, self._wait)  # first: what follows may raise
         self._stopping()
         for channel in list(self._channels):
             if channel.transport is not None and not channel.requests:
                 channel.transport.loseConnection()
-        self._wait()
-
-    def _wait(self) -> None:
-        if self._door.tally.open and self._door.left_s:
-            self._reactor.callLater(_CHECK_S, self._wait)
-        else:
-            self._reactor.stop()

@@ -6,6 +6,7 @@ Owns that loop's end, and which responses end their connections. Connections com
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -48,11 +49,23 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
     for each in list(connections.values()):
         if isinstance(each, BaseWSGIServer):
             each.channel_class = closing
+            _take_all_families(each)
     while not is_told or (door.tally.open and door.left_s):
         wasyncore.loop(_TURN_S, use_poll=True, map=connections, count=1)
         if is_told:
             _end_idle(connections)
     server.task_dispatcher.shutdown()
+
+
+def _take_all_families(server: Any) -> None:
+    """Let *server* have clients of all binds: waitress goes by the family of the listener, here that of the first."""
+
+    def set_options(connection: socket.socket) -> None:
+        for option in server.adj.socket_options if connection.family != socket.AF_UNIX else ():
+            connection.setsockopt(*option)
+
+    server.set_socket_options = set_options
+    server.fix_addr = lambda peer: peer if isinstance(peer, tuple) else ("localhost", None)
 
 
 def _closing(closes: Callable[[], bool]) -> type[HTTPChannel]:

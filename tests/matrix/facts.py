@@ -12,7 +12,7 @@ from pathlib import Path
 
 def facts(client: Sequence[object] | None, body: bytes = b"") -> bytes:
     """Return where this runs, whom the application sees, and what it was sent, as JSON."""
-    address, port = [*(client or ("", 0))][:2]
+    address, port = (os.fsdecode(client), 0) if isinstance(client, (str, bytes)) else [*(client or ("", 0))][:2]
     found = {
         "slot": int(os.environ["LIMPET_SLOT"]),
         "pid": os.getpid(),

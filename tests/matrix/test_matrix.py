@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 from limpet.servers import KINDS
 from tests.harness import PATIENCE_S, Limpet, fetch, wait_until
 from tests.matrix.variants import VARIANTS, Variant
+from tests.wire import Wire, request
 
 pytestmark = pytest.mark.matrix
 WORKERS = 2
@@ -35,11 +36,11 @@ class Case(NamedTuple):
         words = (self.variant.server, *self.variant.arguments, self.variant.app.rpartition(":")[2], self.backend)
         return "-".join(word.removeprefix("--") for word in words)
 
-    def limpet(self, *more: str, gate: Path | None = None) -> Limpet:
+    def limpet(self, *more: str, gate: Path | None = None, bind: str = "127.0.0.1:0") -> Limpet:
         """Return a server of this case."""
         arguments = ("--server", self.variant.server, *self.variant.arguments, "--workers", str(WORKERS))
         env = {} if gate is None else {"TEST_GATE": str(gate)}
-        return Limpet(self.variant.app, *arguments, "--backend", self.backend, *more, env=env)
+        return Limpet(self.variant.app, *arguments, "--backend", self.backend, *more, env=env, bind=bind)
 
 
 CASES = [Case(variant, backend) for variant in VARIANTS for backend in variant.backends]
@@ -169,3 +170,21 @@ def test_by_header(case: Case) -> None:
         assert len(set(slots)) == WORKERS
     if not kind.moves:
         pytest.skip("yes, a connection each")
+
+
+@pytest.mark.parametrize("first", ["unix", "tcp"])
+def test_unix_socket(case: Case, tmp_path: Path, first: str) -> None:
+    """Its clients have no address, mostly not even a name; those of a bind of TCP beside it have theirs."""
+    if case.backend == "kernel":
+        pytest.skip("not on this backend")
+    path = str(tmp_path / "socket")
+    binds = [f"unix:{path}", "127.0.0.1:0"]
+    with case.limpet("--bind", ",".join(binds if first == "unix" else binds[::-1]), bind="") as limpet:
+        for name in ("", str(tmp_path / "client"), "\0abc"):  # the last is as long as an address of IPv6
+            with Wire(path, name) as wire:
+                reply = wire.send(request()).reply().json()
+                assert reply["slot"] in range(WORKERS)
+        with limpet.connection("127.0.0.9") as connection:
+            assert fetch(connection).json()["client"][0] == "127.0.0.9"
+        assert limpet.stop() == 0
+        assert "Traceback" not in limpet.log

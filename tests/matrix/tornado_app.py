@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from tornado import web, websocket
 from tornado.httputil import HTTPServerRequest
@@ -10,9 +11,8 @@ from tornado.httputil import HTTPServerRequest
 from tests.matrix.facts import facts, is_open
 
 
-def _client(request: HTTPServerRequest) -> tuple[object, ...]:
-    context = request.connection.context  # type: ignore[union-attr]
-    return tuple(context.address)
+def _client(request: HTTPServerRequest) -> Any:
+    return request.connection.context.address  # type: ignore[union-attr]
 
 
 class _Facts(web.RequestHandler):

@@ -15,7 +15,8 @@ class _Facts(resource.Resource):
 
     def render_GET(self, request: Any) -> bytes | int:
         client = request.getClientAddress()
-        reply = facts((client.host, client.port), request.content.read())
+        address = (client.host, client.port) if hasattr(client, "host") else client.name or ""
+        reply = facts(address, request.content.read())
         if request.path != b"/gated":
             return reply
         request.write(reply)
