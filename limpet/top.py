@@ -11,6 +11,7 @@ that it would not do for `limpet status`. Drawn with rich, which is an extra; `-
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import termios
@@ -34,7 +35,10 @@ _LEVELS: Final = " ▁▂▃▄▅▆▇█"
 _HISTORY: Final = 240  # samples
 _FIXED: Final = 62  # columns that all but the graphs take, with room for larger numbers
 _LEAST_GRAPH: Final = 8
+_UP: Final = {"\x1b[A", "\x1bOA", "k"}
+_DOWN: Final = {"\x1b[B", "\x1bOB", "j"}
 _HELP: Final = "↑↓ slot  d drain or undrain  r reload slot  R reload all  q quit"
+_KEY: Final = re.compile(r"\x1b[\[O].|.", re.DOTALL)
 _COLORS: Final = {"ready": "green", "starting": "yellow", "draining": "yellow", "backoff": "red", "stopped": "dim"}
 _LEVEL_COLORS: Final = {"warning": "yellow", "error": "red"}
 COLUMNS: Final = ("slot", "state", "pid", "conns", "req/s", "moved/s", "queue", "lag ms", "cpu %", "MiB")
@@ -151,8 +155,8 @@ class View:
         slot = self.shown[self.selected].slot if self.shown else 0
         if key in ("q", "\x03"):
             return False
-        if key in ("\x1b[A", "k", "\x1b[B", "j"):
-            step = -1 if key in ("\x1b[A", "k") else 1
+        if key in _UP | _DOWN:
+            step = -1 if key in _UP else 1
             self.selected = max(0, min(len(self.shown) - 1, self.selected + step))
         elif key == "d":
             is_held = self.shown[self.selected].state == "draining"
@@ -255,8 +259,7 @@ def live(ask: Ask) -> None:
         next_at = time.monotonic() + _PERIOD_S
         while True:
             screen.update(view.draw(*console.size), refresh=True)
-            key = pressed(max(0.0, next_at - time.monotonic()))
-            if key and not view.press(key):
+            if not all(map(view.press, pressed(max(0.0, next_at - time.monotonic())))):
                 return
             if time.monotonic() >= next_at:
                 next_at += _PERIOD_S
@@ -266,16 +269,21 @@ def live(ask: Ask) -> None:
                     view.said = f"{error.message}; q quits"
 
 
+def keys_in(text: str) -> list[str]:
+    """Return the keys that have sent *text*: an arrow sends three characters, and several keys may come at once."""
+    return _KEY.findall(text)
+
+
 @contextmanager
-def _keys() -> Iterator[Callable[[float], str]]:
-    """Let a function return the key that is pressed within some seconds, or nothing; the terminal is restored after."""
+def _keys() -> Iterator[Callable[[float], list[str]]]:
+    """Let a function return the keys that are pressed within some seconds; the terminal is restored after."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
 
-    def pressed(timeout_s: float) -> str:
+    def pressed(timeout_s: float) -> list[str]:
         if not select.select([fd], [], [], timeout_s)[0]:
-            return ""
-        return os.read(fd, 16).decode(errors="ignore")  # what an arrow sends comes at once
+            return []
+        return keys_in(os.read(fd, 256).decode(errors="ignore"))
 
     try:
         tty.setcbreak(fd)

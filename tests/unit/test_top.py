@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from limpet.top import Row, balance, bar, rows, sparkline
+from limpet.top import Row, balance, bar, keys_in, rows, sparkline
 
 
 def answer(uptime_s: float, *requests: int) -> dict[str, Any]:
@@ -38,6 +38,11 @@ def test_lines_have_their_width_whatever_there_is_to_show() -> None:
     assert sparkline([0.0, 5.0, 10.0], 3, 10.0) == " ▄█"
     assert [bar(value, 10.0, 4) for value in (0.0, 5.0, 10.0)] == ["····", "██··", "████"]
     assert bar(0.0, 0.0, 3) == "···"
+
+
+def test_keys_that_come_together_are_told_apart() -> None:
+    """Over a slow line several arrive at once; none may be lost, or taken for another."""
+    assert keys_in("\x1b[Br\x1bOAq") == ["\x1b[B", "r", "\x1bOA", "q"]
 
 
 def test_balance_is_of_those_that_serve() -> None:
