@@ -58,6 +58,7 @@ check: $(VENV)/.dev ## style and types only
 docs: $(VENV)/.dev ## write again what in docs/ is made from the code (`make site` builds the site)
 	$(BIN)/python -m limpet.settings_page > docs/settings.md
 	$(BIN)/python -m limpet.settings_page exit-codes > docs/exit-codes.md
+	$(BIN)/python -m limpet.bounds_page > docs/bounds.md
 	$(BIN)/python -m limpet.api_page > docs/api.md
 	$(BIN)/python -m limpet.presets benchmarks/results/products.json > docs/presets.md
 	$(BIN)/python -m limpet.lifecycle docs/lifecycle.md

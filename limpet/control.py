@@ -27,6 +27,7 @@ Answer = Callable[[Message], Message]
 _PATIENCE_S: Final = 5.0
 _LONGEST_LINE: Final = 1 << 20  # bytes; `limpet where` may carry many keys
 _MOST_CALLERS: Final = 64
+_ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, as without free descriptors
 
 
 def runtime_dir() -> Path:
@@ -54,6 +55,7 @@ class ControlServer:
         self._selector = selector
         self._callers: dict[socket.socket, _Caller] = {}
         self._listener = listener
+        self._listen_again_at = 0.0
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def pack(self) -> dict[str, Any]:
@@ -73,7 +75,10 @@ class ControlServer:
         return server
 
     def expire(self, now: float) -> None:
-        """Drop the callers whose time is over."""
+        """Drop the callers whose time is over, and listen again after there was no free descriptor."""
+        if 0 < self._listen_again_at <= now:
+            self._listen_again_at = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         for caller in [caller for caller, state in self._callers.items() if state.deadline <= now]:
             self._drop(caller)
 
@@ -81,17 +86,24 @@ class ControlServer:
         """End all conversations and remove the socket's file."""
         for caller in list(self._callers):
             self._drop(caller)
-        self._selector.unregister(self._listener)
+        if not self._listen_again_at:
+            self._selector.unregister(self._listener)
         self._listener.close()
         self.path.unlink(missing_ok=True)
 
     def _accept(self, now: float) -> None:
-        with contextlib.suppress(OSError):
+        try:
             caller, _ = self._listener.accept()
-            caller.setblocking(False)
-            if len(self._callers) >= _MOST_CALLERS:
-                self._drop(next(iter(self._callers)))
-            self._await(caller, now)
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError:  # as without free descriptors: the caller waits, and would wake the loop all the time
+            self._selector.unregister(self._listener)
+            self._listen_again_at = now + _ACCEPT_PAUSE_S
+            return
+        caller.setblocking(False)
+        if len(self._callers) >= _MOST_CALLERS:
+            self._drop(next(iter(self._callers)))
+        self._await(caller, now)
 
     def _await(self, caller: socket.socket, now: float, unread: bytes = b"") -> None:
         self._callers[caller] = _Caller(now + _PATIENCE_S, unread)

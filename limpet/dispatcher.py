@@ -28,17 +28,20 @@ from limpet.kernel import open_door
 from limpet.link import Link, LinkClosedError
 from limpet.logs import Hourly
 from limpet.peek import Arrival, ClientGoneError
+from limpet.per_address import PerAddress
 from limpet.placement import Placement
 from limpet.proxy_protocol import BadHeaderError
 from limpet.refusal import Refused
 from limpet.request import Peer, Request
+from limpet.reserve import Reserve
 from limpet.router import Router
 from limpet.scoreboard import Row
 from limpet.settings import Settings
 
 _TICK_S: Final = 0.05  # how late a deadline may be noticed, and how often outboxes and slow heads are tried
 _ACCEPTS_PER_TURN: Final = 64  # of one listener, so that heads that have arrived do not wait behind a storm
-_ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, as without free descriptors: else the loop would spin
+_ACCEPT_PAUSE_S: Final = 0.25  # after accepting failed, as without free descriptors: else the loop would spin
+_RESERVE: Final = 32  # descriptors with which clients are refused when there are no others
 _SILENT_S: Final = 0.5  # for clients that have connected before the end, but whose first byte is still under way
 _LAST_WORD_S: Final = 0.25  # before the end, for 408 to those whose head has not come
 _HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -77,6 +80,8 @@ class Dispatcher:
         self._refused: dict[int, Refused] = {}
         self._latest_address: str | None = ""
         self._refused_slots: list[int] = []  # whose clients are not to wait
+        self._per_address = PerAddress(settings.max_connections_per_address)  # of those in `_arrivals`
+        self._reserve = Reserve(_RESERVE)
         self._accepting = False
         self._accept_again_at = 0.0
         self._stop_at: float | None = None
@@ -116,7 +121,7 @@ class Dispatcher:
                 continue
             except OSError:
                 self._row.add("accept_errors")
-                self._stop_accepting(until=now + _ACCEPT_PAUSE_S)
+                self._spend_reserve(listener, now)
                 return False
             self._row.add("accepted")
             if self._stop_at is not None:
@@ -134,6 +139,18 @@ class Dispatcher:
             else:
                 self._dispatch(connection, peer, None, now)
         return True
+
+    def _spend_reserve(self, listener: socket.socket, now: float) -> None:
+        """Refuse as many clients as there are descriptors for that, and leave the others in the backlog for a while."""
+        self._stop_accepting(until=now + _ACCEPT_PAUSE_S)
+        for _ in range(self._reserve.release()):
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # nobody waits any more, or somebody else has taken the number
+                return
+            self._row.add("accepted")
+            self._row.add("no_descriptor")
+            self._refuse(connection, 503, "the server has as many connections as it may", now)
 
     def _look(self, arrival: Arrival, now: float, *, hung_up: bool = False) -> None:
         """See whether the head is there now, and let the connection go its way."""
@@ -189,6 +206,10 @@ class Dispatcher:
     def _await(self, arrival: Arrival, now: float) -> None:
         """Keep *arrival* until more of its head has come. Too many: the one that has waited longest has to go."""
         fd = arrival.connection.fileno()
+        if not (arrival.awaits_header or self._enter(arrival)):
+            self._forget(arrival)
+            self._refuse(arrival.connection, 429, "", now)
+            return
         if fd in self._arrivals:
             if arrival.slow:  # from now on `_tick` looks, and bytes do not wake the loop
                 self._epoll.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
@@ -196,6 +217,7 @@ class Dispatcher:
         if len(self._arrivals) >= self._settings.max_pending:
             oldest = next(iter(self._arrivals.values()))
             self._forget(oldest)
+            self._row.add("crowded_out")
             self._refuse(oldest.connection, 503, "too many connections wait for their request head", now)
         self._arrivals[fd] = arrival
         self._row.set("pending", len(self._arrivals))
@@ -205,6 +227,17 @@ class Dispatcher:
         if self._arrivals.pop(arrival.connection.fileno(), None) is not None:
             self._epoll.unregister(arrival.connection)
             self._row.set("pending", len(self._arrivals))
+        if arrival.entered_from is not None:
+            self._per_address.leave(arrival.entered_from)
+            arrival.entered_from = None
+
+    def _enter(self, arrival: Arrival) -> bool:
+        """Count *arrival*, whose client is known, with the others of its address; return whether it may wait."""
+        if arrival.entered_from is None:
+            if not self._per_address.enter(arrival.peer.address):
+                return False
+            arrival.entered_from = arrival.peer.address
+        return True
 
     def _turn_away(self, connection: socket.socket, peer: Peer, cell: str, why: str) -> None:
         """Close *connection*, on which nothing came that is believed: whoever is there speaks no HTTP yet."""
@@ -243,6 +276,7 @@ class Dispatcher:
                 break
             self._refused.pop(fd).close()
         if 0 < self._accept_again_at <= now and self._stop_at is None:
+            self._reserve.fill()
             self._start_accepting()
         elif 0 < self._accept_again_at <= now:
             self._take_rest(now)

@@ -124,12 +124,13 @@ class Outbox:
     Closes the connections that it has handed over. `waiting` has a bound and a deadline for each: see `put`, `flush`.
     """
 
-    __slots__ = ("_channel", "_waiting", "row")
+    __slots__ = ("_channel", "_room", "_waiting", "row")
 
     def __init__(self, channel: Channel, row: Row) -> None:
         self._channel = channel
         self.row = row  # what this dispatcher counts of the slot
         self._waiting: deque[tuple[socket.socket, Handoff, float]] = deque()
+        self._room = 0  # for so many more there is room, whatever has been taken since it was looked at
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -140,10 +141,13 @@ class Outbox:
 
     def put(self, connection: socket.socket, handoff: Handoff, deadline: float, bound: int) -> bool:
         """Hand *connection* over, or keep it until *deadline*. False, and still the caller's, if *bound* wait."""
+        if self._room <= 0:
+            self._room = bound - self.queued()  # not for each one: it is a call of the kernel
+        if self._room <= 0:
+            return False
+        self._room -= 1
         if not self._waiting and self._send(connection, handoff):
             return True
-        if len(self._waiting) >= bound:
-            return False
         self._waiting.append((connection, handoff, deadline))
         self.row.set("waiting", len(self._waiting))
         return True

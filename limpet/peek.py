@@ -39,7 +39,7 @@ class Arrival:
 
     __slots__ = (
         "_looks", "_needs_hello", "_parser", "_seen", "_waiting",
-        "awaits_header", "connection", "deadline", "header", "peer", "request",
+        "awaits_header", "connection", "deadline", "entered_from", "header", "peer", "request",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,7 @@ class Arrival:
         self.peer = peer
         self.deadline = deadline
         self.awaits_header = awaits_header
+        self.entered_from: str | None = None  # the address with whose connections it is counted: `peer` may change
         self.header = 0  # bytes of the PROXY header, once it is there
         self.request: Request | None = None
         self._parser = parser

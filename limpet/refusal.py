@@ -19,6 +19,7 @@ _DRAIN_BYTES: Final = 65536  # read at once of what a refused client still sends
 _TEXT: Final[Mapping[int, str]] = {
     400: "bad request",
     408: "the request head did not arrive in time",
+    429: "this address has too many connections",
     431: "the request head is too large",
     503: "no worker can take this request now",
 }
@@ -27,7 +28,7 @@ _TEXT: Final[Mapping[int, str]] = {
 def answer(status: int, reason: str = "") -> bytes:
     """Return the whole response for *status*; *reason* says more than the status does."""
     body = f"{reason or _TEXT[status]}\n".encode()
-    retry = "Retry-After: 1\r\n" if status == 503 else ""
+    retry = "Retry-After: 1\r\n" if status in (429, 503) else ""
     head = (
         f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n"

@@ -59,6 +59,8 @@ WORKER_CELLS: Final[Mapping[str, Figure]] = {
     **histogram("handoff", "time from accepting a connection to its worker taking it from the channel"),
     "elements": Figure("elements of the key chain that have found a key, a bit for each", Kind.CLOCK),
     "tls_failures": Figure("connections that ended in the TLS handshake"),
+    "address_refused": Figure("connections refused: the worker has `--max-connections-per-address` of the address"),
+    "take_errors": Figure("times taking from a channel failed, as without a descriptor, and was put off"),
 }
 DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "busy_since_ns": Figure(
@@ -76,7 +78,10 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
         label=("status", "408"),
     ),
     "refused_431": Figure("connections refused: the request head was too large", label=("status", "431")),
-    "refused_503": Figure("connections refused: the slot's queue was full or too slow", label=("status", "503")),
+    "refused_503": Figure(
+        "connections refused: the slot's queue was full or too slow, or what `crowded_out` and `no_descriptor` say",
+        label=("status", "503"),
+    ),
     "accept_errors": Figure("times accepting failed and was put off"),
     "proxy_untrusted": Figure(
         "connections closed: the bind takes the PROXY protocol alone, and the peer is not in `--trust`"
@@ -85,6 +90,12 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "same_address": Figure("connections of the same client address as the one before"),
     "elements": Figure("elements of the key chain that have found a key, a bit for each", Kind.CLOCK),
     "hellos_bad": Figure("connections closed: what came first, where the key chain looks for `sni`, was no TLS"),
+    "refused_429": Figure(
+        "connections refused: `--max-connections-per-address` others of the address wait for their request head",
+        label=("status", "429"),
+    ),
+    "crowded_out": Figure("connections refused: `--max-pending` others came while their request head was awaited"),
+    "no_descriptor": Figure("connections refused: the dispatcher had no free descriptor but those kept for that"),
 }
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
     "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),

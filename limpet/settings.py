@@ -217,7 +217,15 @@ class Settings:
     max_connections_per_worker: int = setting(
         "connections beyond which a slot gets no more clients without a key; 0 for no limit", 0, low=0, high=1_048_576
     )
-    queue: int = setting("connections that may wait for one slot", 1024, low=1, high=65_536)
+    max_connections_per_address: int = setting(
+        "connections of one address, or one IPv6 /64, that a worker serves, and as many whose request head a "
+        "dispatcher awaits: others get 429; 0 for no limit; behind a proxy all have its address, but for the PROXY "
+        "protocol",
+        0,
+        low=0,
+        high=1_048_576,
+    )
+    queue: int = setting("connections that may wait for one slot: others get 503", 8192, low=1, high=65_536)
     max_pending: int = setting("connections whose request head a dispatcher may await", 8192, low=1, high=1_048_576)
     max_copies: int = setting(
         "connections that a worker keeps open, paused, after they moved to another", 1024, low=0, high=65_536

@@ -33,6 +33,7 @@ from limpet.home import Home
 from limpet.learned import Learned
 from limpet.link import Link
 from limpet.moving import Mover
+from limpet.per_address import PerAddress
 from limpet.placement import Placement
 from limpet.router import Clocks, Router
 from limpet.scoreboard import Row, Scoreboard
@@ -54,6 +55,7 @@ class Seat:
     mover: Mover
     tls: ssl.SSLContext | None  # what connections are to be, None for plain
     listeners: tuple[socket.socket, ...]  # of the slot, one for each bind; none when a dispatcher accepts
+    per_address: PerAddress
 
     def ready(self) -> None:
         """Tell the supervisor that this worker serves now."""
@@ -103,6 +105,7 @@ def work(place: Boot, link: Link) -> None:
         mover=Mover(place.index, batons, sending, receiving, row, settings.max_copies),
         tls=tls.context(place.pem) if place.pem else None,
         listeners=tuple(socket.socket(fileno=fd) for fd, _ in place.listeners if fd >= 0),
+        per_address=PerAddress(settings.max_connections_per_address),
     )
     apps.refuse_misfits(settings, router.chain)
     serve = apps.adapter(settings)  # first: gevent has to be there before the application

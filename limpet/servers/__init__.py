@@ -115,6 +115,11 @@ def refuse_mix(settings: Settings) -> None:
                 "serves several applications, or by several key chains, in one worker",
                 hint="`--server uvicorn`, or a server of its own for each",
             )
+    if settings.max_connections_per_address and any(each.server != "uvicorn" for each in settings.served):
+        raise SettingsError(
+            "`--max-connections-per-address` needs a worker that counts its clients, and only uvicorn does",
+            hint="`--server uvicorn`, or a limit in what stands in front",
+        )
     if settings.server == "uvicorn" and all(each.server == "stream" for each in settings.served):
         raise SettingsError("all binds are of `server=stream`", hint="`--server stream` for all of them")
 

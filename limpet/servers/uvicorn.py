@@ -298,6 +298,7 @@ class SeatedServer(uvicorn.Server):
         """
         if self._seat.mover.spare_numbers():
             return
+        self._seat.row.add("take_errors")
         log.warning("worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
         self._loop.remove_reader(fd)
         self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, lambda: self.should_exit or self._loop.add_reader(fd, take))

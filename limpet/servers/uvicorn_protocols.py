@@ -94,7 +94,8 @@ class Seated(asyncio.Protocol):
     # CPython finds attributes at once in objects with 30 of them at most, and uvicorn has 28. Slots do not count. They
     # all stand here: classes that have some of their own cannot be combined.
     __slots__ = (
-        "_at", "_away", "_baton", "_came_idle", "_corked", "_cut_short", "_give_up_at", "_has_begun", "_head_bytes",
+        "_at", "_away", "_baton", "_came_idle", "_corked", "_cut_short", "_give_up_at", "_has_begun", "_has_entered",
+        "_head_bytes",
         "_head_since", "_idle_since", "_in_body", "_in_message", "_initial", "_is_long", "_keyed", "_left", "_limited",
         "_peer", "_pinned", "_refused", "_repeating", "_tail", "_took_over", "_unread", "_wanted", "_was_sent", "fd",
         "had_by", "listener", "origin",
@@ -120,6 +121,7 @@ class Seated(asyncio.Protocol):
         self._head_since: float | None = None
         self._head_bytes = 0  # of that head, as far as it has come
         self._is_long = False  # more has come at once than a head may have
+        self._has_entered = False  # counted with the others of its address
         self._refused = False
         # loop time at which the last response ended; None before that, and in a request
         self._idle_since: float | None = None
@@ -150,10 +152,16 @@ class Seated(asyncio.Protocol):
             self._idle_since = self.loop.time()
         else:
             self._head_since = self.loop.time()
+        self._has_entered = self.seat.per_address.enter(self.client and self.client[0])
+        if not self._has_entered:
+            self.seat.row.add("address_refused")
+            self.refuse(429)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.seat.row.add("connections", -1)
+        if self._has_entered:
+            self.seat.per_address.leave(self.client and self.client[0])
 
     def data_received(self, data: bytes) -> None:
         if self._refused:

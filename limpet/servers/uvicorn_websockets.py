@@ -45,6 +45,7 @@ class SeatedWebSocket(asyncio.Protocol):
         super().connection_lost(exc)
         self.seat.row.add("requests")
         self.seat.row.add("connections", -1)
+        self.seat.per_address.leave(self.client and self.client[0])  # which its protocol of HTTP has entered
         if self.ended is not None:
             self.ended(101 if self.is_open() else 0)
 

@@ -63,6 +63,9 @@ def outbox(small_channel: Channel) -> Iterator[Outbox]:
         left.close()
 
 
+BOUND = 10_000
+
+
 @pytest.fixture
 def clients() -> Iterator[list[socket.socket]]:
     """The client ends of the connections that `accepted` makes."""
@@ -83,9 +86,9 @@ def accepted(clients: list[socket.socket]) -> socket.socket:
 def fill(outbox: Outbox, clients: list[socket.socket], more: int) -> int:
     """Put connections into *outbox* until the channel is full, and *more*; return how many are in the channel."""
     while not len(outbox):
-        assert outbox.put(accepted(clients), DECIDED, deadline=10.0, bound=more + 1)
+        assert outbox.put(accepted(clients), DECIDED, deadline=10.0, bound=BOUND)
     for number in range(more):
-        assert outbox.put(accepted(clients), DECIDED, deadline=11.0 + number, bound=more + 1)
+        assert outbox.put(accepted(clients), DECIDED, deadline=11.0 + number, bound=BOUND)
     return len(clients) - 1 - more
 
 
@@ -222,15 +225,29 @@ def test_newcomer_waits_behind_those_who_wait_already(
     """Room in the channel belongs to the first in the outbox, not to whoever happens to come then."""
     fill(outbox, clients, more=0)
     Receiver(small_channel.receiving).receive()[0].close()
-    assert outbox.put(accepted(clients), DECIDED, deadline=10.0, bound=5)
+    assert outbox.put(accepted(clients), DECIDED, deadline=10.0, bound=BOUND)
     assert len(outbox) == 2
 
 
-def test_outbox_has_a_bound_and_a_deadline(outbox: Outbox, clients: list[socket.socket]) -> None:
-    """Every queue ends somewhere: what does not fit, or waits for too long, goes back to be answered."""
+@pytest.mark.parametrize("bound", [1, 2, 100])
+def test_queue_has_a_bound_whoever_holds_it(
+    outbox: Outbox, small_channel: Channel, clients: list[socket.socket], bound: int
+) -> None:
+    """Every queue ends somewhere: the channel's part of it, which takes thousands, counts too."""
+    for _ in range(bound):
+        assert outbox.put(accepted(clients), DECIDED, deadline=20.0, bound=bound)
+    receiver = Receiver(small_channel.receiving)
+    for _ in range(3):
+        with accepted(clients) as refused:
+            assert not outbox.put(refused, DECIDED, deadline=20.0, bound=bound)
+        receiver.receive()[0].close()
+        assert outbox.put(accepted(clients), DECIDED, deadline=20.0, bound=bound)
+        assert outbox.queued() == bound
+
+
+def test_outbox_has_a_deadline(outbox: Outbox, clients: list[socket.socket]) -> None:
+    """What waits for too long goes back to be answered."""
     fill(outbox, clients, more=2)
-    with accepted(clients) as refused:
-        assert not outbox.put(refused, DECIDED, deadline=20.0, bound=3)
     assert outbox.flush(now=9.9) == []
     for now, waiting in ((10.0, 2), (11.5, 1), (12.0, 0)):
         [late] = outbox.flush(now)

@@ -12,7 +12,7 @@ import pytest
 
 from tests import keys
 from tests.harness import Limpet, wait_until
-from tests.wire import Address, Wire, portions, request, wires
+from tests.wire import Address, Wire, portions, request, upgrade, wires
 
 NOT_HTTP = {
     "garbage": b"\x00\xff\xfe\x01\x02" * 20,
@@ -29,7 +29,17 @@ AMBIGUOUS = {
     "bare line feeds": b"GET / HTTP/1.1\nhost: h\n\n",
 }
 UNFINISHED = b"GET / HTTP/1.1\r\nhost: h\r\nx-user: nob"
-FAULTS = ("refused_", "vanished", "key_errors", "head_timeouts", "heads_too_large", "accept_errors", "returns_refused")
+FAULTS = (
+    "refused_",
+    "address_refused",
+    "crowded_out",
+    "vanished",
+    "key_errors",
+    "head_timeouts",
+    "heads_too_large",
+    "accept_errors",
+    "returns_refused",
+)
 
 
 def tcp(server: Limpet) -> Address:
@@ -173,13 +183,43 @@ def test_more_silent_clients_than_allowed_make_the_oldest_leave() -> None:
     flags = ["--workers", "1", "--max-pending", "8"]
     with (
         Limpet("tests.apps:echo", "--by", "header:x-user", *flags) as server,
-        unharmed(server, refused_503=5),
+        unharmed(server, refused_503=5, crowded_out=5),
         wires(tcp(server), 13) as clients,
     ):
         for wire in clients[:5]:
             reply = wire.reply()
             assert (reply.status, reply.headers["retry-after"], wire.rest()) == (503, "1", b"")
         assert {wire.send(request(x_user="late")).reply().status for wire in clients[5:]} == {200}
+
+
+@pytest.mark.parametrize("chain", ["header:x-user", "ip"])
+def test_address_with_too_many_connections_gets_429_and_others_are_served(chain: str) -> None:
+    """One client's sockets must not be everybody's; what it may have in a dispatcher it may have in a worker too."""
+    flags = ["--workers", "1", "--max-connections-per-address", "3", "--keep-alive-timeout", "60"]
+    with Limpet("tests.wire_app:app", "--by", chain, *flags) as server:
+        counted = (
+            {"refused_429": 1, "address_refused": 1, "refused_400": 3} if chain != "ip" else {"address_refused": 1}
+        )
+        with unharmed(server, **counted):
+            with contextlib.ExitStack() as stack:
+                served, *more = (stack.enter_context(Wire(tcp(server))) for _ in range(3))
+                served.send(upgrade(x_user="u")).head()
+                for wire in more:
+                    assert wire.send(request(x_user="u")).reply().status == 200
+                with Wire(tcp(server)) as late:
+                    reply = late.send(request(x_user="u")).reply()
+                    assert (reply.status, reply.headers["retry-after"], late.rest()) == (429, "1", b"")
+                with Wire(tcp(server), "127.0.0.2") as other:
+                    assert other.send(request(x_user="u")).reply().status == 200
+            wait_until(lambda: server.worker(0)["connections"] == 0, "all have gone")
+            if chain != "ip":
+                with wires(tcp(server), 3) as slow:
+                    for wire in slow:
+                        wire.send(UNFINISHED)
+                    wait_until(lambda: server.status()["dispatchers"][0]["pending"] == 3, "all are awaited")
+                    with Wire(tcp(server)) as late:
+                        assert late.send(UNFINISHED).reply().status == 429
+                wait_until(lambda: server.status()["dispatchers"][0]["pending"] == 0, "all have gone")
 
 
 def test_full_queue_gets_503_and_what_was_queued_is_served() -> None:

@@ -25,6 +25,7 @@ PURE = [
     "key",
     "learned",
     "lifecycle",
+    "per_address",
     "proxy_protocol",
     "request",
     "roll",

@@ -38,4 +38,4 @@ def test_answer_is_text_to_a_browser() -> None:
 @pytest.mark.parametrize("status", COUNTED)
 def test_only_who_may_come_again_is_told_when(status: int) -> None:
     """A bad request will be as bad in a second; a slot without room may have some by then."""
-    assert parsed(answer(status))[1]["retry-after"] == ("1" if status == 503 else None)
+    assert parsed(answer(status))[1]["retry-after"] == ("1" if status in (429, 503) else None)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet import settings, settings_page
+from limpet import bounds_page, settings, settings_page
 from limpet.declare import Setting
 from limpet.errors import EXIT_CODES, SettingsError
 from limpet.settings import SETTINGS, Settings
@@ -258,3 +258,10 @@ def test_documentation_is_what_the_code_says() -> None:
     assert (docs / "exit-codes.md").read_text() == settings_page.exit_codes()
     undocumented = [each.flag for each in SETTINGS if f"`{each.flag}`" not in settings_page.reference()]
     assert not undocumented + [code for code in EXIT_CODES if f"\n| {code} |" not in settings_page.exit_codes()]
+
+
+def test_limits_in_the_docs_are_those_of_the_code() -> None:
+    """`make docs` was run after the last change; each limit of the table is a setting, or says what it is in words."""
+    assert (Path(__file__).parents[2] / "docs" / "bounds.md").read_text() == bounds_page.page()
+    keys = {each.key for each in settings.SETTINGS}
+    assert all(limit.setting in keys or " " in limit.setting for limit in bounds_page.LIMITS)

@@ -1,0 +1,46 @@
+"""How many connections each address has in this process, for `--max-connections-per-address`.
+
+Pure. An address of IPv6 counts by its /64: whoever has one has all of them. A unix socket has no address and no limit.
+Used by the dispatcher for connections whose head is awaited, and by uvicorn's adapter for those that it serves.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address
+
+_NETWORK_BITS = 64
+
+
+class PerAddress:
+    """Counts connections; *most* of an address are let in, 0 is no limit."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._counts: dict[str, int] = {}
+
+    def enter(self, address: str | None) -> bool:
+        """Count a connection from *address* if it may come in, which is returned; then it has to `leave`."""
+        if not self._most or address is None:
+            return True
+        network = _network(address)
+        count = self._counts.get(network, 0)
+        if count >= self._most:
+            return False
+        self._counts[network] = count + 1
+        return True
+
+    def leave(self, address: str | None) -> None:
+        """Count a connection from *address* that has entered no more."""
+        if not self._most or address is None:
+            return
+        network = _network(address)
+        count = self._counts.pop(network, 0) - 1
+        if count > 0:
+            self._counts[network] = count
+
+
+def _network(address: str) -> str:
+    if ":" not in address:
+        return address
+    parsed = IPv6Address(address.partition("%")[0])
+    return str(parsed.ipv4_mapped or int(parsed) >> _NETWORK_BITS)
