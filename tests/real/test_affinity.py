@@ -49,7 +49,7 @@ def clients(server: Limpet, count: int = 40, path: str = "/private") -> dict[str
     replies = [server.request(path) for _ in range(count)]
     found = {cookie_of(reply): int(reply.json()["slot"]) for reply in replies}
     assert len(found) == count
-    assert set(found.values()) == set(range(len(server.status()["slots"])))
+    assert len(set(found.values())) > 1  # test_stickiness.py has how evenly
     return found
 
 

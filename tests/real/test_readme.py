@@ -8,8 +8,12 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import venv
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.harness import PATIENCE_S, free_port, wait_until
 
@@ -72,7 +76,14 @@ class Shell:
         self._file.close()
 
 
-def test_first_block_of_the_readme_does_what_it_shows(tmp_path: Path) -> None:
+@pytest.fixture(name="runtime")
+def _runtime() -> Iterator[str]:
+    """A directory for sockets, whose paths may not be as long as those of other files."""
+    with tempfile.TemporaryDirectory(prefix="limpet-") as folder:
+        yield folder
+
+
+def test_first_block_of_the_readme_does_what_it_shows(tmp_path: Path, runtime: str) -> None:
     """A first block that does not work is the last thing a new user reads."""
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".*", "node_modules", "__pycache__", "results"))
@@ -83,7 +94,7 @@ def test_first_block_of_the_readme_does_what_it_shows(tmp_path: Path) -> None:
         "PATH": f"{tmp_path / 'venv' / 'bin'}:{os.environ['PATH']}",
         "LIMPET_BIND": f"127.0.0.1:{port}",
         "HOME": str(tmp_path),
-        "XDG_RUNTIME_DIR": str(tmp_path / "run"),
+        "XDG_RUNTIME_DIR": runtime,
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
