@@ -28,7 +28,7 @@ from limpet.errors import LimpetError
 from limpet.estate import Estate
 from limpet.handoff import Channel
 from limpet.lifecycle import Life, State
-from limpet.link import Link
+from limpet.link import Link, Unsent
 from limpet.process import Child
 from limpet.roll import Change
 from limpet.scoreboard import Scoreboard
@@ -227,7 +227,8 @@ def _pack_member(member: Member) -> Packed:
 
 def _pack_child(part: str, child: Child) -> Packed:
     kept = {name: getattr(child, name) for name in _OF_CHILD}
-    return {"part": part, "link": child.link.fileno(), "unread": child.link.unread.hex(), **kept}
+    unsent = [(each.line.decode(), each.fds, each.is_latest) for each in child.link.unsent]
+    return {"part": part, "link": child.link.fileno(), "unread": child.link.unread.hex(), "unsent": unsent, **kept}
 
 
 def _unpack_member(packed: Packed) -> Member:
@@ -248,7 +249,8 @@ def _unpack_member(packed: Packed) -> Member:
 def _unpack_link(packed: Packed) -> Link:
     """Return the line to a child; that to one which has hung up, and is still to be reaped, is closed."""
     if packed["link"] >= 0:
-        return Link(socket.socket(fileno=packed["link"]), bytes.fromhex(packed["unread"]))
+        unsent = (Unsent(line.encode(), tuple(fds), latest) for line, fds, latest in packed["unsent"])
+        return Link(socket.socket(fileno=packed["link"]), bytes.fromhex(packed["unread"]), unsent)
     ours, theirs = Link.pair()
     theirs.close()
     ours.close()

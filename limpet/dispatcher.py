@@ -197,8 +197,11 @@ class Dispatcher:
         if slot in self._refused_slots:
             self._refuse(connection, 503, "the worker of this client is being replaced", now)
             return
-        handoff = Handoff(peer.bind, slot, digest, int(now * 1e9), header)
-        if self._outboxes[slot].put(connection, handoff, now + self._settings.wait_timeout_s, self._settings.queue):
+        self._hand(connection, Handoff(peer.bind, slot, digest, int(now * 1e9), header), now)
+
+    def _hand(self, connection: socket.socket, handoff: Handoff, now: float) -> None:
+        outbox, deadline = self._outboxes[handoff.slot], now + self._settings.wait_timeout_s
+        if outbox.put(connection, handoff, deadline, self._settings.queue):
             self._row.add("handed")
         else:
             self._refuse(connection, 503, "", now)
@@ -300,10 +303,28 @@ class Dispatcher:
                 self._placement.follow(command["rows"], command["held"])
                 self._router.follow(command["up"])
                 self._refused_slots = command["refused"]
+                if any(command["up"]):
+                    for slot in [slot for slot, is_up in enumerate(command["up"]) if not is_up]:
+                        self._fail_over(slot, now)
             elif command["do"] == "slot":
                 self._reach(command["slot"], command["fds"])
             elif command["do"] in ("stop", "drain"):
                 self._stop(now, command["timeout"], last=command["do"] == "stop")
+
+    def _fail_over(self, slot: int, now: float) -> None:
+        """Pass those who wait for *slot*, which is without a worker for too long, on to where its clients go now."""
+        for connection, handoff in self._outboxes[slot].take_back():
+            self._row.add("failed_over")
+            try:
+                peer = Peer.of(connection.getpeername(), "", handoff.listener)
+            except OSError:  # the client is gone
+                connection.close()
+                continue
+            instead = self._router.serves(handoff.digest) if handoff.digest else self._placement.place(peer)
+            if instead is None:
+                self._refuse(connection, 503, "all workers have as many connections as they may", now)
+            else:
+                self._hand(connection, handoff._replace(slot=instead), now)
 
     def _start_accepting(self) -> None:
         self._accepting, self._accept_again_at = True, 0.0

@@ -26,6 +26,7 @@ import struct
 import termios
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -162,6 +163,26 @@ class Outbox:
         self.row.set("waiting", len(self._waiting))
         return late
 
+    def take_back(self) -> Iterator[tuple[socket.socket, Handoff]]:
+        """Yield those who wait now, the caller's to pass on, with what was decided. EMFILE ends it early.
+
+        For a slot without a worker: what one that reads meanwhile takes is not yielded.
+        """
+        receiver = Receiver(self._channel.receiving)
+        for _ in range(self._channel.queued()):
+            try:
+                connection, handoff = receiver.take()
+            except OSError:  # BlockingIOError as well: somebody else has taken the rest
+                break
+            if handoff.listener == _PROBE.listener:
+                connection.close()
+            else:
+                yield connection, handoff
+        waiting, self._waiting = self._waiting, deque()
+        self.row.set("waiting", 0)
+        for connection, handoff, _ in waiting:
+            yield connection, handoff
+
     def _send(self, connection: socket.socket, handoff: Handoff) -> bool:
         try:
             self._channel.send(connection, handoff)
@@ -197,7 +218,7 @@ class Receiver:
         the connection then stays in the channel. Blocks never.
         """
         while True:
-            connection, handoff = self._receive()
+            connection, handoff = self.take()
             if handoff.listener != _PROBE.listener:
                 if self._row is not None:
                     self._row.observe("handoff_0", time.monotonic_ns() - handoff.accepted_ns)
@@ -207,7 +228,8 @@ class Receiver:
                     return connection, handoff._replace(origin=_take_header(connection, handoff.header))
             connection.close()
 
-    def _receive(self) -> tuple[socket.socket, Handoff]:
+    def take(self) -> tuple[socket.socket, Handoff]:
+        """As `receive`, but take probes as well, and leave a PROXY header where it is."""
         os.close(os.dup(self._socket.fileno()))  # rule 2: raises EMFILE here, while nothing is lost yet
         message, ancillary, flags, _ = self._socket.recvmsg(SIZE, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         fds = array.array("i")

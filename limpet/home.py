@@ -34,7 +34,7 @@ class Home:
             return
         if self._slots != self.router.slots:
             self.router.resize(self._slots)
-            self.has_changed = not self.router.chain.needs_head  # else each request is looked at
+        self.has_changed = news["scaled"] and not self.router.chain.needs_head  # else each request is looked at
         self.placement.follow(news["rows"], news["held"])
         self.router.follow(news["up"])
 

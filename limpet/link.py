@@ -4,6 +4,9 @@ Owns the framing, one JSON object a line on a stream socketpair, and nothing of 
 in whatever way, the kernel closes its end and the child reads the end of the line; the channels cannot tell that,
 since the supervisor keeps both of their ends.
 
+A side that does not read, since it is stopped or busy, loses no message: what finds no room waits here. That is
+bounded: of the news of the workers only the latest waits, and everything else is said a few times in a life.
+
 Down: {"do": "accept" | "workers" | "slot" | "drain" | "stop", ...}.
 Up: {"news": "ready" | "leaving" | "left" | "missing" | "failed", ...}.
 """
@@ -11,14 +14,17 @@ Up: {"news": "ready" | "leaving" | "left" | "missing" | "failed", ...}.
 from __future__ import annotations
 
 import array
+import errno
 import json
 import socket
+import threading
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 Message = dict[str, Any]
 _READ_BYTES: Final = 65536
+_FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 
 
@@ -26,14 +32,24 @@ class LinkClosedError(Exception):
     """The other side has ended or been killed."""
 
 
+class Unsent(NamedTuple):
+    """A message that waits for room, or the rest of one."""
+
+    line: bytes
+    fds: tuple[int, ...] = ()  # the caller's, who keeps them open
+    is_latest: bool = False  # news that later news of its kind replaces
+
+
 class Link:
     """One end of the line. Owns its socket."""
 
-    def __init__(self, end: socket.socket, unread: bytes = b"") -> None:
+    def __init__(self, end: socket.socket, unread: bytes = b"", unsent: Iterable[Unsent] = ()) -> None:
         self._end = end
         self._end.setblocking(False)
         self._fds: deque[list[int]] = deque()  # that came with messages, for each a list
         self.unread = unread  # the beginning of a message, whose end has not come yet
+        self.unsent = deque(unsent)
+        self._lock = threading.Lock()  # applications may ask for a stop in any thread
 
     @classmethod
     def pair(cls) -> tuple[Link, socket.socket]:
@@ -46,19 +62,38 @@ class Link:
         return self._end.fileno()
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send *message*, and with it copies of *fds*, which its field `fds` has there. Blocks never.
+        """Send *message*, and with it copies of *fds*, which its field `fds` has there; without room, by `flush`.
 
-        A side that has ended or does not read is not this side's concern: its end is seen in `receive` or by the
-        supervisor's wait.
+        Blocks never. A side that has ended is not this side's concern: it is seen in `receive` or by the supervisor's
+        wait.
         """
+        line = json.dumps(message | ({"fds": len(fds)} if fds else {})).encode() + b"\n"
+        is_latest = message.get("do") == "workers"
+        with self._lock:
+            if is_latest and self.unsent:
+                self.unsent = deque(each for each in self.unsent if not each.is_latest)
+            self.unsent.append(Unsent(line, tuple(fds), is_latest))
+            self._flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as there is room. Blocks never."""
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
         try:
-            line = json.dumps(message | ({"fds": len(fds)} if fds else {})).encode() + b"\n"
-            if fds:
-                socket.send_fds(self._end, [line], list(fds), socket.MSG_NOSIGNAL)
-            else:
-                self._end.send(line, socket.MSG_NOSIGNAL)
-        except OSError:
-            return
+            while self.unsent:
+                line, fds, _ = self.unsent[0]
+                if fds:
+                    sent = socket.send_fds(self._end, [line], list(fds), socket.MSG_NOSIGNAL)
+                else:
+                    sent = self._end.send(line, socket.MSG_NOSIGNAL)
+                self.unsent.popleft()
+                if sent < len(line):
+                    self.unsent.appendleft(Unsent(line[sent:]))
+        except OSError as error:
+            if error.errno not in _FULL:  # the other side has ended
+                self.unsent.clear()
 
     def receive(self) -> list[Message]:
         """Return all messages that have arrived. Raises LinkClosedError at the end of the line. Blocks never."""

@@ -144,7 +144,7 @@ class Mover:
         Done: the caller closes its descriptor, and no more than that. Not done: the channel is full, it still reads.
         """
         if baton is not None:
-            self._batons.send(baton, now)
+            self._batons.send(baton, now, is_idle=True)
         flags = _UNDECIDED | _KEYED * keyed | _SILENT * silent
         if self._send_whole(slot, connection, baton, leftover, flags):
             self._row.add("given")

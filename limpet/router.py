@@ -139,6 +139,10 @@ class Router:
             return route._replace(home=entry.slot)
         return Route(entry.slot, route.bucket, route.digest, entry.slot, entry)
 
+    def serves(self, digest: int) -> int:
+        """Return the slot that serves the keys with *digest* now."""
+        return self.owners[self.hasher.bucket(digest)]
+
     def lives_at(self, slot: int) -> Callable[[int], bool]:
         """Return what tells whether the home of a digest is *slot*."""
         return lambda digest: self._homes[digest % buckets.BUCKETS] == slot

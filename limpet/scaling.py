@@ -43,6 +43,7 @@ class Scaling:
         self._change: Change | None = None
         self._target = 0
         self._told = len(server.slots)  # how many slots all children know
+        self._has_scaled = False
 
     @property
     def slots(self) -> int:
@@ -123,6 +124,7 @@ class Scaling:
         server = self._server
         server.settings = server.estate.settings = dataclasses.replace(server.settings, workers=slots)
         server.router.resize(slots)
+        self._has_scaled = True
         self._tell_slots()
         server.tell_workers()
         server.backend.follow(server.router.owners)
@@ -135,6 +137,7 @@ class Scaling:
         return {
             "do": "workers",
             "slots": count,
+            "scaled": self._has_scaled,
             "up": up[:count],
             "held": [slot.number for slot in server.slots if slot.is_held],
             "refused": [number for number, child in enumerate(ready) if refuses and not child],

@@ -96,6 +96,7 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     ),
     "crowded_out": Figure("connections refused: `--max-pending` others came while their request head was awaited"),
     "no_descriptor": Figure("connections refused: the dispatcher had no free descriptor but those kept for that"),
+    "failed_over": Figure("connections that waited for a slot, and were passed on since it stayed without a worker"),
 }
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
     "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),

@@ -167,10 +167,8 @@ class Supervisor:
         if not any(member.children or member.life.state is not State.STOPPED for member in self.dispatchers):
             for slot in self.slots:
                 owing = slot.number in self._owing or self.estate.channels[slot.number].queued()
-                if slot.child is not None:
-                    self._hear(
-                        slot, slot.child
-                    )  # after that look: whoever has emptied the channel has said READY before
+                if slot.child is not None:  # after that look: whoever has emptied the channel has said READY before
+                    self._hear(slot, slot.child)
                 if not (slot.life.state is State.STARTING and owing):
                     self.happened(slot, Event.STOP)
 
@@ -430,6 +428,7 @@ class Supervisor:
             if fault and member.child is not None:
                 self._kill(member, member.child, fault)
             for child in member.children:
+                child.link.flush()
                 if now >= min(child.kill_at, self._kill_at):
                     child.kill()
 

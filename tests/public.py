@@ -32,7 +32,7 @@ class Failure:
     """What a client did not expect, and when its connection had begun and it noticed: monotonic."""
 
     kind: str
-    slots: set[int]  # the home of who asked last, and of who asked before on the connection
+    slots: set[int]  # the homes of the last who asked on the connection, and the slot that has answered last
     begin: float
     end: float
     is_first: bool  # nothing was answered on the connection
@@ -46,6 +46,7 @@ class _Line:
     begin: float
     users: list[str] = field(default_factory=list)  # the last who asked
     answers: int = 0
+    slot: int | None = None  # that has answered last
 
     def asks(self, user: str) -> None:
         self.users = [*self.users, user][-2:]
@@ -76,9 +77,17 @@ class Public:
     """The clients of one server. With *by_address* each has an address of its own, else a header."""
 
     def __init__(
-        self, server: Limpet, *, by_address: bool, clients: int = 64, sockets: int = 50, pools: int = 4
+        self,
+        server: Limpet,
+        *,
+        by_address: bool,
+        clients: int = 64,
+        sockets: int = 50,
+        pools: int = 4,
+        think_s: float = THINK_S,
     ) -> None:
         self.seen = Seen()
+        self._think_s = think_s
         self._port = server.port
         self._by_address = by_address
         names = [f"127.{1 + n // 200}.{1 + n % 200}.1" if by_address else f"user-{n}" for n in range(clients)]
@@ -138,26 +147,27 @@ class Public:
                 await asyncio.wait_for(live(name, user), PATIENCE_S * 20)
             except (OSError, _Lost, TimeoutError, websockets.WebSocketException) as error:
                 slots = {self.homes[each] for each in line.users or [user] if each}
+                slots |= set() if line.slot is None else {line.slot}
                 kind = name.partition("-")[0]
                 failed = Failure(kind, slots, line.begin, time.monotonic(), not line.answers, repr(error))
                 self.seen.failures.append(failed)
-                await asyncio.sleep(THINK_S)
+                await asyncio.sleep(self._think_s)
 
     async def _stay(self, name: str, user: str) -> None:
         async with self._connection(user) as streams:
             while not self._done.is_set() and await self._ask(streams, name, user):
-                await asyncio.sleep(THINK_S)
+                await asyncio.sleep(self._think_s)
 
     async def _pool(self, name: str, _: str) -> None:
         async with self._connection("") as streams:
             while not self._done.is_set() and await self._ask(streams, name, random.choice(list(self.homes))):
-                await asyncio.sleep(THINK_S)
+                await asyncio.sleep(self._think_s)
 
     async def _visit(self, name: str, _: str) -> None:
         user = random.choice(list(self.homes))
         async with self._connection(user) as streams:
             await self._ask(streams, name, user, "connection: close\r\n")
-        await asyncio.sleep(THINK_S)
+        await asyncio.sleep(self._think_s)
 
     async def _talk(self, name: str, user: str) -> None:
         local: dict[str, Any] = {"additional_headers": {"x-user": user}}
@@ -169,7 +179,7 @@ class Public:
             url = f"ws://127.0.0.1:{self._port}/"
             async with connect(url, compression=None, ping_interval=None, proxy=None, **local) as socket:
                 facts = str(await socket.recv())
-                line.answers += 1
+                line.answers, line.slot = 1, int(json.loads(facts)["slot"])
                 if not self.homes_may_change:
                     self._check(name, user, f'"slot": {self.homes[user]},' in facts, facts)
                 for number in itertools.count():
@@ -180,7 +190,7 @@ class Public:
                         raise _Lost("another frame than the one that was sent")
                     self.seen.echoes += 1
                     self._progress[name] += 1
-                    await asyncio.sleep(5 * THINK_S)
+                    await asyncio.sleep(5 * self._think_s)
         except websockets.ConnectionClosed as closed:
             if closed.rcvd is None or closed.rcvd.code != 1012:
                 raise
@@ -211,8 +221,9 @@ class Public:
                 raise _Lost(f"end after {error.partial!r}") from None
         self._lines[name].answers += 1
         self._check(name, user, head.startswith("http/1.1 200 "), head)
+        self._lines[name].slot = slot = int(json.loads(body)["slot"])
         if self.homes_may_change:
-            self._where[user] = int(json.loads(body)["slot"])
+            self._where[user] = slot
         else:
             self._check(name, user, f'"slot": {self.homes[user]},' in body, body)
         self.seen.served += 1

@@ -25,7 +25,7 @@ from limpet.moved import Arrived
 from limpet.passing import shut_down
 from limpet.refusal import answer
 from limpet.request import Peer, UnparsedRequest
-from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, pass_on
+from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, bytes_wait, pass_on
 
 _RETRY_S: Final = 0.01  # between tries to send into a full channel
 _BLANK_LINE: Final = b"\r\n\r\n"
@@ -95,6 +95,8 @@ class _Moving(Seated):
         """Close this paused copy, and do to the connection what *verdict* says."""
         if verdict is Verdict.REFUSE:
             shut_down(self.fd, answer(503))
+        elif verdict is Verdict.END:
+            shut_down(self.fd, answer(503) if bytes_wait(self.transport) else b"")
         elif verdict is Verdict.SHUT:
             shut_down(self.fd)
         self.transport.abort()  # closes the descriptor, and no more than that

@@ -288,7 +288,7 @@ class Seated(asyncio.Protocol):
 
     def end_if_idle(self) -> None:
         """Close the connection if no request is being served or read and none has come: its client comes again."""
-        if self.cycle is not None and self.is_idle() and not _bytes_wait(self.transport):
+        if self.cycle is not None and self.is_idle() and not bytes_wait(self.transport):
             self.transport.close()
 
     def peer(self) -> Peer:
@@ -314,7 +314,7 @@ class Seated(asyncio.Protocol):
     def shutdown(self) -> None:
         """End the connection after the request it has, or has sent already; at once when there is none."""
         idle = self.cycle is None or self.cycle.response_complete
-        if not (idle and _bytes_wait(self.transport)):
+        if not (idle and bytes_wait(self.transport)):
             super().shutdown()  # type: ignore[misc]
 
 
@@ -420,7 +420,7 @@ class SeatedH11(Seated, H11Protocol):
         pass_on(self.transport, self.conn.trailing_data[0])
 
 
-def _bytes_wait(transport: asyncio.Transport) -> bool:
+def bytes_wait(transport: asyncio.Transport) -> bool:
     """Return whether the client has sent bytes that the event loop has not read yet."""
     unread = array.array("i", [0])
     fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, unread)

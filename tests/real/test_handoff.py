@@ -92,6 +92,33 @@ def fill(outbox: Outbox, clients: list[socket.socket], more: int) -> int:
     return len(clients) - 1 - more
 
 
+# --- the line between the supervisor and a child
+
+
+def test_child_that_does_not_read_gets_everything_later_and_only_the_latest_news(channel: Channel) -> None:
+    """A stopped worker that missed a command would never drain, or serve by old news for ever."""
+    ours, theirs = Link.pair()
+    child = Link(theirs)
+    ours.send({"do": "accept"})
+    for number in range(1000):
+        ours.send({"do": "workers", "number": number, "alive": [0] * 1000})
+    ours.send({"do": "slot", "slot": 4}, channel.fds)
+    ours.send({"do": "drain"})
+    ours.send({"do": "workers", "number": 1000})
+    assert 3 <= len(ours.unsent) <= 4, "it had no room, and what waits is bounded"
+    heard = child.receive()
+    while ours.unsent:
+        ours.flush()
+        heard += child.receive()
+    assert [each["do"] for each in heard if each["do"] != "workers"] == ["accept", "slot", "drain"]
+    assert heard[-1] == {"do": "workers", "number": 1000}
+    [fds] = [each["fds"] for each in heard if each["do"] == "slot"]
+    for fd in fds:
+        os.close(fd)
+    ours.close()
+    child.close()
+
+
 # --- connections: from a dispatcher to a worker
 
 

@@ -107,16 +107,20 @@ def test_clients_of_a_slot_that_stays_down_are_refused_or_served_elsewhere(tmp_p
     gate = tmp_path / "gate"
     gate.touch()
     arguments = ["--workers", "4", "--by", "header:x-user", "--on-down", way, "--wait-timeout", "0.5"]
-    with Limpet("tests.apps:gated_start", *arguments, env={"TEST_GATE": str(gate)}) as server:
+    env = {"TEST_GATE": str(gate)}
+    with Limpet("tests.apps:gated_start", *arguments, env=env) as server, Crowd(server) as crowd:
         user = next(f"u{n}" for n in range(99) if server.where(f"u{n}")[0]["slot"] == 3)
         gate.unlink()
         server.kill_worker(3, wait_for_next=False)
         wait_until(lambda: server.worker(3)["state"] == "starting", "slot 3 is down")
+        early = crowd.call(user)
         if way == "refuse":
             reply = server.request(x_user=user)
             assert (reply.status, "retry-after" in reply.headers) == (503, True)
         else:
             wait_until(lambda: server.where(user)[0]["slot"] != 3, "its clients go elsewhere")
+            assert json.loads(early.reply().body)["slot"] == server.where(user)[0]["slot"], "who had waited, too"
+            assert server.totals()["failed_over"] == 1
             assert server.request(x_user=user).json()["slot"] == server.where(user)[0]["slot"] != 3
         gate.touch()
         server.wait_ready(3)

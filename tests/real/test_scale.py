@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import os
 import signal
 
 import pytest
 
-from tests.harness import Limpet, limpet_command, wait_until
+from tests.crowd import freeze
+from tests.harness import Limpet, fetch, limpet_command, wait_until
 from tests.public import Public, finished
 
 CHAINS = {"kernel": "ip", "dispatcher": "header:x-user"}
@@ -59,3 +63,34 @@ def test_commands_and_signals_scale() -> None:
         refused = limpet_command("scale", "0", "--control", server.control)
         assert refused.returncode == 5
         assert "is not a number of workers" in refused.stderr
+
+
+@pytest.mark.parametrize("backend", ["kernel", "dispatcher"])
+def test_connection_that_waited_for_its_worker_meanwhile_goes_home(backend: str) -> None:
+    """Its slot's next worker never knew another table, so nothing changes there that would make it look."""
+    arguments = ["--by", "ip", "--backend", backend, "--keep-alive-timeout", "60", "--hang-timeout", "60"]
+    with Limpet("tests.apps:echo", "--workers", "2", *arguments) as server:
+        addresses = [f"127.0.{number}.1" for number in range(1, 60)]
+        before = server.where(*addresses)
+        pid = server.worker(0)["pid"]
+        freeze(pid)
+        with contextlib.ExitStack() as stack:
+            clients = []
+            for address, home in zip(addresses, before, strict=True):
+                if home["slot"] == 0:
+                    client = stack.enter_context(server.connection(address))
+                    client.request("GET", "/")
+                    clients.append((client, address))
+            wait_until(lambda: server.worker(0)["queued"] == len(clients), "all of them wait for slot 0")
+            scale(server, 3)
+            os.kill(pid, signal.SIGKILL)
+            for client, _ in clients:
+                assert json.loads(client.getresponse().read())["slot"] == 0
+            assert {server.where(address)[0]["slot"] for _, address in clients} == {0, 2}
+
+            def at_home() -> bool:
+                return all(
+                    fetch(client).json()["slot"] == server.where(address)[0]["slot"] for client, address in clients
+                )
+
+            wait_until(at_home, "all are at home")

@@ -15,7 +15,7 @@ import pytest
 import limpet
 from tests.crowd import Crowd, keys_of
 from tests.harness import HERE, Limpet, Reply, fetch, wait_until
-from tests.public import Public, Seen
+from tests.public import Public, Seen, finished
 
 KEYS = [f"user-{number}" for number in range(40)]
 CHAINS = {"kernel": "ip", "dispatcher": "header:x-user"}
@@ -149,6 +149,27 @@ def test_what_happens_while_there_is_no_supervisor_is_made_up_for(site: dict[str
             early.sendall(b' "status"}\n')
             assert early.recv(64).startswith(b'{"pid"')
         wait_until(lambda: server.status()["upgrades"]["done"] == 2, "the second SIGUSR2 was obeyed, too")
+
+
+def test_number_of_slots_and_learned_ids_outlast_an_upgrade() -> None:
+    """The command line says 2 workers still, and no new supervisor has learned anything: homes would be lost."""
+    arguments = ["--workers", "2", "--by", "header:mcp-session-id", "--learn", "header:mcp-session-id"]
+    with Limpet("tests.session_app:asgi", *arguments) as server:
+        for slots in (4, 3):
+            assert finished(server, server.ask(command="scale", slots=slots)["change"])["state"] == "done"
+        made = {reply["id"]: reply["slot"] for reply in (server.request("/new?header").json() for _ in range(30))}
+        assert set(made.values()) == {0, 1, 2}
+        homes = [entry["slot"] for entry in server.where(*KEYS)]
+        upgrade(server)
+        upgrade(server)
+        assert [entry["slot"] for entry in server.status()["slots"]] == [0, 1, 2]
+        assert [entry["slot"] for entry in server.where(*KEYS)] == homes
+        for session, slot in made.items():
+            reply = server.request("/use", mcp_session_id=session)
+            assert (reply.status, reply.json()["slot"]) == (200, slot)
+        assert finished(server, server.ask(command="scale", slots=4)["change"])["state"] == "done"
+        server.kill_worker(3)
+        assert {entry["slot"] for entry in server.where(*KEYS)} == {0, 1, 2, 3}
 
 
 def test_upgrade_in_the_moment_between_the_last_word_and_the_end_of_a_child(tmp_path: Path) -> None:

@@ -283,6 +283,21 @@ def test_message_that_nobody_takes_in_time_is_refused_once(two: Two) -> None:
     assert two.arrived == []
 
 
+def test_idle_connection_that_nobody_takes_in_time_ends_without_an_answer(two: Two) -> None:
+    """A client would take a 503 for the answer to the request that it is just about to send."""
+    copy = Paused(two.server)
+    _, baton = two.movers[0].pass_on(copy, None, 1, b"request", 0.0)
+    two.take(1)
+    held = Paused(two.arrived[0].connection)
+    assert two.movers[1].give(held, baton, 0, b"", 1.0, keyed=True, silent=False)
+    two.movers[0].sweep(PATIENCE_S)
+    assert copy.dropped == []
+    two.movers[0].sweep(1.0 + PATIENCE_S + 1)
+    assert copy.dropped == [Verdict.END]
+    two.take(0)
+    assert len(two.arrived) == 1, "it is not served later"
+
+
 def test_holder_that_dies_is_noticed_with_the_news(two: Two) -> None:
     """The kernel does not end a connection of which there are copies."""
     copy = Paused(two.server)
