@@ -42,3 +42,9 @@ def tree(pid: int) -> list[int]:
     """Return *pid* and all its descendants."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(found for child in children for found in tree(int(child)))]
+
+
+def pss_bytes(pid: int) -> int:
+    """Return the memory of *pid*; what it shares with others is divided among them."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
