@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 2
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades soak matrix fuzz hostile docs site products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades soak matrix fuzz hostile bench docs site products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -54,6 +54,11 @@ check: $(VENV)/.dev ## style and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.dev ## limpet and what people use today side by side, on 2 and 4 workers: half an hour; writes docs/benchmarks.md
+	cd benchmarks/node && npm ci --silent --no-audit --no-fund
+	for n in 2 4; do $(BIN)/python benchmarks/bench.py --workers $$n --output benchmarks/results/bench-$$n.json || exit; done
+	$(BIN)/python benchmarks/page.py benchmarks/results/bench-2.json benchmarks/results/bench-4.json > docs/benchmarks.md
 
 docs: $(VENV)/.dev ## write again what in docs/ is made from the code (`make site` builds the site)
 	$(BIN)/python -m limpet.settings_page > docs/settings.md

@@ -31,9 +31,7 @@ async def app(scope, receive, send):
 async def http(scope, receive, send):
     """Send or take what is large."""
     if scope["path"] == "/events":
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         while True:
             await send({"type": "http.response.body", "body": EVENT, "more_body": True})
             await asyncio.sleep(0.01)

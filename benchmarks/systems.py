@@ -1,6 +1,7 @@
 """The systems that the benchmarks compare, each with the same application on as many workers.
 
-`SYSTEMS` says how each is started. A system is all its processes: what a front tier needs counts as well as the workers.
+`SYSTEMS` says how each is started. A system is all its processes: what a front tier needs counts as well as the
+workers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from measure import cpu_s, free_port, pss_bytes, tree
 
@@ -38,7 +39,7 @@ http {{
 HAPROXY: Final = """
 global
   nbthread {workers}
-  maxconn 30000
+  maxconn 8000
   stats socket {where}/haproxy.sock
 defaults
   mode http
@@ -57,18 +58,15 @@ backend app
 """
 
 
-class Commands(NamedTuple):
-    """How to start a system: what listens at its port, and what else there is."""
-
-    lines: list[list[str]]
-    env: dict[str, str] = {}
+# From the port, the number of workers and a folder to the command lines of a system's processes.
+Start = Callable[[int, int, Path], list[list[str]]]
 
 
-def _limpet(backend: str, by: str) -> Callable[[int, int, Path], Commands]:
-    def commands(port: int, workers: int, where: Path) -> Commands:
+def _limpet(backend: str, by: str) -> Start:
+    def commands(port: int, workers: int, where: Path) -> list[list[str]]:
         line = ["-m", "limpet", "run", "bench_app:app", "--workers", str(workers), "--bind", f"127.0.0.1:{port}"]
         line += ["--by", by, "--backend", backend, "--control", str(where / "control"), "--state-dir", str(where)]
-        return Commands([[sys.executable, *line, "--log-level", "warning"]])
+        return [[sys.executable, *line, "--log-level", "warning"]]
 
     return commands
 
@@ -78,48 +76,48 @@ def _uvicorn_line(port: int) -> list[str]:
     return [*line, "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
 
 
-def _uvicorn(port: int, workers: int, where: Path) -> Commands:
-    return Commands([[*_uvicorn_line(port), "--workers", str(workers)]])
+def _uvicorn(port: int, workers: int, where: Path) -> list[list[str]]:
+    return [[*_uvicorn_line(port), "--workers", str(workers)]]
 
 
-def _gunicorn(port: int, workers: int, where: Path) -> Commands:
+def _gunicorn(port: int, workers: int, where: Path) -> list[list[str]]:
     line = [sys.executable, "-m", "gunicorn", "bench_app:app", "--bind", f"127.0.0.1:{port}", "--keep-alive", "75"]
-    return Commands([[*line, "--workers", str(workers), "--worker-class", "uvicorn_worker.UvicornWorker"]])
+    return [[*line, "--workers", str(workers), "--worker-class", "uvicorn_worker.UvicornWorker"]]
 
 
-def _granian(port: int, workers: int, where: Path) -> Commands:
+def _granian(port: int, workers: int, where: Path) -> list[list[str]]:
     line = [str(Path(sys.executable).parent / "granian"), "--interface", "asgi", "--host", "127.0.0.1"]
     line += ["--port", str(port), "--workers", str(workers), "--no-log", "bench_app:app"]
-    return Commands([line])
+    return [line]
 
 
-def _behind(config: str, server: str, command: list[str]) -> Callable[[int, int, Path], Commands]:
+def _behind(config: str, server: str, command: list[str]) -> Start:
     """Return how to start *command* on *config*, before as many uvicorns as there are workers."""
 
-    def commands(port: int, workers: int, where: Path) -> Commands:
+    def commands(port: int, workers: int, where: Path) -> list[list[str]]:
         ports = [free_port() for _ in range(workers)]
         servers = "".join(server.format(port=each) for each in ports)
         file = where / f"{command[0]}.conf"
         file.write_text(config.format(where=where, port=port, workers=workers, servers=servers))
-        return Commands([*map(_uvicorn_line, ports), [*command, str(file)]])
+        return [*map(_uvicorn_line, ports), [*command, str(file)]]
 
     return commands
 
 
-def _node(kind: str) -> Callable[[int, int, Path], Commands]:
-    def commands(port: int, workers: int, where: Path) -> Commands:
-        return Commands([["node", str(HERE / "node" / "server.js"), kind, str(port), str(workers)]])
+def _node(kind: str) -> Start:
+    def commands(port: int, workers: int, where: Path) -> list[list[str]]:
+        return [["node", str(HERE / "node" / "server.js"), kind, str(port), str(workers)]]
 
     return commands
 
 
-SYSTEMS: Final[dict[str, Callable[[int, int, Path], Commands]]] = {
+SYSTEMS: Final[dict[str, Start]] = {
     "limpet kernel": _limpet("kernel", "ip"),
     "limpet dispatcher": _limpet("dispatcher", "header:x-user"),
     "uvicorn": _uvicorn,
     "gunicorn": _gunicorn,
     "granian": _granian,
-    "nginx": _behind(NGINX, "server 127.0.0.1:{port}; ", ["nginx", "-c"]),
+    "nginx": _behind(NGINX, "server 127.0.0.1:{port} max_fails=0; ", ["nginx", "-c"]),
     "haproxy": _behind(HAPROXY, "  server s{port} 127.0.0.1:{port}\n", ["haproxy", "-f"]),
     "node cluster": _node("cluster"),
     "node sticky ip": _node("ip"),
@@ -135,12 +133,12 @@ class System:
 
     def __init__(self, name: str, workers: int, where: Path) -> None:
         """Start it; wait until all its workers have answered. *where* is a folder of its own."""
-        self.name, self.workers, self.port = name, workers, free_port()
+        self.name, self.workers, self.where, self.port = name, workers, where, free_port()
         self._log = open(where / "log", "w")  # noqa: SIM115 -- closed in `stop`
-        commands = SYSTEMS[name](self.port, workers, where)
+        lines = SYSTEMS[name](self.port, workers, where)
         env = {**os.environ, "PYTHONPATH": str(HERE)}
         self.processes = [
-            subprocess.Popen(line, cwd=where, env=env, stdout=self._log, stderr=self._log) for line in commands.lines
+            subprocess.Popen(line, cwd=where, env=env, stdout=self._log, stderr=self._log) for line in lines
         ]
         self._wait_up()
 
