@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 2
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades soak matrix fuzz hostile bench docs site products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades soak matrix fuzz hostile bench docs site screenshots products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -73,6 +73,10 @@ docs: $(VENV)/.dev ## write again what in docs/ is made from the code (`make sit
 site: docs ## the documents as a site, in site/; installs what it needs, and fails on a broken link
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+screenshots: $(VENV)/.dev ## the pictures of the admin page in docs/images, of a real server under load
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m tests.screenshots
 
 clean: ## remove what make has made
 	rm -rf site $(VENV) $(PRODUCTS) tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

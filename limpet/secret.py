@@ -62,6 +62,14 @@ def load(name: str, secret_file: str | None, state_dir: str | None) -> Secret:
         return _ephemeral(error)
 
 
+def token(path: str) -> str:
+    """Return the token in the file *path*, one line of text. Raises SettingsError as `load` does."""
+    found = _given(Path(path).absolute()).value
+    if not found.isascii() or len(found.split()) != 1:
+        raise SettingsError(f"the token in `{path}` is not one word of ASCII", hint=_recipe(Path(path)))
+    return found.decode()
+
+
 def name_from_app(app: str) -> str:
     """Return the name of a server that was given none: `pkg.chat-app` for `pkg.chat:app`."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", app).strip("-.")[:100] or "app"

@@ -206,11 +206,17 @@ class Settings:
     )
 
     admin: str | None = setting(
-        "where metrics and health are answered, by a process of its own: HOST:PORT or unix:PATH, for who may see them",
+        "where the admin page, metrics and health are, for who may see them: HOST:PORT or unix:PATH",
         None,
         shown="nowhere",
         metavar="ADDRESS",
         check=checks.admin,
+    )
+    admin_token: str | None = setting(
+        "file with the token by which the admin page may act; without one it may on a unix socket alone",
+        None,
+        shown="none",
+        metavar="FILE",
     )
 
     backlog: int = setting("connections that the kernel keeps until they are accepted", 2048, low=1, high=65_535)

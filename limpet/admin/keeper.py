@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from limpet import binds
+from limpet import binds, secret
 from limpet.binds import Bind, Listener
 from limpet.errors import reason
 from limpet.link import Link, LinkClosedError
@@ -38,8 +38,9 @@ class Keeper:
         selector: selectors.BaseSelector,
         kept: Listener | None,
     ) -> None:
-        """*kept* is the listener that another supervisor has left. Raises ListenError."""
+        """*kept* is the listener that another supervisor has left. Raises ListenError, SettingsError."""
         self._settings = settings
+        self._token = secret.token(settings.admin_token) if settings.admin_token else None
         self._control = control.absolute()
         self._selector = selector
         self.listener = kept or (_open(settings.admin) if settings.admin else None)
@@ -73,6 +74,7 @@ class Keeper:
         told = {
             "settings": self._settings.to_json(),
             "control": str(self._control),
+            "token": self._token,
             "line": theirs.fileno(),
             "listener": self.listener.sock.fileno(),
         }

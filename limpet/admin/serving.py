@@ -15,6 +15,7 @@ import uvicorn
 from limpet import logs
 from limpet.admin.app import App
 from limpet.admin.asking import Server
+from limpet.admin.guard import Guard
 from limpet.link import Link
 from limpet.settings import Settings
 
@@ -26,11 +27,13 @@ def main() -> int:
     settings = Settings.from_json(told["settings"])
     logs.configure(settings.log_level, settings.log_file, settings.log_format)
     line, listener = Link(socket.socket(fileno=told["line"])), socket.socket(fileno=told["listener"])
-    asyncio.run(_serve(App(Server(told["control"])), line, listener))
+    guard = Guard(told["token"], is_unix=listener.family == socket.AF_UNIX)
+    asyncio.run(_serve(told["control"], guard, line, listener))
     return 0
 
 
-async def _serve(app: App, line: Link, listener: socket.socket) -> None:
+async def _serve(control: str, guard: Guard, line: Link, listener: socket.socket) -> None:
+    app = App(Server(control), guard)
     config = uvicorn.Config(
         app,
         loop="asyncio",  # serves unix sockets by the same call
@@ -50,4 +53,6 @@ async def _serve(app: App, line: Link, listener: socket.socket) -> None:
         server.should_exit = True
 
     asyncio.get_running_loop().add_reader(line.fileno(), end)
+    samples = asyncio.create_task(app.live.run())
     await server.serve(sockets=[listener])
+    samples.cancel()

@@ -163,15 +163,23 @@ def test_server_that_starts_or_cannot_serve_a_slot_is_not_ready(tmp_path: Path) 
 
 
 def test_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
-    """Figures, and later more than that, are for the operator alone."""
+    """Its owner may ask the control socket as well, and so acts without a token; nobody else connects."""
     path = tmp_path / "admin.sock"
-    with Limpet("tests.apps:echo", "--workers", "1", "--admin", f"unix:{path}"):
+    with Limpet("tests.apps:echo", "--workers", "1", "--admin", f"unix:{path}") as server:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(PATIENCE_S)
             client.connect(str(path))
             client.sendall(b"GET /live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             assert client.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+        pid, body = server.worker(0)["pid"], b'{"command": "reload"}'
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE_S)
+            client.connect(str(path))
+            head = f"host: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            client.sendall(b"POST /do HTTP/1.1\r\n" + head.encode() + body)
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
+        server.wait_ready(0, other_than=pid)
     assert not path.exists()
 
 
