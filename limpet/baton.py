@@ -113,11 +113,10 @@ class Batons:
 
     def take(self, baton: Baton) -> bool:
         """Hold *baton*, whose message has arrived; return False if its connection has ended meanwhile."""
-        epoch, state, _ = self._read(baton.place)
-        if epoch != baton.epoch or state not in _UNDER_WAY:
-            return False
-        self._write(baton, HELD, self.serial)
-        return True
+        is_sent = self.is_sent(baton)
+        if is_sent:
+            self._write(baton, HELD, self.serial)
+        return is_sent
 
     def is_sent(self, baton: Baton) -> bool:
         """Return whether the connection is under way."""
@@ -161,4 +160,5 @@ class Batons:
         return cell >> (_WHO_BITS + _STATE_BITS), cell >> _WHO_BITS & _STATE_MASK, cell & _WHO_MASK
 
     def _write(self, baton: Baton, state: int, who: int) -> None:
-        self._cells[baton.place] = (baton.epoch << _STATE_BITS | state) << _WHO_BITS | who & _WHO_MASK
+        place, epoch = baton
+        self._cells[place] = (epoch << _STATE_BITS | state) << _WHO_BITS | who & _WHO_MASK

@@ -24,9 +24,11 @@ An idle connection may be given away for good, as at the end of a worker: then w
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -62,6 +64,7 @@ _NUMBERS: Final = {  # kinds there are, with how many descriptors come along
 }
 _MOST_TOLD: Final = 64  # slots for which it travels along that they had the connection; to others it goes whole
 _INLINE_BYTES: Final = 60_000  # of leftover in the message itself; more travels in a memory file
+_KIND_BYTES: Final = 2  # at its beginning
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(2 * _DESCRIPTOR_BYTES)
 TAKES_PER_TURN: Final = 32  # messages, so that connections already here do not wait behind a storm
@@ -93,9 +96,9 @@ class Mover:
         self._copies: OrderedDict[Baton, Copy] = OrderedDict()
         self._kept: dict[Baton, Kept] = {}
         self._unsent: list[Callable[[], bool]] = []  # what had no room, or no descriptor yet, to be tried again
-        self._sure = False
         self._may_be_light = True
         self._awaited: set[Baton] = set()  # what was under way when that ended
+        self._waiting = array.array("i", [0])
         self._buffers = [bytearray(_MESSAGE.size + _INLINE_BYTES)]
 
     def fileno(self) -> int:
@@ -174,16 +177,21 @@ class Mover:
         self._awaited = {baton for baton in self._awaited if self._batons.is_sent(baton)}
         return not (self._unsent or self._awaited)
 
-    def receive(self, adopt: Callable[[Arrived], None], *, sure: bool = False) -> bool:
+    def has_more(self) -> bool:
+        """Return whether a message waits: asked behind one, this is cheaper than an attempt that fails."""
+        fcntl.ioctl(self._receiving, termios.FIONREAD, self._waiting)
+        return self._waiting[0] > 0
+
+    def receive(self, adopt: Callable[[Arrived], None]) -> bool:
         """Take the next message; return False when none waits. A connection without a copy here goes to *adopt*.
 
-        *sure* says that nothing but this ran since the last call, so that a descriptor number is free still. Raises
-        OSError with EMFILE when this process has none: the message then stays; RuntimeError for what is no message,
-        which is gone then. Blocks never.
+        Raises OSError with EMFILE when the message holds descriptors and this process has no numbers for them: the
+        message then stays; RuntimeError for what is no message, which is gone then. Blocks never.
         """
-        if not (sure and self._sure):
-            self._ensure_free_numbers()
         try:
+            kind = int.from_bytes(self._receiving.recv(_KIND_BYTES, socket.MSG_PEEK), "little")
+            if _NUMBERS.get(kind) != 0:
+                self._ensure_free_numbers()
             size, ancillary, _, _ = self._receiving.recvmsg_into(
                 self._buffers, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
@@ -200,7 +208,6 @@ class Mover:
             raise RuntimeError(f"not a move: {size} bytes with {len(fds)} descriptors, {kind=}, {place=}")
         leftover = bytes(data[_MESSAGE.size : size])
         baton = _new_baton((place - 1, epoch)) if place else None
-        self._sure = True
         if kind & _UNDECIDED or baton is None or kind < _LIGHT:
             if kind & _KIND == _IN_FILE:
                 leftover = read_file(fds[1])
@@ -244,7 +251,6 @@ class Mover:
         else:
             connection = socket.socket(fileno=fd)
             connection.setblocking(False)
-            self._sure = False
             adopt(Arrived(connection, leftover, listener, baton, had_by, *state))
 
     def _hand_to(self, copy: Copy, baton: Baton, leftover: bytes, had_by: int) -> None:
@@ -375,9 +381,9 @@ class Mover:
         return self._sending[slot] if slot < len(self._sending) else None
 
     def _head(self, kind: int, copy: Connection, baton: Baton | None) -> bytes:
-        place, epoch = (0, 0) if baton is None else (baton.place + 1, baton.epoch)
+        place, epoch = baton or (-1, 0)
         had_by = copy.had_by | self._bit
-        return _MESSAGE.pack(kind, copy.listener, self._slot, self._batons.serial, place, epoch, had_by)
+        return _MESSAGE.pack(kind, copy.listener, self._slot, self._batons.serial, place + 1, epoch, had_by)
 
     def _send_whole(self, slot: int, copy: Connection, baton: Baton | None, leftover: bytes, flags: int = 0) -> bool:
         """Send the connection with its descriptor; return whether there was room."""

@@ -151,6 +151,28 @@ def test_message_waits_while_there_are_no_free_descriptor_numbers(two: Two, free
     assert two.arrived[0].leftover == b"x" * 100_000
 
 
+def test_message_without_descriptor_needs_no_free_number(two: Two) -> None:
+    """A worker that has all the connections it may have goes on serving them."""
+    away = Paused(two.server)
+    _, baton = two.movers[0].pass_on(away, None, 1, b"", 0.0)
+    assert two.take(1)
+    two.movers[1].pass_on(Paused(two.arrived[0].connection, had_by=0b11), baton, 0, b"back", 0.0)
+    with free_numbers(0):
+        assert two.take(0)
+    assert away.resumed == [b"back"]
+
+
+def test_receiver_knows_whether_more_waits(two: Two) -> None:
+    """Else messages would be left for the next turn of the loop, or each wake-up would end in a failed attempt."""
+    assert not two.movers[1].has_more()
+    for _ in range(2):
+        two.movers[0].pass_on(Paused(two.server), None, 1, b"", 0.0)
+    assert two.take(1)
+    assert two.movers[1].has_more()
+    assert two.take(1)
+    assert not two.movers[1].has_more()
+
+
 def test_copy_that_was_used_longest_ago_goes_first(two: Two) -> None:
     """The bound on descriptors; the connection lives on where it is."""
     copies = [Paused(two.server) for _ in range(5)]
