@@ -256,6 +256,7 @@ def check(settings: Settings) -> list[str]:
     from limpet import backend
     from limpet.router import Router
 
+    settings = servers.told(settings)
     app = import_object(settings.app, "application")
     interface = settings.interface if settings.interface != "auto" else interface_of(app() if settings.factory else app)
     adapter(settings)

@@ -158,6 +158,11 @@ class Settings:
     worker_class: Literal["gthread", "sync", "gevent", "asgi", "uvicorn-worker"] = setting(
         "worker class of gunicorn; the last two serve ASGI", "gthread"
     )
+    server_config: str | None = setting(
+        "gunicorn's own file of settings, such as `gunicorn.conf.py`: what it says of a worker counts",
+        None,
+        metavar="FILE",
+    )
     threads: int = setting("how many requests a worker of gunicorn or waitress serves at once", 32, low=1, high=1024)
     tls_cert: str | None = setting(
         "file with the certificate and its chain: TLS is spoken, and ends in the workers; a reload reads it anew",

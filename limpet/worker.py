@@ -74,9 +74,9 @@ class Seat:
 
 def work(place: Boot, link: Link) -> None:
     """Be the worker that *place* describes until it has drained. Raises AppError when the application cannot start."""
-    settings = place.settings
     info = current.WorkerInfo(place.index, os.getpid(), place.generation)
     current.become(info, link)
+    settings = servers.told(place.settings)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)
     router = Router.from_settings(

@@ -107,6 +107,11 @@ def refuse_mix(settings: Settings) -> None:
 
     In a worker of uvicorn there may be several applications, key chains, and streams beside HTTP.
     """
+    if settings.server_config is not None and settings.server != "gunicorn":
+        raise SettingsError(
+            f"`--server-config {settings.server_config}` is for gunicorn, and the server is `{settings.server}`",
+            hint="`--server gunicorn`",
+        )
     for each in settings.served:
         alike = (each.app, each.by, each.server) == (settings.app, settings.by, settings.server)
         if not (alike or (settings.server == "uvicorn" and each.server in ("uvicorn", "stream"))):
@@ -170,6 +175,18 @@ def interface(settings: Settings) -> str:
     """Return what the server of *settings* calls: "asgi", "wsgi", or in words what else APP has to be."""
     is_asgi = settings.server == "gunicorn" and settings.worker_class in ASGI_CLASSES
     return "asgi" if is_asgi else kind(settings.server).interface
+
+
+def told(settings: Settings) -> Settings:
+    """Return *settings* with what `--server-config` says of the worker. Runs the user's code.
+
+    Raises AppError, or SettingsError for a worker that the other settings do not go with.
+    """
+    if settings.server_config is None:
+        return settings
+    found: Settings = module(settings.server).told(settings)
+    refuse_untold(found)
+    return found
 
 
 def module(name: str) -> ModuleType:

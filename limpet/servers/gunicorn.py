@@ -2,7 +2,7 @@
 
 Owns that worker: what it accepts from, how it hears commands, and its end. There is no master of gunicorn; the
 supervisor does its part. Connections are accepted in the main thread and wait there between requests; a thread has one
-from the first byte of a request to the end of the response.
+from the first byte of a request to the end of the response. A user's `gunicorn.conf.py` is read by gunicorn_file.py.
 
 1. READY is said when the worker's loop begins. It accepts after the command to accept; from the channel at once.
 2. Where keys are per request it keeps no connection alive: it cannot move them.
@@ -18,6 +18,7 @@ import resource
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -31,7 +32,7 @@ from limpet.fd_listener import FdListener, SlotListener
 from limpet.kernel import close_behind
 from limpet.link import LinkClosedError
 from limpet.logs import Hourly, take_over
-from limpet.servers import gunicorn_classes
+from limpet.servers import gunicorn_classes, gunicorn_file
 from limpet.servers.counted import framed_wsgi
 from limpet.settings import Settings
 from limpet.worker import Seat
@@ -42,6 +43,11 @@ _FOREVER_S: Final = 1e9  # for an end without a deadline
 log = logging.getLogger("limpet.worker")
 
 
+def told(settings: Settings) -> Settings:
+    """Return *settings* with what gunicorn's own file says of the worker. Raises AppError."""
+    return gunicorn_file.told(settings)
+
+
 def prepare(settings: Settings) -> None:
     """Get ready what has to be there before the application. Raises AppError for a class that is not installed."""
     if settings.worker_class != "gthread":
@@ -50,29 +56,36 @@ def prepare(settings: Settings) -> None:
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out."""
-    config = _config(seat)
+    config, is_told = _config(seat)
+    if seat.info.slot == 0:  # once is enough
+        gunicorn_file.tell(seat.settings)
     if seat.settings.worker_class != "gthread":
         gunicorn_classes.serve(app, seat, config, _Loaded)
         return
     logger = config.logger_class(config)
-    take_over("gunicorn.error", "gunicorn.access")
-    _Worker(seat, _Loaded(framed_wsgi(app, seat)), config, logger).init_process()
+    if not is_told & gunicorn_file.LOGS:
+        take_over("gunicorn.error", "gunicorn.access")
+    gunicorn_file.run(_Worker(seat, _Loaded(framed_wsgi(app, seat)), config, logger))
 
 
-def _config(seat: Seat) -> Config:
+def _config(seat: Seat) -> tuple[Config, frozenset[str]]:
+    """Return gunicorn's settings, and the names of those that a file of the user's has set."""
     settings = seat.settings
-    is_per_request = seat.home.router.chain.needs_head
+    config, is_told = gunicorn_file.config(settings)
     values = {
+        "worker_class": gunicorn_classes.NAMES.get(settings.worker_class, settings.worker_class),
         "threads": settings.threads,
-        "worker_connections": _connections(settings.threads),
-        "keepalive": 0 if is_per_request else max(1, round(settings.keep_alive_timeout_s)),
+        "keepalive": max(1, round(settings.keep_alive_timeout_s)),
         "loglevel": "warning",
-        "forwarded_allow_ips": "",  # see framed_wsgi; gunicorn would believe this machine
+        "worker_connections": sys.maxsize,
     }
-    config = Config()
-    for name, value in values.items():
-        config.set(name, value)
-    return config
+    for name in values.keys() - is_told:
+        config.set(name, values[name])
+    config.set("worker_connections", min(config.worker_connections, _connections(config.threads)))
+    config.set("forwarded_allow_ips", "")  # see framed_wsgi; gunicorn would believe this machine
+    if seat.home.router.chain.needs_head:
+        config.set("keepalive", 0)
+    return config, is_told
 
 
 def _connections(threads: int) -> int:

@@ -16,12 +16,12 @@ from typing import Any, Final
 
 from limpet.door import Door
 from limpet.errors import AppError
-from limpet.servers import ASGI_CLASSES, uvloop_listening
+from limpet.servers import ASGI_CLASSES, gunicorn_file, uvloop_listening
 from limpet.servers.counted import framed, framed_wsgi
 from limpet.settings import Settings
 from limpet.worker import Seat
 
-_CLASSES: Final = {"uvicorn-worker": "uvicorn_worker.UvicornWorker"}
+NAMES: Final = {"uvicorn-worker": "uvicorn_worker.UvicornWorker"}
 _PACKAGES: Final = {"gevent": "gevent", "uvicorn-worker": "uvicorn_worker"}
 
 
@@ -48,8 +48,7 @@ def serve(app: Callable[..., Any], seat: Seat, config: Any, loaded: Callable[[An
     door = Door(seat)
     name = seat.settings.worker_class
     config.set("threads", 1)  # with more of them, gunicorn takes its threaded class for sync
-    config.set("worker_class", _CLASSES.get(name, name))
-    if name == "asgi":
+    if name == "asgi" and config.asgi_loop == "auto":
         config.set("asgi_loop", "uvloop" if seat.settings.loop == "uvloop" else "asyncio")
     if name in ASGI_CLASSES:  # which do the lifespan, so its state is theirs
         app = framed(app, seat, None, lambda: seat.home.router.chain.needs_head or door.draining)
@@ -58,7 +57,9 @@ def serve(app: Callable[..., Any], seat: Seat, config: Any, loaded: Callable[[An
     listeners = door.listeners()
     for each in listeners if name == "gevent" else ():
         each.listen()  # what would wait for this later runs where gevent may not wait
-    worker_class = _counting(_in_slot(config.worker_class), door) if name == "gevent" else _in_slot(config.worker_class)
+    worker_class = _in_slot(config.worker_class, door)
+    if name == "gevent":
+        worker_class = _counting(worker_class, door)
     worker = worker_class(0, os.getppid(), listeners, loaded(app), 0, config, config.logger_class(config))
 
     def stop() -> None:
@@ -66,15 +67,22 @@ def serve(app: Callable[..., Any], seat: Seat, config: Any, loaded: Callable[[An
         os.kill(os.getpid(), signal.SIGTERM)
 
     door.on_stop(stop)
-    worker.init_process()
+    gunicorn_file.run(worker)
 
 
-def _in_slot(base: Any) -> Any:
+def _in_slot(base: Any, door: Door) -> Any:
     """Return the worker class *base* without what it owes a master of gunicorn."""
 
     class InSlot(base):  # type: ignore[misc]
         def patch(self) -> None:
             """Leave limpet's listeners as they are: gevent is patched in already."""
+
+        def init_signals(self) -> None:
+            """Leave none to the kernel: uvicorn sends itself once more what has ended it, and hooks come after that."""
+            super().init_signals()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    signal.signal(number, door.signalled)
 
         def notify(self) -> None:
             """Tell nobody: there is no master."""
