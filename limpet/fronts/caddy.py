@@ -79,16 +79,16 @@ def _proxy(plan: Plan) -> Iterator[str]:
     else:
         yield f"lb_policy header {_HEADER}           # by rendezvous: a host moves its own share of the clients"
     yield "# What no host took is tried elsewhere; what was sent is repeated only if it is a GET (Caddy's default)."
-    yield "lb_try_duration 10s"
+    yield "lb_try_duration 30s"
     yield "lb_try_interval 100ms"
-    yield "# Ten failures within 5 s, and a host gets no clients for 5 s: fewer would take it out with one worker."
-    yield "fail_duration 5s"
-    yield "max_fails 10"
     if plan.health:
         port, path = plan.health
         yield f"health_uri {path}"
         yield from [f"health_port {port}"] if port else []
         yield "health_interval 1s\n			health_timeout 2s\n			health_fails 2\n			health_passes 2"
+    else:
+        yield "# After 100 failures within 5 s a host gets no clients: fewer would take it out with one worker."
+        yield "fail_duration 5s\n			max_fails 100"
     yield f"header_up -{_HEADER}"
     yield "flush_interval -1                    # events reach the client when they happen"
     yield f"""transport http {{

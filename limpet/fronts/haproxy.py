@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from limpet.fronts import COOKIE, IDLE_S, Plan, Source
 
+WEIGHT = 16  # of every host: 256 points on the ring in place of 16, which would be uneven (docs/scaling.md)
 _HOPS = 4  # proxies in front of the front that are followed
 
 
@@ -90,10 +91,11 @@ def _backend(plan: Plan) -> Iterator[str]:
     yield """backend limpet from limpet
     balance hash var(txn.key)             # without a key: one after the other
     hash-type consistent sdbm avalanche   # a host that comes or goes moves its own share of the clients
-    # A connection that no host took is tried again, and at last elsewhere. What was sent is repeated only if it may be.
+    # A connection that no host took is tried again, and at last elsewhere. What was sent, or
+    # answered with 503, is repeated only if it may be.
     retries 3
     option redispatch
-    retry-on conn-failure empty-response
+    retry-on conn-failure empty-response 503
     http-request disable-l7-retry unless { method GET HEAD OPTIONS TRACE PUT DELETE }
     # A host that vanishes without a word: what it does not acknowledge fails after 5 s.
     option srvtcpka
@@ -108,7 +110,7 @@ def _backend(plan: Plan) -> Iterator[str]:
         yield f"    option httpchk GET {path}"
         yield "    http-check expect status 200"
         check += f" port {port}" if port else ""
-    yield f"    default-server {check} tcp-ut 5s pool-purge-delay {IDLE_S}s"
+    yield f"    default-server weight {WEIGHT} {check} tcp-ut 5s pool-purge-delay {IDLE_S}s"
     for number, host in enumerate(plan.hosts, start=1):
         yield f"    server host{number} {host}"
 

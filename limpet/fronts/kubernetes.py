@@ -43,7 +43,7 @@ def _deployment(plan: Plan) -> Iterator[str]:
     command += ["--mint", settings.mint] if settings.mint != "none" else []
     command += ["--keep-alive-timeout", str(KEEP_ALIVE_S), "--secret-file", "/run/secrets/limpet/secret"]
     port, path = plan.health or (_ADMIN_PORT, "/ready")
-    command += ["--admin", f":{port}"] if port else []
+    command += ["--admin", f":{port or _ADMIN_PORT}"]
     asked = f"httpGet: {{path: {path}, port: {port or _PORT}}}"
     grace = int(settings.graceful_timeout_s) + _LEAVE_S + 5
     yield f"""apiVersion: apps/v1
@@ -67,6 +67,7 @@ spec:
             - {{name: web, containerPort: {_PORT}}}
           startupProbe: {{{asked}, periodSeconds: 1, failureThreshold: {int(settings.start_timeout_s) + 5}}}
           readinessProbe: {{{asked}, periodSeconds: 1, failureThreshold: 2}}
+          livenessProbe: {{httpGet: {{path: /live, port: {port or _ADMIN_PORT}}}, periodSeconds: 10, timeoutSeconds: 5}}
           lifecycle:
             preStop: {{exec: {{command: ["sleep", "{_LEAVE_S}"]}}}}
           volumeMounts:
@@ -122,4 +123,4 @@ def _annotations(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "proxy-buffering", "off"  # events reach the client when they happen
     yield "proxy-read-timeout", "3600"
     yield "proxy-send-timeout", "3600"
-    yield "proxy-next-upstream", "error timeout"  # not `non_idempotent`
+    yield "proxy-next-upstream", "error timeout http_503"  # not `non_idempotent`

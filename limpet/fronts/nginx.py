@@ -93,8 +93,8 @@ def _upstream(plan: Plan) -> Iterator[str]:
         "upstream limpet",
         [
             "hash $limpet_key_1 consistent;        # a host that comes or goes moves its own share of the clients",
-            "# Ten failures within 5 s, and a host gets no clients for 5 s: fewer would take it out with one worker.",
-            *(f"server {host} max_fails=10 fail_timeout=5s;" for host in plan.hosts),
+            "# After 100 failures within 5 s a host gets no clients for 5 s: fewer would take it out with one worker.",
+            *(f"server {host} max_fails=100 fail_timeout=5s;" for host in plan.hosts),
             "keepalive 64;                         # idle connections to the hosts, for each nginx process",
             f"keepalive_timeout {IDLE_S}s;",
             "keepalive_requests 100000;",
@@ -139,7 +139,7 @@ def _location(cookie: list[str]) -> Iterator[str]:
             "proxy_connect_timeout 2s;",
             "proxy_socket_keepalive on;",
             "# Not `non_idempotent`: what was sent is repeated elsewhere only if it may be.",
-            "proxy_next_upstream error timeout;",
+            "proxy_next_upstream error timeout http_503;",
             "proxy_next_upstream_tries 3;",
         ],
     )

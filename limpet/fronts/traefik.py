@@ -45,7 +45,7 @@ def _http(plan: Plan) -> Iterator[str]:
   middlewares:
     limpet-retry:
       # What no host took is tried elsewhere; what was sent is repeated only if it may be (Traefik's default).
-      retry: {attempts: 4, initialInterval: 100ms}
+      retry: {attempts: 4, initialInterval: 100ms, status: ['503']}
   services:
     limpet:
       loadBalancer:
@@ -56,8 +56,9 @@ def _http(plan: Plan) -> Iterator[str]:
         port, path = plan.health
         at = f", port: {port}" if port else ""
         yield f"        healthCheck: {{path: {path}{at}, interval: 1s, timeout: 2s}}"
-    yield "        # Ten failures in 5 s, and a host gets no clients for 5 s: fewer would take it out with one worker."
-    yield "        passiveHealthCheck: {failureWindow: 5s, maxFailedAttempts: 10}"
+    else:
+        yield "        # After 100 failures in 5 s a host gets no clients: fewer would take it out with one worker."
+        yield "        passiveHealthCheck: {failureWindow: 5s, maxFailedAttempts: 100}"
     yield "        servers:"
     yield from (f"          - url: http://{host}" for host in plan.hosts)
     yield f"""  serversTransports:

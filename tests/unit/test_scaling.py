@@ -1,0 +1,34 @@
+"""docs/scaling.md has the figures that its scripts have written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks import spread
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "scaling.md").read_text()
+
+
+def test_table_is_that_of_the_simulation() -> None:
+    """A figure that nobody can make again is a claim."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "spread.json").read_text())
+    assert spread.page(found["results"]) in PAGE
+    assert found["workers"] == spread.WORKERS
+
+
+def test_costs_of_a_connection_are_those_measured() -> None:
+    """They are what readers plan with."""
+    cost = json.loads((ROOT / "benchmarks" / "results" / "capacity.json").read_text())["per_connection"]
+    dispatcher, workers = cost["dispatcher"], cost["workers"]
+    assert f"| {dispatcher['cpu_s'] * 1e6:.0f} us | {workers['cpu_s'] * 1e6:.0f} us |" in PAGE
+    assert f"| {dispatcher['memory_bytes'] / 1024:.1f} KiB | {workers['memory_bytes'] / 1024:.1f} KiB," in PAGE
+
+
+def test_nobody_moves_whose_machine_stays() -> None:
+    """The simulation would show a table that moves more than the share."""
+    for choose in (spread.nginx, spread.haproxy):
+        seen = spread.result(choose, 3)
+        assert seen["moved_to_an_old_machine"] == 0
+        assert seen["machine_lost"]["moved_from_others"] == 0  # type: ignore[index]
