@@ -4,9 +4,9 @@ Owns the form of the lines and when they are written. Who serves requests notes 
 uvicorn, servers/accessed.py for other servers of ASGI and WSGI.
 
 1. No key: the digest stands for it. A line has no query and no address, and what `path:` finds in a path is a `*`.
-2. Lines are written together, after _HELD_S at the latest: a write for each would cost more than the rest of it. A
-   worker that is killed takes its last ones along; one that ends writes them.
-3. `status` is what the application answered, `seconds` the time until its answer was given away.
+2. Noting is an append. Lines are made and written together, after _HELD_S at the latest: a write for each would cost
+   more than all the rest. A worker that is killed takes its last ones along; one that ends writes them.
+3. What lines have in common is kept ready, in a bounded memory: making the line is most of what is left.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import atexit
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 
 from limpet import logs
@@ -25,69 +26,85 @@ from limpet.router import Route, Router
 from limpet.settings import Settings
 
 _HELD_S: Final = 0.2
-_MOST_HELD: Final = 256  # lines
+_MOST_HELD: Final = 512  # requests
+_READY: Final = 2048  # parts of lines that are kept
 Later = Callable[[float, Callable[[], None]], object]
+
+
+class Entry(NamedTuple):
+    """One request that has been answered; times are monotonic, in seconds."""
+
+    began: float
+    ended: float
+    method: str
+    path: bytes  # as it came on the wire, without the query
+    bind: int
+    status: int  # 0: a websocket that was refused
+    found: tuple[Key | None, Route | None]
+    is_returned: bool  # another worker found that it belongs here
+    waited: float  # from accepting the connection to its first request; 0 for later ones
 
 
 class AccessLog:
     """The access log of one worker."""
 
-    def __init__(self, slot: int, settings: Settings, later: Later | None = None) -> None:
+    def __init__(self, slot: int, settings: Settings, router: Router, later: Later | None = None) -> None:
         """*later* calls a function after some seconds; without it each line is written at once."""
         self._slot = slot
+        self._router = router
         self._later = later
-        self._lines: list[str] = []
-        self._second = -1
-        self._clock = ""
-        self._in_utc = settings.log_format == "json"
-        self._line = self._as_json if self._in_utc else self._as_text
-        self._stamp = "%Y-%m-%dT%H:%M:%S" if self._in_utc else logs.stamp(settings.log_file)
+        self._masks = [mask(router.chain.at(bind)) for bind in range(len(settings.bind))]
+        self._is_json = settings.log_format == "json"
+        self._stamp = "%Y-%m-%dT%H:%M:%S" if self._is_json else logs.stamp(settings.log_file)
+        self._held: list[Any] = []
+        self._routed = lru_cache(_READY)(self._say_route)
+        self._asked = lru_cache(_READY)(self._say_request)
         atexit.register(self.flush)
 
-    def note(
-        self, method: str, path: str, status: int, digest: str, route: str, began: float, waited_s: float = 0.0
-    ) -> None:
-        """Note a request that *began* at that monotonic time and has been answered.
-
-        *route* is how it came here: hash, learned, cookie, placed or returned. Of the first request of a connection
-        *waited_s* is the time from accepting it.
-        """
-        now = time.time()
-        if int(now) != self._second:
-            self._second = int(now)
-            self._clock = time.strftime(self._stamp, time.gmtime(now) if self._in_utc else time.localtime(now))
-        took_s = time.monotonic() - began
-        self._lines.append(
-            self._line(int(now % 1 * 1000), method, path, status, digest, route, took_s, max(0.0, waited_s))
-        )
-        if self._later is None or len(self._lines) >= _MOST_HELD:
+    def add(self, entry: Entry | tuple[object, ...]) -> None:
+        """Note a request; *entry* has the fields of an Entry, whose making would cost as much as the rest."""
+        held = self._held
+        held.append(entry)
+        if self._later is None or len(held) >= _MOST_HELD:
             self.flush()
-        elif len(self._lines) == 1:
+        elif len(held) == 1:
             self._later(_HELD_S, self.flush)
 
     def flush(self) -> None:
         """Write what has been noted."""
-        lines, self._lines = self._lines, []
-        if lines:
-            logs.write(lines)
+        held, self._held = self._held, []
+        if not held:
+            return
+        offset, second, clock, lines = time.time() - time.monotonic(), -1, "", []
+        for began, ended, method, path, bind, status, (key, route), is_returned, waited in held:
+            at = ended + offset
+            if int(at) != second:
+                second = int(at)
+                clock = time.strftime(self._stamp, time.gmtime(at) if self._is_json else time.localtime(at))
+            routed = self._routed("returned" if is_returned else route_of(key, route), route and route.digest)
+            asked = self._asked(method, path, bind)
+            if self._is_json:
+                lines.append(
+                    f'{{"timestamp": "{clock}.{int(at % 1 * 1000):03d}+00:00", {routed}, {asked}, "status": {status}, '
+                    f'"seconds": {ended - began:.6f}, "waited": {waited and max(0.0, waited):.6f}}}\n'
+                )
+            else:
+                took_ms, waited_ms = (ended - began) * 1000, waited * 1000
+                lines.append(
+                    f"{clock} INFO    {asked} {status} in {took_ms:.1f} ms, {routed}, waited {waited_ms:.1f} ms\n"
+                )
+        logs.write(lines)
 
-    def _as_json(
-        self, ms: int, method: str, path: str, status: int, digest: str, route: str, took_s: float, waited_s: float
-    ) -> str:
-        return (
-            f'{{"timestamp": "{self._clock}.{ms:03d}+00:00", "level": "info", "event": "request", '
-            f'"slot": {self._slot}, "digest": "{digest}", "route": "{route}", '
-            f'"method": {quoted(method)}, "path": {quoted(path)}, "status": {status}, '
-            f'"seconds": {took_s:.6f}, "waited": {waited_s:.6f}}}\n'
-        )
+    def _say_route(self, how: str, digest: int | None) -> str:
+        shown = "" if digest is None else self._router.hasher.show(digest)
+        if self._is_json:
+            head = f'"level": "info", "event": "request", "slot": {self._slot}'
+            return f'{head}, "digest": "{shown}", "route": "{how}"'
+        return f"slot {self._slot}, {how} {shown or '-'}"
 
-    def _as_text(
-        self, ms: int, method: str, path: str, status: int, digest: str, route: str, took_s: float, waited_s: float
-    ) -> str:
-        return (
-            f"{self._clock} INFO    {method} {path} {status} in {took_s * 1000:.1f} ms, slot {self._slot}, "
-            f"{route} {digest or '-'}, waited {waited_s * 1000:.1f} ms\n"
-        )
+    def _say_request(self, method: str, path: bytes, bind: int) -> str:
+        shown = self._masks[bind](path.decode("latin-1"))
+        return f'"method": {quoted(method)}, "path": {quoted(shown)}' if self._is_json else f"{method} {shown}"
 
 
 def route_of(key: Key | None, route: Route | None) -> str:
@@ -97,11 +114,6 @@ def route_of(key: Key | None, route: Route | None) -> str:
     if route.learned is not None:
         return "learned"
     return "cookie" if key.element == AFFINITY else "hash"
-
-
-def digest_of(router: Router, route: Route | None) -> str:
-    """Return the digest of the key of *route* as people see it, nothing without a key."""
-    return "" if route is None else router.hasher.show(route.digest)
 
 
 def mask(chain: KeyChain) -> Callable[[str], str]:

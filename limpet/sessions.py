@@ -92,6 +92,11 @@ class Sessions:
         self._one_at_a_time = threading.Lock()  # a WSGI application has threads, and table and row one writer
 
     @property
+    def router(self) -> Router:
+        """What knows where keys live, as this worker does."""
+        return self._router
+
+    @property
     def is_idle(self) -> bool:
         """Whether neither requests nor responses are of interest, now and later."""
         return self._router.jar is None and not self._watches
@@ -200,6 +205,11 @@ def become(sessions: Sessions) -> None:
     """Make *sessions* what this process's `mint`, `learn` and `forget` act on. Runs in a worker, before the import."""
     global _here
     _here = sessions
+
+
+def here() -> Sessions | None:
+    """Return the sessions of this worker, None outside of one."""
+    return _here
 
 
 def mint(factory: Callable[[], Id]) -> Id:

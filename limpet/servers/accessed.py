@@ -9,8 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
-from limpet import access, servers
-from limpet.access import AccessLog
+from limpet import servers
+from limpet.access import AccessLog, Entry
 from limpet.request import Request
 from limpet.router import Router
 from limpet.servers.in_session import of_environ, of_scope
@@ -22,23 +22,22 @@ def accessed(app: Callable[..., Any], settings: Settings, slot: int, router: Rou
     interface = servers.interface(settings)
     if not settings.access_log or settings.server == "uvicorn" or interface not in ("asgi", "wsgi"):
         return app
-    log = AccessLog(slot, settings)
-    notes = _Notes(log, router, access.mask(router.chain))
+    notes = _Notes(AccessLog(slot, settings, router), router)
     return _asgi(app, notes, settings.root_path.rstrip("/")) if interface == "asgi" else _wsgi(app, notes)
 
 
 class _Notes:
-    def __init__(self, log: AccessLog, router: Router, mask: Callable[[str], str]) -> None:
+    def __init__(self, log: AccessLog, router: Router) -> None:
         self._log = log
         self._router = router
-        self._mask = mask
 
     def add(self, request: Request, status: int, began: float) -> None:
         """Note *request*, which *began* at that monotonic time and was answered with *status*."""
         key = self._router.chain.find(request.peer, request)
         route = None if key is None else self._router.where(key)
-        digest, how = access.digest_of(self._router, route), access.route_of(key, route)
-        self._log.note(request.method, self._mask(request.target.partition("?")[0]), status, digest, how, began)
+        path = request.target.partition("?")[0].encode("latin-1")
+        ended = time.monotonic()
+        self._log.add(Entry(began, ended, request.method, path, request.peer.bind, status, (key, route), False, 0.0))
 
 
 def _asgi(app: Callable[..., Awaitable[None]], notes: _Notes, root_path: str) -> Callable[..., Awaitable[None]]:

@@ -100,7 +100,7 @@ def _with_access_log(protocols: dict[bool, type[asyncio.Protocol]], seat: Seat) 
     def later(delay_s: float, call: Callable[[], None]) -> object:
         return asyncio.get_running_loop().call_later(delay_s, call)
 
-    log = AccessLog(seat.info.slot, seat.settings, later)
+    log = AccessLog(seat.info.slot, seat.settings, seat.home.router, later)
     uvicorn_access.install()
     return {moves: uvicorn_access.noted(plain, seat, log) for moves, plain in protocols.items()}
 

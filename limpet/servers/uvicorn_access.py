@@ -10,29 +10,30 @@ nothing of it costs anything without.
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from time import monotonic
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http import h11_impl, httptools_impl
 
-from limpet import access
 from limpet.access import AccessLog
+from limpet.elements import Key
 from limpet.handoff import Handoff
 from limpet.moved import Arrived
 from limpet.request import Request
+from limpet.router import Route
 from limpet.servers.uvicorn_protocols import Seated
 from limpet.worker import Seat
 
-Routed = tuple[str, str]  # digest and route
+Found = tuple[Key | None, Route | None]
 
 
 class _Noting:
     """What uvicorn's cycle gains: the status that it sends, and its end is noted."""
 
     status: int = 500  # what the server answers for an application that says nothing
-    routed: Routed | None = None
+    found: Found | None = None
+    is_returned: bool = False
     began: float
     _call: Callable[[], None]
 
@@ -42,43 +43,49 @@ class _Noting:
 
     @on_response.setter
     def on_response(self, call: Callable[[], None]) -> None:
-        self._call, self.began = call, time.monotonic()
+        self._call, self.began = call, monotonic()
 
     def _answered(self) -> None:
         self._call.__self__.note(self)  # type: ignore[attr-defined]  # a method of the protocol
         self._call()
-
-    def send(self, message: Any) -> Any:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        return super().send(message)  # type: ignore[misc]  # no coroutine of its own: it is called for each message
 
 
 def install() -> None:
     """Let uvicorn's protocols use cycles that note their end."""
     for module in (httptools_impl, h11_impl):
         plain = vars(module)["RequestResponseCycle"]
-        vars(module)["RequestResponseCycle"] = type(plain.__name__, (_Noting, plain), {})
+        own = {"send": _noting_send(plain.send)}
+        vars(module)["RequestResponseCycle"] = type(plain.__name__, (_Noting, plain), own)
+
+
+def _noting_send(plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return uvicorn's *plain* `send`, whose cycle knows the status; no coroutine of its own: all messages pass."""
+
+    def send(cycle: Any, message: Any) -> Any:
+        if message["type"] == "http.response.start":
+            cycle.status = message["status"]
+        return plain(cycle, message)
+
+    return send
 
 
 def noted(base: type[Any], seat: Seat, log: AccessLog) -> type[Any]:
     """Return the protocol class *base* with an access log."""
-    chains = [seat.home.router.chain.at(bind) for bind in range(len(seat.settings.bind))]
-    own = {"log": log, "masks": [access.mask(chain) for chain in chains]}
-    return type(f"Noted{base.__name__}", (Noted, base), own)
+    needs_head = [seat.home.router.chain.at(bind).needs_head for bind in range(len(seat.settings.bind))]
+    return type(f"Noted{base.__name__}", (Noted, base), {"log": log, "needs_head": needs_head})
 
 
 class Noted(Seated):
     """What a protocol gains; a mixin before all others."""
 
     log: ClassVar[AccessLog]
-    masks: ClassVar[Sequence[Callable[[str], str]]]
+    needs_head: ClassVar[list[bool]]
     scope: Any
     url: bytes
     _is_first: bool = True
     _was_returned: bool = False
     _accepted_ns: int = 0
-    _routed: Routed | None = None  # where it cannot change
+    _found: Found | None = None  # where it cannot change
 
     def accepted(self, handoff: Handoff) -> None:
         super().accepted(handoff)
@@ -94,22 +101,21 @@ class Noted(Seated):
 
     def _request_began(self) -> None:
         super()._request_began()
-        self.cycle.routed = self._route()
+        cycle = self.cycle
+        if self._is_first or self._was_returned:
+            cycle.is_returned = self._was_returned
+            cycle.found = self._look()
+        else:
+            cycle.found = self._found or self.seat.home.latest
 
-    def _route(self) -> Routed:
-        """Return how the request that has just begun came here."""
-        if self._routed is not None:
-            return self._routed
-        home, returned, first = self.seat.home, self._was_returned, self._is_first
-        self._was_returned = self._is_first = False
-        needs_head = home.router.chain.at(self.listener).needs_head
-        if first or returned or not needs_head:
-            home.look(Request(self.scope["method"], self._target(), self.peer(), self.scope["headers"]))
-        key, route = home.latest
-        found = access.digest_of(home.router, route), "returned" if returned else access.route_of(key, route)
-        if not needs_head:
-            self._routed = found
-        return found
+    def _look(self) -> Found:
+        """Return what is found for the request that has just begun, of which another process has decided."""
+        self._is_first = self._was_returned = False
+        home = self.seat.home
+        home.look(Request(self.scope["method"], self._target(), self.peer(), self.scope["headers"]))
+        if not self.needs_head[self.listener]:
+            self._found = home.latest
+        return home.latest
 
     def _target(self) -> str:
         """Return the target of the request that has just begun, as it came on the wire."""
@@ -120,17 +126,24 @@ class Noted(Seated):
 
     def note(self, cycle: Any) -> None:
         """Note the request of *cycle*, which has been answered."""
-        path = cycle.scope["raw_path"].decode("latin-1")
-        self._note(cycle.scope["method"], path, cycle.routed or self._route(), cycle.began, cycle.status)
+        scope, began = cycle.scope, cycle.began
+        found = cycle.found or self._found or self._look()  # of pipelined requests the last has begun for all
+        entry = (scope["method"], scope["raw_path"], self.listener, cycle.status, found, cycle.is_returned)
+        self.log.add((began, monotonic(), *entry, self._waited(began) if self._accepted_ns else 0.0))
 
-    def _note(self, method: str, path: str, routed: Routed, began: float, status: int) -> None:
-        waited_s = began - self._accepted_ns / 1e9 if self._accepted_ns else 0.0
-        self._accepted_ns = 0
-        self.log.note(method, self.masks[self.listener](path), status, *routed, began, waited_s)
+    def _waited(self, began: float) -> float:
+        since, self._accepted_ns = self._accepted_ns / 1e9, 0
+        return began - since
 
     def handle_websocket_upgrade(self, *event: Any) -> None:
-        path = self._target().partition("?")[0]
-        ended = functools.partial(self._note, self.scope["method"], path, self._route(), time.monotonic())
+        method, path, began = self.scope["method"], self._target().partition("?")[0].encode("latin-1"), monotonic()
+        is_returned = self._was_returned
+        decided = not (self._is_first or is_returned)
+        found = (self._found or self.seat.home.latest) if decided else self._look()
+        waited = self._waited(began) if self._accepted_ns else 0.0
+        log, bind = self.log, self.listener
         super().handle_websocket_upgrade(*event)  # type: ignore[misc]
         protocol: Any = self.transport.get_protocol()
-        protocol.ended = ended
+        protocol.ended = lambda status: log.add(
+            (began, monotonic(), method, path, bind, status, found, is_returned, waited)
+        )

@@ -1,0 +1,41 @@
+"""Attributes for traces: in which slot a request was served, and by which route it came there.
+
+    OpenTelemetryMiddleware(app, server_request_hook=limpet.integrations.opentelemetry.annotate)
+
+Imports nothing of OpenTelemetry: whatever has `set_attribute` is a span. limpet itself neither reads nor changes
+`traceparent`; a request that moves is the same bytes in another worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from limpet import access, current, sessions
+from limpet.servers.in_session import of_scope
+
+
+class Span(Protocol):
+    """What is needed of a span."""
+
+    def set_attribute(self, key: str, value: Any) -> object:
+        """Note *value* under *key*."""
+
+
+def annotate(span: Span, scope: dict[str, Any]) -> None:
+    """Set `limpet.slot`, `limpet.generation`, `limpet.route` and `limpet.digest` on *span*, for the ASGI *scope*.
+
+    The route is hash, learned, cookie or placed, as in the access log, by the key chain of the first bind. Without
+    limpet it does nothing.
+    """
+    here = sessions.here()
+    if here is None or scope["type"] not in ("http", "websocket"):
+        return
+    info = current.current_worker()
+    span.set_attribute("limpet.slot", info.slot)
+    span.set_attribute("limpet.generation", info.generation)
+    request = of_scope(scope, scope.get("root_path", "").rstrip("/").encode())
+    key = here.router.chain.find(request.peer, request)
+    route = None if key is None else here.router.where(key)
+    span.set_attribute("limpet.route", access.route_of(key, route))
+    if route is not None:
+        span.set_attribute("limpet.digest", here.router.hasher.show(route.digest))
