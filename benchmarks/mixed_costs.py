@@ -95,7 +95,9 @@ def instructions(system: System, kind: str, count: int, where: Path) -> None:
     total = 0
     for file in where.glob("callgrind.out.*.1"):
         total += sum(map(int, re.findall(r"^totals: (\d+)", file.read_text(errors="replace"), re.MULTILINE)))
-    print(f"{kind}: {total / count / 1000:.1f} thousand instructions of the workers for each request")
+    print(
+        f"{kind}, {len(pids)} workers: {total / count / 1000:.1f} thousand instructions of the workers for each request"
+    )
 
 
 def main() -> None:
@@ -112,6 +114,7 @@ def main() -> None:
         os.chmod(where, 0o755)  # nginx's workers are another user
         script = where / "users.lua"
         script.write_text(LUA.replace("USERS", str(USERS)))
+        os.environ["LIMPET_KEEP_ALIVE_TIMEOUT"] = "600"  # callgrind_control may take longer than 5 s
         prefix = ["valgrind", "--tool=callgrind", "--trace-children=yes", "--instr-atstart=no"]
         systems = start_systems(options.workers, where, prefix if options.instructions else [])
         try:
@@ -122,6 +125,7 @@ def main() -> None:
             if options.instructions:
                 instructions(systems[0], options.kind, options.requests, where)
             else:
+                print(f"{options.workers} workers")
                 time_and_switches(systems, script, options.kind, options.rounds)
                 system_calls(systems[0], script, options.kind)
         finally:
