@@ -6,8 +6,9 @@ server needs to know nothing of them. Adapters make a `Door`; programs under `--
 
 1. READY is said when the server first accepts: a server that would only listen on the descriptor never comes up. On
    the dispatcher backend a probe in the channel makes it accept; one that does not, within PROBE_S of asking for the
-   descriptor, is refused. On the kernel backend, where the listener is real, `listen` counts as well, and waits there
-   until limpet lets clients in: a listener that listens too early would get another slot's number.
+   descriptor, or a quarter of the start time-out, is refused. On the kernel backend, where the listener is real,
+   `listen` counts as well, and waits there until limpet lets clients in: a listener that listens too early would get
+   another slot's number.
 2. A drain goes: responses end their connections (`draining`), the server accepts who waits, the gate is shut, who is
    idle may speak once more, the server is told to stop. Whoever does not end in time is ended.
 3. Callbacks run in the door's thread.
@@ -57,6 +58,7 @@ class Door:
         self.is_ready = False
         self._lock = threading.Lock()
         self._may_accept = threading.Event()
+        self._probe_s = min(PROBE_S, seat.settings.start_timeout_s / 4)
         self._asked_at = math.inf  # monotonic: when the server asked for the descriptor
         self._until = math.inf  # monotonic: the end of the graceful timeout
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -153,15 +155,15 @@ class Door:
     def _patience_ms(self) -> float | None:
         if self.is_ready or self._asked_at == math.inf:
             return None
-        return max(0.0, self._asked_at + PROBE_S - time.monotonic()) * 1000 + 1
+        return max(0.0, self._asked_at + self._probe_s - time.monotonic()) * 1000 + 1
 
     def _refuse_if_deaf(self) -> None:
         """End this process if its server has not accepted in time: it listens on the descriptor, in vain."""
-        if self.is_ready or time.monotonic() < self._asked_at + PROBE_S:
+        if self.is_ready or time.monotonic() < self._asked_at + self._probe_s:
             return
         error = AppError(
             f"the server of `{self._seat.settings.app}` took the descriptor of limpet's listener, and has not called "
-            f"its `accept` for {PROBE_S:g} s: it would never serve anybody",
+            f"its `accept` for {self._probe_s:g} s: it would never serve anybody",
             hint="`--by ip --backend kernel` gives it a real listener; `--loop asyncio` where it is uvloop's",
         )
         self._seat.link.send(

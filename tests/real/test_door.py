@@ -79,9 +79,9 @@ def refuses(port: int) -> bool:
 def test_server_that_never_accepts_is_refused_at_the_start() -> None:
     """It would come up, and every client would wait for ever."""
     arguments = (PROGRAM + "deaf", "--server", "script", "--workers", "1", "--backend", "dispatcher")
-    with Limpet(*arguments).launched() as limpet:
+    with Limpet(*arguments, "--start-timeout", "12").launched() as limpet:
         assert limpet.wait_ended() == 4
-    assert "has not called its `accept` for 10 s: it would never serve anybody" in limpet.log
+    assert "has not called its `accept` for 3 s: it would never serve anybody" in limpet.log
     assert "hint: `--by ip --backend kernel`" in limpet.log
 
 
