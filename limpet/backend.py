@@ -16,9 +16,9 @@ import logging
 import re
 import socket
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from limpet import binds, kernel, tls
+from limpet import binds, kernel, privileges, tls
 from limpet.backlog import backlog
 from limpet.binds import Bind, Listener
 from limpet.bpf import Program, placing
@@ -80,10 +80,12 @@ class DispatcherBackend:
     def open(cls, settings: Settings) -> DispatcherBackend:
         """Return the backend for *settings*, bound to its addresses. Raises ListenError."""
         backlog = settings.backlog
+        umask = None if settings.umask is None else int(settings.umask, 8)
+        rights: dict[str, Any] = {"umask": umask, "owner": privileges.wanted(settings)}
         with contextlib.ExitStack() as stack:
             listeners = [
                 stack.enter_context(
-                    contextlib.closing((binds.kept(bind, backlog, 1) or [binds.open(bind, backlog)])[0])
+                    contextlib.closing((binds.kept(bind, backlog, 1) or [binds.open(bind, backlog, **rights)])[0])
                 )
                 for bind in map(Bind.parse, settings.bind)
             ]

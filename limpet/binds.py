@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from limpet import activation
 from limpet.errors import ListenError, SettingsError, reason
+from limpet.privileges import Identity
 from limpet.served import Served
 
 MAX_PATH_BYTES = 107
@@ -128,15 +129,22 @@ class Listener:
         self.sock.close()
 
 
-def open(bind: Bind, backlog: int) -> Listener:  # noqa: A001 - reads `binds.open(bind, backlog)`
+def open(bind: Bind, backlog: int, *, umask: int | None = None, owner: Identity | None = None) -> Listener:  # noqa: A001 - reads `binds.open(bind, backlog)`
     """Return a listener that is bound, but lets nobody in yet. Raises ListenError. Blocks on the resolver.
 
-    *backlog* is the number of connections that the kernel keeps until they are accepted.
+    *backlog* is the number of connections that the kernel keeps until they are accepted. A socket file gets the rights
+    that *umask* leaves, and is *owner*'s; by default it is as every file of this process.
     """
+    before = None if umask is None else os.umask(umask)
     try:
         sock = {"tcp": _bind_address, "unix": _bind_path, "fd": _adopt}[bind.kind](bind)
+        if owner is not None and bind.kind == "unix":
+            os.chown(bind.path, owner.uid, owner.gid)
     except OSError as error:
         raise _refusal(bind, error) from None
+    finally:
+        if before is not None:
+            os.umask(before)
     stays = bind.kind == "fd" or activation.keeps()
     return _listener(sock, bind, backlog, _inode(bind.path) if bind.kind == "unix" and not stays else None, stays=stays)
 

@@ -82,3 +82,8 @@ def server(text: str) -> None:
     from limpet.servers import kind
 
     kind(text)
+
+
+def umask(text: str) -> None:
+    if not re.fullmatch("0?[0-7]{1,3}", text):
+        raise SettingsError(f"`{text}` is no mask of rights: up to three octal digits are", hint="`--umask 007`")

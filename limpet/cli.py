@@ -115,9 +115,12 @@ def run(**flags: Any) -> int:
 @setting_options
 def check(show_bpf: bool, **flags: Any) -> None:
     """Import APP, look at all settings of `run` and try the backend; serve nothing."""
-    from limpet import apps, backend
+    from limpet import apps, backend, privileges, tls
 
     wanted = settings.load(flags, os.environ)
+    tls.read(wanted)  # as the supervisor does
+    if (identity := privileges.wanted(wanted)) is not None:
+        identity.become()
     apps.look_in(wanted.app_dir)  # as in the children: the script's own directory is what Python would take
     for line in apps.check(wanted):
         click.echo(line)

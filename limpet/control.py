@@ -3,6 +3,9 @@
 Owns both ends of the conversation and the place of the socket: one JSON object a line in each direction, on a unix
 socket that only its owner may use (0600 in a 0700 directory). What a command means is the supervisor's business.
 
+Who calls is known by the kernel, whatever rights the file has got: root, the user of the supervisor, and the one of its
+children, whose file it is.
+
 1. The supervisor's side never blocks: a caller that sends half a line, or nothing, is dropped after _PATIENCE_S.
 2. A caller that asked to stop is told when that has begun, and sees the end of the line when it is done.
 """
@@ -11,23 +14,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import selectors
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from limpet.errors import ControlError, ListenError
+from limpet.privileges import Identity
 
 Message = dict[str, Any]
 Answer = Callable[[Message], Message]
+_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _PATIENCE_S: Final = 5.0
 _LONGEST_LINE: Final = 1 << 20  # bytes; `limpet where` may carry many keys
 _MOST_CALLERS: Final = 64
 _ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, as without free descriptors
+log = logging.getLogger("limpet")
 
 
 def runtime_dir() -> Path:
@@ -45,8 +53,15 @@ class _Caller:
 class ControlServer:
     """The supervisor's side. Owns the socket and its file; `close` removes it."""
 
-    def __init__(self, path: Path, listener: socket.socket, answer: Answer, selector: selectors.BaseSelector) -> None:
-        """Answer who calls at *listener*, the socket at *path*.
+    def __init__(
+        self,
+        path: Path,
+        listener: socket.socket,
+        answer: Answer,
+        selector: selectors.BaseSelector,
+        owner: Identity | None = None,
+    ) -> None:
+        """Answer who calls at *listener*, the socket at *path*: root, this user, and its *owner*.
 
         The keys it registers with *selector* carry a function to call with the monotonic time when they are readable.
         """
@@ -56,6 +71,7 @@ class ControlServer:
         self._callers: dict[socket.socket, _Caller] = {}
         self._listener = listener
         self._listen_again_at = 0.0
+        self._allowed = {0, os.geteuid(), *(owner or ())[:1]}
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def pack(self) -> dict[str, Any]:
@@ -66,10 +82,15 @@ class ControlServer:
 
     @classmethod
     def adopt(
-        cls, packed: dict[str, Any], answer: Answer, selector: selectors.BaseSelector, now: float
+        cls,
+        packed: dict[str, Any],
+        answer: Answer,
+        selector: selectors.BaseSelector,
+        now: float,
+        owner: Identity | None = None,
     ) -> ControlServer:
         """Return the server that `pack` was called on."""
-        server = cls(Path(packed["path"]), socket.socket(fileno=packed["fd"]), answer, selector)
+        server = cls(Path(packed["path"]), socket.socket(fileno=packed["fd"]), answer, selector, owner)
         for each in packed["callers"]:
             server._await(socket.socket(fileno=each["fd"]), now, bytes.fromhex(each["unread"]))
         return server
@@ -99,6 +120,12 @@ class ControlServer:
         except OSError:  # as without free descriptors: the caller waits, and would wake the loop all the time
             self._selector.unregister(self._listener)
             self._listen_again_at = now + _ACCEPT_PAUSE_S
+            return
+        credentials = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, _ = _CREDENTIALS.unpack(credentials)
+        if uid not in self._allowed:
+            log.warning("user %d (pid %d) may not ask at the control socket", uid, pid)
+            caller.close()
             return
         caller.setblocking(False)
         if len(self._callers) >= _MOST_CALLERS:
@@ -142,8 +169,11 @@ class ControlServer:
         return self._answer(request) if isinstance(request, dict) else {"error": "not a JSON object"}
 
 
-def listen(path: str | None, name: str) -> tuple[Path, socket.socket]:
-    """Return a socket that listens on *path*, by default a new file in the runtime directory. Raises ListenError."""
+def listen(path: str | None, name: str, owner: Identity | None = None) -> tuple[Path, socket.socket]:
+    """Return a socket that listens on *path*, by default a new file in the runtime directory. Raises ListenError.
+
+    The file is *owner*'s, by default this user's.
+    """
     where = Path(path) if path else runtime_dir() / f"{name}-{os.getpid()}.sock"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -155,6 +185,10 @@ def listen(path: str | None, name: str) -> tuple[Path, socket.socket]:
             listener.bind(str(where))
         finally:
             os.umask(mask)
+        if owner is not None:
+            os.chown(where, owner.uid, owner.gid)
+            if path is None:
+                where.parent.chmod(0o711)  # the owner has to reach the file, by its name
         listener.listen(_MOST_CALLERS)
     except OSError as error:
         listener.close()

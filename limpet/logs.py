@@ -21,7 +21,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from limpet.errors import LimpetError, SettingsError, reason
 
@@ -113,6 +113,8 @@ def _event(template: str) -> str:
 class LogFile(logging.Handler):
     """Appends to the file of a name, whichever that is now."""
 
+    owner: ClassVar[tuple[int, int] | None] = None  # user and group that write it, too, while this process is root
+
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = os.path.abspath(path)
@@ -141,6 +143,8 @@ class LogFile(logging.Handler):
             if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
                 return
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if self.owner is not None:
+            os.fchown(fd, *self.owner)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd

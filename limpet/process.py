@@ -20,7 +20,7 @@ import sys
 from collections.abc import Collection
 from typing import Any, Final
 
-from limpet import boot, notify
+from limpet import boot, notify, privileges
 from limpet.link import Link, Message
 
 _NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *notify.NOT_FOR_CHILDREN})
@@ -45,6 +45,9 @@ class Child:
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
         if role == "worker":
             environment |= {"LIMPET_SLOT": str(place.index), "LIMPET_GENERATION": str(place.generation)}
+        identity = privileges.wanted(place.settings)
+        if identity is not None:
+            environment |= identity.environment
         boot_fd = boot.write(place)
         try:
             self._process: subprocess.Popen[bytes] | _Adopted = subprocess.Popen(
@@ -54,6 +57,7 @@ class Child:
                 pass_fds=(boot_fd, *place.inherited_fds),
                 env=environment,
                 process_group=0,
+                **(identity.as_arguments() if identity is not None else {}),
             )
         finally:
             os.close(boot_fd)

@@ -28,6 +28,8 @@ from typing import Final
 
 from limpet.errors import SettingsError
 
+VARIABLE: Final = "LIMPET_SECRET"
+"""The variable of the environment that may hold the secret. No setting, since a flag would show in `ps`."""
 _SHORTEST: Final = 16  # bytes: 64 bits even as hexadecimal text, what the key of the address hash has
 _RANDOM: Final = 32  # bytes of a new secret: what the longest key derived from it has
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # fits into the 255 bytes of a file name
@@ -43,13 +45,16 @@ class Secret:
 
 
 def load(name: str, secret_file: str | None, state_dir: str | None) -> Secret:
-    """Return the secret of the server *name*: that of *secret_file*, or else the one kept in *state_dir*.
+    """Return the secret of the server *name*: that of *secret_file*, of VARIABLE, or else the one kept in *state_dir*.
 
-    Makes the kept one if there is none. Raises SettingsError if *name* cannot be a file name, and for a file
-    that holds no secret or that others may read or write.
+    Takes VARIABLE out of the environment. Makes the kept one if there is none. Raises SettingsError if *name* cannot be
+    a file name, for what is too short for a secret, and for a file that others may read or write.
     """
+    of_variable = os.environ.pop(VARIABLE, "").strip()  # children get it by another way, and no log of an environment
     if secret_file is not None:
         return _given(Path(secret_file).absolute())
+    if of_variable:
+        return Secret(_good(of_variable.encode(), f"`{VARIABLE}`"), f"from {VARIABLE}")
     if not _NAME.fullmatch(name):
         raise SettingsError(
             f"name `{name}`: up to 100 letters, digits, `_`, `.`, `-` are allowed, no `.` or `-` in front",
@@ -114,12 +119,16 @@ def _read(path: Path) -> bytes:
                 f"the secret file `{path}` has mode `{mode:04o}`: nobody but its owner may read or write it",
                 hint=f"`chmod 600 {shlex.quote(str(path))}`",
             )
-        value = file.read().strip()
+        return _good(file.read().strip(), f"the secret file `{path}`", hint=_recipe(path))
+
+
+def _good(value: bytes, where: str, hint: str | None = None) -> bytes:
+    """Return *value*, the secret in *where*. Raises SettingsError if a line of it is too short."""
     for number, line in enumerate(value.splitlines() or [b""], 1):
         if len(line.strip()) < _SHORTEST:
-            which = f"line {number} of the secret file" if b"\n" in value else "the secret file"
-            message = f"{which} `{path}` holds {len(line.strip())} bytes: at least {_SHORTEST} are needed"
-            raise SettingsError(message, hint=_recipe(path))
+            which = f"line {number} of {where}" if b"\n" in value else where
+            message = f"{which} holds {len(line.strip())} bytes: at least {_SHORTEST} are needed"
+            raise SettingsError(message, hint=hint or f"`export {VARIABLE}=$(head -c {_RANDOM} /dev/urandom | base64)`")
     return value
 
 

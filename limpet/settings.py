@@ -184,6 +184,20 @@ class Settings:
         "wait",
     )
     dispatchers: int = setting("how many dispatcher processes", 1, low=1, high=16)
+    user: str | None = setting(
+        "user, by name or number, as whom workers and dispatchers run, when root starts the server",
+        None,
+        shown="who starts it",
+        metavar="USER",
+    )
+    group: str | None = setting("group of these processes", None, shown="that of `--user`", metavar="GROUP")
+    umask: str | None = setting(
+        "rights that the socket files of `unix:PATH` binds do not get, in octal; `007` is for owner and group",
+        None,
+        shown="that of the process",
+        metavar="MASK",
+        check=checks.umask,
+    )
     name: str | None = setting(
         "name of this server; servers of one name share the secret, so a client has the same slot in each",
         None,

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 
-from limpet import __version__, backend, carried, logs, secret, upgrade, watch
+from limpet import __version__, backend, carried, logs, privileges, secret, upgrade, watch
 from limpet.hosted import Program
 from limpet.router import Clocks, Router
 from limpet.settings import Settings
@@ -28,7 +28,10 @@ def run(settings: Settings, program: Program | None = None) -> None:
     if before is not None:
         _take_over(settings, before, is_trial=is_trial)
         return
+    identity = privileges.wanted(settings)
     if settings.log_file is not None:
+        if identity is not None:
+            logs.LogFile.owner = identity[:2]
         logs.check(settings.log_file)
     logs.configure(settings.log_level, settings.log_file, settings.log_format)
     if settings.reload:
@@ -45,6 +48,8 @@ def run(settings: Settings, program: Program | None = None) -> None:
 def _take_over(settings: Settings, before: carried.Packed, *, is_trial: bool) -> None:
     """Go on from *before* until the server was told to stop; in a trial, end this process. Raises LimpetError."""
     settings, unchanged = carried.settled(settings, before)
+    if (identity := privileges.wanted(settings)) is not None and not is_trial:
+        logs.LogFile.owner = identity[:2]
     logs.configure(settings.log_level, None if is_trial else settings.log_file, settings.log_format)
     value = bytes.fromhex(before["secret"])
     router = _router(settings, value)

@@ -23,7 +23,7 @@ import signal
 import time
 from typing import Final
 
-from limpet import backend, carried, commands, control, logs, process, signals
+from limpet import backend, carried, commands, control, logs, privileges, process, signals
 from limpet.backlog import Watch
 from limpet.beside import Beside
 from limpet.care import Care
@@ -136,11 +136,11 @@ class Supervisor:
         self.tell_workers()
 
     def _open_control(self, before: carried.Packed | None) -> ControlServer:
-        answer = functools.partial(commands.answer, self)
+        answer, owner = functools.partial(commands.answer, self), privileges.wanted(self.settings)
         if before is not None:
-            return ControlServer.adopt(before["control"], answer, self._selector, time.monotonic())
-        opened = control.listen(self.settings.control, self.settings.cluster)
-        return ControlServer(*opened, answer, self._selector)
+            return ControlServer.adopt(before["control"], answer, self._selector, time.monotonic(), owner)
+        opened = control.listen(self.settings.control, self.settings.cluster, owner)
+        return ControlServer(*opened, answer, self._selector, owner)
 
     def stop(self, *, wait_for_connections: bool = False) -> None:
         """Begin to stop; with *wait_for_connections* the open ones may take as long as they like."""

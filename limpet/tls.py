@@ -68,7 +68,6 @@ def refuse_misfits(settings: Settings, chain: KeyChain) -> None:
                 hint="`--tls-cert cert.pem --tls-key key.pem`, or a proxy that tells it: `--proxy-protocol required`",
             )
         return
-    read(settings)
     if settings.server != "uvicorn":
         raise SettingsError(
             f"`--tls-cert` with `--server {settings.server}`: TLS ends in the worker, by uvicorn's adapter alone",

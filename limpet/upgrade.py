@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from limpet import carried, signals
+from limpet import carried, privileges, signals
 from limpet.errors import reason
 from limpet.settings import Settings
 
@@ -190,6 +190,9 @@ def inherited() -> tuple[carried.Packed | None, bool]:
 
 def pass_on_trial(settings: Settings) -> NoReturn:
     """End the trial of a supervisor that could be made: see whether the application can be imported, too."""
+    identity = privileges.wanted(settings)
+    if identity is not None:
+        identity.become()  # this runs code of users
     fd = os.memfd_create("limpet-preflight", 0)  # inherited
     with open(fd, "wb", closefd=False) as file:
         file.write(settings.to_json().encode())

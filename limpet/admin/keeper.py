@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from limpet import binds, secret
+from limpet import binds, privileges, secret
 from limpet.binds import Bind, Listener
 from limpet.errors import reason
 from limpet.link import Link, LinkClosedError
@@ -78,6 +78,7 @@ class Keeper:
             "line": theirs.fileno(),
             "listener": self.listener.sock.fileno(),
         }
+        identity = privileges.wanted(self._settings)
         fd = os.memfd_create("limpet-admin", os.MFD_CLOEXEC)
         try:
             os.write(fd, json.dumps(told).encode())
@@ -87,6 +88,7 @@ class Keeper:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(fd, theirs.fileno(), self.listener.sock.fileno()),
                 process_group=0,
+                **(identity.as_arguments() if identity is not None else {}),
             )
         except OSError as error:
             line.close()
