@@ -16,7 +16,6 @@ Owns the order of that. What an idle connection is, and how it is given away, is
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ async def let_go(connections: set[Any], until: float, spread_s: float, give_up: 
     loop = asyncio.get_running_loop()
     spread_until, idle_until = loop.time() + spread_s, loop.time() + _IDLE_S
     told: set[SeatedWebSocket] = set()
+    due = 0.0  # websockets to be told now; less than one is left for later
     while connections and loop.time() < until and not give_up():
         for connection in list(connections):
             if isinstance(connection, Seated):
@@ -41,7 +41,9 @@ async def let_go(connections: set[Any], until: float, spread_s: float, give_up: 
         waiting = [each for each in connections if isinstance(each, SeatedWebSocket) and each.is_open()]
         waiting = [each for each in waiting if each not in told]
         turns = max(1.0, (spread_until - loop.time()) / _LOOK_S)
-        for websocket in waiting[: math.ceil(len(waiting) / turns)]:
+        due += len(waiting) / turns
+        for websocket in waiting[: int(due)]:
             told.add(websocket)
             websocket.shutdown()
+        due -= int(due)
         await asyncio.sleep(_LOOK_S)

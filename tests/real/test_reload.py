@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import pty
 import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
 
 from tests.crowd import Crowd
 from tests.harness import Limpet, limpet_command, wait_until
@@ -105,6 +113,30 @@ def test_reload_renews_dispatchers_whose_clients_do_not_notice(tmp_path: Path) -
         wait_until(lambda: server.status()["dispatchers"][0]["draining"] == [], "the old one has ended")
 
 
+def test_websockets_are_told_to_go_one_after_another() -> None:
+    """Their clients come back at once: all of them in one moment would be more than a new worker can bear."""
+    arguments = ["--workers", "1", "--by", "ip", "--websocket-spread", "2"]
+
+    async def told(server: Limpet) -> list[float]:
+        async with contextlib.AsyncExitStack() as stack:
+            url = f"ws://127.0.0.1:{server.port}/"
+            sockets = [await stack.enter_async_context(connect(url, proxy=None)) for _ in range(20)]
+
+            async def end(socket: ClientConnection) -> float:
+                await socket.wait_closed()
+                assert socket.close_code == 1012
+                return time.monotonic()
+
+            ends = [asyncio.create_task(end(socket)) for socket in sockets]
+            await asyncio.to_thread(reload, server)
+            return sorted(await asyncio.gather(*ends))
+
+    with Limpet("tests.apps:echo", *arguments) as server:
+        times = asyncio.run(told(server))
+    assert times[-1] - times[0] > 1.0, "over 2 s"
+    assert max(later - earlier for earlier, later in pairwise(times)) < times[-1] - times[0], "not in two crowds"
+
+
 def test_hup_reloads_with_as_many_at_once_as_max_surge_says() -> None:
     """Service managers send signals; with room for it a reload need not take turns."""
     with Limpet("tests.apps:echo", "--workers", "4", "--by", "ip", "--max-surge", "4") as server:
@@ -112,6 +144,22 @@ def test_hup_reloads_with_as_many_at_once_as_max_surge_says() -> None:
         wait_until(lambda: "reload done: 4 new workers" in server.log, "the reload is done")
         lines = [line for line in server.lines if "ready after" in line or "drains" in line]
         assert server.log.count("drains\n") == 4, lines
+
+
+def test_progress_is_shown_on_a_terminal() -> None:
+    """A reload of many slots takes minutes, and whoever waits wants to see that it goes on."""
+    with Limpet("tests.apps:echo", "--workers", "2", "--by", "ip") as server:
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "limpet", "reload", "--control", server.control]
+        assert subprocess.run(command, stderr=theirs, check=False, timeout=60).returncode == 0
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO is the end of a terminal
+            while data := os.read(ours, 4096):
+                shown += data
+        os.close(ours)
+    assert b"] 1/2 running" in shown
+    assert shown.rstrip().endswith(b"] 2/2 done")
 
 
 def test_command_that_does_not_wait_returns_while_the_new_worker_starts(tmp_path: Path) -> None:
