@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 2
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades soak matrix fuzz hostile bench docs site screenshots products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades generations soak matrix fuzz hostile bench docs site screenshots products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -29,6 +29,9 @@ reloads: $(VENV)/.dev ## 50 rolling reloads under load, on each backend
 
 upgrades: $(VENV)/.dev ## thirty upgrades under load, on each backend
 	$(BIN)/pytest -m slow tests/real/test_upgrade.py
+
+generations: $(VENV)/.dev ## memory and descriptors after 100,000 connections and 500 generations of workers, on each backend
+	$(BIN)/python benchmarks/generations.py --output benchmarks/results/generations.json
 
 soak: $(VENV)/.dev ## the long forms of what moves: 10,000 requests on a connection, 200 kills, real proxies, 10,000 sessions
 	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py tests/real/test_affinity.py tests/real/test_proxy_protocol.py tests/real/test_tls.py
