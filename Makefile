@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 2
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades generations soak matrix fuzz hostile bench docs site screenshots products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz hostile bench docs site screenshots products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -29,6 +29,10 @@ reloads: $(VENV)/.dev ## 50 rolling reloads under load, on each backend
 
 upgrades: $(VENV)/.dev ## thirty upgrades under load, on each backend
 	$(BIN)/pytest -m slow tests/real/test_upgrade.py
+
+faults: $(VENV)/.dev ## 200 random faults under load, on each backend: each may cost what docs/faults.md says
+	$(BIN)/pytest -m slow tests/real/test_faults.py
+	$(BIN)/python -m tests.faults docs/faults.md
 
 generations: $(VENV)/.dev ## memory and descriptors after 100,000 connections and 500 generations of workers, on each backend
 	$(BIN)/python benchmarks/generations.py --output benchmarks/results/generations.json
@@ -74,6 +78,7 @@ docs: $(VENV)/.dev ## write again what in docs/ is made from the code (`make sit
 	$(BIN)/python -m limpet.api_page > docs/api.md
 	$(BIN)/python -m limpet.presets benchmarks/results/products.json > docs/presets.md
 	$(BIN)/python -m limpet.lifecycle docs/lifecycle.md
+	$(BIN)/python -m tests.faults docs/faults.md
 	$(BIN)/python -m limpet.fronts.page docs/fronts.md
 	$(BIN)/python -m limpet.admin.metrics > docs/metrics.md
 
