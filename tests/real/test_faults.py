@@ -60,7 +60,7 @@ class Happened:
         if self.row.loses is Loses.OF_THE_WORKER:
             return self.slot in failure.slots or self.while_scaling
         if self.row.loses is Loses.REFUSED:
-            return failure.is_first and "http/1.1 503 " in failure.what.lower()
+            return "got 'http/1.1 503 " in failure.what
         return self.row.loses is Loses.HEADS and failure.is_first
 
 
