@@ -17,14 +17,14 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.products.clients.crowd import Crowd
 from tests.real.browser import FLAGS
 
 DEADLINE_S: Final = 60.0  # for one state of a page; 20 pages of megabytes of script share two cores
@@ -61,7 +61,7 @@ class Page:
 
     async def open(self, url: str, selector: str, part: str = "") -> str:
         """Open *url*, a few pages at a time; return what `text` does once all pages of the browser are open."""
-        async with self._browser.coming_in():
+        async with self._browser.crowd.coming_in():
             await self.send("Page.navigate", url=url)
             return await self.text(selector, part)
 
@@ -146,9 +146,7 @@ class Browser:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._pages: dict[str, Page] = {}
-        self._to_come = pages
-        self._all_in = asyncio.Event()
-        self._door = asyncio.Semaphore(DOOR)
+        self.crowd = Crowd(pages, DOOR)
 
     async def __aenter__(self) -> Browser:
         program = shutil.which("chromium")
@@ -190,18 +188,6 @@ class Browser:
             await page.send(f"{domain}.enable")
         await page.send("Page.addScriptToEvaluateOnNewDocument", source=PRELUDE)
         return page
-
-    @asynccontextmanager
-    async def coming_in(self) -> AsyncIterator[None]:
-        """Let a page open in the block; leave it when all have come in, or failed to."""
-        try:
-            async with self._door:
-                yield
-        finally:
-            self._to_come -= 1
-            if not self._to_come:
-                self._all_in.set()
-        await self._all_in.wait()
 
     async def send(self, method: str, parameters: Mapping[str, Any] | None = None, session: str | None = None) -> Any:
         """Return the answer to one command. Raises ProtocolError."""

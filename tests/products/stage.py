@@ -17,7 +17,7 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +179,15 @@ def pid_in(text: str) -> int:
     found = re.search(r"pid (\d+)", text)
     assert found, f"no process has signed {text!r}"
     return int(found[1])
+
+
+async def count_on(page: Page, shown: str, numbers: Iterable[int], button: str, part: str = "") -> set[int]:
+    """Click *button* for each of *numbers* and see it in the element *shown*; return the pids of who has counted."""
+    pids = set()
+    for number in numbers:
+        await page.click(button, part)
+        pids.add(pid_in(await page.text(shown, f"count {number} ")))
+    return pids
 
 
 def all_at_home(outcome: Outcome) -> None:

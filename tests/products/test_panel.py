@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.products.browsers import Page
-from tests.products.stage import Product, all_at_home, in_browsers, pid_in, played
+from tests.products.stage import Product, all_at_home, count_on, in_browsers, pid_in, played
 
 CLICKS = 3
 
@@ -15,9 +15,7 @@ CLICKS = 3
 async def play(page: Page, url: str, file: Path) -> set[int]:
     """Count and send a file."""
     pids = {pid_in(await page.open(f"{url}/page", "pre", "count 0 "))}
-    for count in range(1, CLICKS + 1):
-        await page.click("button")
-        pids.add(pid_in(await page.text("pre", f"count {count} ")))
+    pids |= await count_on(page, "pre", range(1, CLICKS + 1), "button")
     await page.choose("input[type=file]", file)
     pids.add(pid_in(await page.text("pre", f"file {file.name}:{file.stat().st_size} ")))
     return pids

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.products.browsers import Page
-from tests.products.stage import APPS, Product, all_at_home, in_browsers, pid_in, played
+from tests.products.stage import APPS, Product, all_at_home, count_on, in_browsers, pid_in, played
 
 CLICKS = 3
 
@@ -15,12 +15,9 @@ CLICKS = 3
 async def play(page: Page, url: str, file: Path) -> set[int]:
     """Count, lose the websocket, and count on."""
     pids = {pid_in(await page.open(url, ".shown", "count 0 "))}
-    for count in range(1, CLICKS + 1):
-        await page.click("button", "ADD")
-        pids.add(pid_in(await page.text(".shown", f"count {count} ")))
+    pids |= await count_on(page, ".shown", range(1, CLICKS + 1), "button", "ADD")
     await page.lose_websocket()
-    await page.click("button", "ADD")
-    pids.add(pid_in(await page.text(".shown", f"count {CLICKS + 1} ")))
+    pids |= await count_on(page, ".shown", [CLICKS + 1], "button", "ADD")
     return pids
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.products.browsers import Page
-from tests.products.stage import Product, all_at_home, in_browsers, pid_in, played
+from tests.products.stage import Product, all_at_home, count_on, in_browsers, pid_in, played
 
 CLICKS = 3
 
@@ -16,16 +16,13 @@ CLICKS = 3
 async def play(page: Page, url: str, file: Path) -> set[int]:
     """Count, send a file, see the picture made of it, lose the websocket and count on."""
     pids = {pid_in(await page.open(url, "p", "count 0 "))}
-    for count in range(1, CLICKS + 1):
-        await page.click("button", "add")
-        pids.add(pid_in(await page.text("p", f"count {count} ")))
+    pids |= await count_on(page, "p", range(1, CLICKS + 1), "button", "add")
     data = file.read_bytes()
     await page.choose("input[type=file]", file)
     pids.add(pid_in(await page.text("p", f"{file.name}:{len(data)}:{hashlib.sha256(data).hexdigest()[:8]} ")))
     await page.until("[...document.querySelectorAll('img')].some((e) => e.naturalWidth == 100)", "picture")
     await page.lose_websocket()
-    await page.click("button", "add")
-    pids.add(pid_in(await page.text("p", f"count {CLICKS + 1} ")))
+    pids |= await count_on(page, "p", [CLICKS + 1], "button", "add")
     return pids
 
 

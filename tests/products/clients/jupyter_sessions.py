@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 import httpx2
+from crowd import Crowd
 from websockets.asyncio.client import ClientConnection, connect
 
 TOKEN = "secret"
@@ -54,27 +53,6 @@ async def evaluate(socket: ClientConnection, expression: str) -> Any:
     return json.loads(said)
 
 
-class Crowd:
-    """All sessions of this run: they come in a few at a time, and wait for each other."""
-
-    def __init__(self, sessions: int) -> None:
-        self._to_come = sessions
-        self._door = asyncio.Semaphore(STARTS)
-        self._all_in = asyncio.Event()
-
-    @asynccontextmanager
-    async def coming_in(self) -> AsyncIterator[None]:
-        """Let a session begin in the block; leave it when all have, or have failed to."""
-        try:
-            async with self._door:
-                yield
-        finally:
-            self._to_come -= 1
-            if not self._to_come:
-                self._all_in.set()
-        await self._all_in.wait()
-
-
 async def session(url: str, number: int, crowd: Crowd) -> set[int]:
     """Start a kernel, keep something in it, come back to it, end it; return the pids of the server's process."""
     async with crowd.coming_in():
@@ -103,7 +81,7 @@ async def bounded(url: str, number: int, crowd: Crowd) -> dict[str, Any]:
 
 async def main(url: str, number: int) -> None:
     """Print what came of *number* sessions."""
-    crowd = Crowd(number)
+    crowd = Crowd(number, STARTS)
     print(json.dumps(await asyncio.gather(*(bounded(url, each, crowd) for each in range(number)))))
 
 
