@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 2
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz hostile bench docs site screenshots products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz hostile slowloris slowhttp bench docs site screenshots products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -60,6 +60,12 @@ fuzz: $(VENV)/.dev ## 10 minutes of each fuzzer; what was tried goes to benchmar
 
 hostile: $(VENV)/.dev ## what limpet and uvicorn alone answer to hostile inputs; writes docs/hostile-inputs.md
 	$(BIN)/python -m tests.hostile
+
+slowloris: $(VENV)/.dev ## 10,000 clients that never finish their head beside 1,000 honest requests a second
+	$(BIN)/python benchmarks/slowloris.py
+
+slowhttp: $(VENV)/.dev ## slowhttptest in its four modes, on each backend
+	$(BIN)/pytest -m slow tests/real/test_slowhttptest.py
 
 check: $(VENV)/.dev ## style and types only
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ ELSEWHERE = {  # file of the repository: file of the site
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "LICENSE": "LICENSE",
     "examples/chat/README.md": "examples/chat.md",
     "examples/chat_redis/README.md": "examples/chat-redis.md",

@@ -13,6 +13,7 @@ process can be killed at any moment: only connections in the middle of their hea
 
 from __future__ import annotations
 
+import itertools
 import logging
 import select
 import socket
@@ -40,6 +41,8 @@ from limpet.settings import Settings
 
 _TICK_S: Final = 0.05  # how late a deadline may be noticed, and how often outboxes and slow heads are tried
 _ACCEPTS_PER_TURN: Final = 64  # of one listener, so that heads that have arrived do not wait behind a storm
+_EVENTS_PER_TURN: Final = 64  # and of those that dribble, so that others need not wait for thousands of them,
+_DUE_PER_TURN: Final = 64  # nor for their answers
 _ACCEPT_PAUSE_S: Final = 0.25  # after accepting failed, as without free descriptors: else the loop would spin
 _RESERVE: Final = 32  # descriptors with which clients are refused when there are no others
 _SILENT_S: Final = 0.5  # for clients that have connected before the end, but whose first byte is still under way
@@ -90,10 +93,11 @@ class Dispatcher:
 
     def run(self) -> None:
         """Serve until the supervisor says stop, and what is in hand has ended, or the supervisor is gone."""
-        next_tick = 0.0
+        next_tick, is_behind = 0.0, False
         while self._stop_at is None or (self._in_hand() and time.monotonic() < self._stop_at):
             self._row.set("busy_since_ns", 0)
-            events = self._epoll.poll(_TICK_S if self._in_hand() else None)
+            wait_s = 0.0 if is_behind else _TICK_S if self._in_hand() else None
+            events = self._epoll.poll(wait_s, _EVENTS_PER_TURN)
             now = time.monotonic()
             self._row.set("busy_since_ns", int(now * 1e9))
             for fd, mask in events:
@@ -106,8 +110,8 @@ class Dispatcher:
             for fd, _ in events:  # last, so that no number of a descriptor closed above means a new one in this turn
                 if fd in self._listeners and self._accepting:
                     self._accept(*self._listeners[fd], now)
-            if now >= next_tick:
-                self._tick(now)
+            if is_behind or now >= next_tick:
+                is_behind = self._tick(now)
                 next_tick = now + _TICK_S
 
     def _accept(self, listener: socket.socket, index: int, name: str, now: float) -> bool:
@@ -254,11 +258,10 @@ class Dispatcher:
         self._refused[connection.fileno()] = Refused(connection, status, reason, now)
         self._epoll.register(connection, _NEWS)
 
-    def _tick(self, now: float) -> None:
-        """Do what is due: deadlines, slow heads, full channels, accepting again."""
-        for arrival in list(self._arrivals.values()):
-            if arrival.deadline > now:
-                break
+    def _tick(self, now: float) -> bool:
+        """Do what is due: deadlines, slow heads, full channels, accepting again; return whether more may be due."""
+        due = list(itertools.takewhile(lambda each: each.deadline <= now, self._arrivals.values()))
+        for arrival in due[:_DUE_PER_TURN]:
             self._forget(arrival)
             if arrival.awaits_header:
                 self._turn_away(arrival.connection, arrival.peer, "proxy_headers_bad", "no PROXY header came in time")
@@ -284,6 +287,7 @@ class Dispatcher:
         elif 0 < self._accept_again_at <= now:
             self._take_rest(now)
             self._hurry(now, _SILENT_S)
+        return len(due) > _DUE_PER_TURN
 
     def _in_hand(self) -> bool:
         """Whether anything has a deadline, so that the loop must not sleep for long."""

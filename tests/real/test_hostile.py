@@ -192,6 +192,18 @@ def test_more_silent_clients_than_allowed_make_the_oldest_leave() -> None:
         assert {wire.send(request(x_user="late")).reply().status for wire in clients[5:]} == {200}
 
 
+def test_honest_requests_are_served_while_hundreds_of_heads_run_out_of_time(reading: Limpet) -> None:
+    """More answers are due at once than are given in one turn of the loop: each of them comes, and so do others'."""
+    crowd, honest, before = 300, list[int](), reading.totals()["refused_408"]
+    with unharmed(reading, refused_408=crowd), wires(tcp(reading), crowd) as clients:
+        for wire in clients:
+            wire.send(UNFINISHED)
+        while reading.totals()["refused_408"] < before + crowd:
+            honest.append(reading.request(x_user="honest").status)
+        assert set(honest) == {200}
+        assert {wire.reply().status for wire in clients} == {408}
+
+
 @pytest.mark.parametrize("chain", ["header:x-user", "ip"])
 def test_address_with_too_many_connections_gets_429_and_others_are_served(chain: str) -> None:
     """One client's sockets must not be everybody's; what it may have in a dispatcher it may have in a worker too."""
