@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--without", action="append", default=[], choices=list(SYSTEMS), help="leave a system out")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing stays behind
     if unknown := set(options.parts) - set(parts):
         parser.error(f"no such part: {', '.join(unknown)}")
     own = {"paced": paced, "idle": idle, "dispatcher": dispatcher}

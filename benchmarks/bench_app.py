@@ -32,15 +32,23 @@ async def http(scope, receive, send):
     """Send or take what is large."""
     if scope["path"] == "/events":
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
-        while True:
+        gone = asyncio.ensure_future(wait_gone(receive))
+        while not gone.done():
             await send({"type": "http.response.body", "body": EVENT, "more_body": True})
             await asyncio.sleep(0.01)
+        return
     if scope["method"] != "GET":
         while (await receive()).get("more_body"):
             pass
     headers, body = (BIG_HEADERS, BIG) if scope["path"] == "/big" else (HEADERS, BODY)
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def wait_gone(receive):
+    """Return when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def echo(receive, send):
