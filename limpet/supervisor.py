@@ -86,6 +86,7 @@ class Supervisor:
             self.dispatchers = carried.members(before, "dispatcher")
         self.router.learned = Learned(self.estate.board.learned(), settings.learn_idle_s)
         self.rolling = Rolling(self.slots, self.dispatchers, self.happened)
+        self.rolling.changes.adopt(carried.changes(before) if before else ())
         self._selector = selectors.DefaultSelector()
         self.control = self._open_control(before)
         self.upgrade = Upgrade(self, _OBEYED, before)

@@ -38,6 +38,9 @@ HOLD_S: Final = 1.0  # how long what ends by itself goes on; less than the 2 s a
 FEW_DESCRIPTORS: Final = 512  # with as many a worker accepts for itself: see uvicorn_listening.py, rule 3
 
 
+_MARKS_OF_503: Final = ("got 'http/1.1 503 ", "InvalidStatus(Response(status_code=503,")  # of a request, of a websocket
+
+
 def aside(log: Path) -> Path:
     """Return where the log file is while its disk is full."""
     return log.with_suffix(".aside")
@@ -60,7 +63,7 @@ class Happened:
         if self.row.loses is Loses.OF_THE_WORKER:
             return self.slot in failure.slots or self.while_scaling
         if self.row.loses is Loses.REFUSED:
-            return "got 'http/1.1 503 " in failure.what
+            return any(mark in failure.what for mark in _MARKS_OF_503)
         return self.row.loses is Loses.HEADS and failure.is_first
 
 
@@ -78,6 +81,7 @@ class Stage:
         self.happened: list[Happened] = []
         self.again_s: dict[str, list[float]] = defaultdict(list)
         self.lost: Counter[str] = Counter()
+        self.held: set[int] = set()  # pids that stay stopped until they are killed, whatever else is made
 
     def note(self, name: str, slot: int | None = None) -> Happened:
         """Note that the fault *name* is made now."""
@@ -194,13 +198,15 @@ async def _stop_worker(stage: Stage) -> AsyncIterator[None]:
         await asyncio.sleep(HOLD_S)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(slot["pid"], signal.SIGCONT)
+            if slot["pid"] not in stage.held:
+                os.kill(slot["pid"], signal.SIGCONT)
 
 
 @makes("a worker stopped for longer")
 async def _hang_worker(stage: Stage) -> AsyncIterator[None]:
     slot = stage.some_slot()
     happened = stage.note("a worker stopped for longer", slot["slot"])
+    stage.held.add(slot["pid"])
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         freeze(slot["pid"])
     yield

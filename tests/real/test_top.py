@@ -25,7 +25,8 @@ class Terminal:
         self._tmux = ["tmux", "-u", "-L", f"limpet-{uuid.uuid4().hex[:8]}", "-f", "/dev/null"]
         size = ["-x", str(width), "-y", str(height)]
         session = ["new-session", "-d", *size, "-c", str(HERE.parent), *command]
-        subprocess.run([*self._tmux, *session], check=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
+        env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}  # of another one
+        subprocess.run([*self._tmux, *session], check=True, env={**env, "LC_ALL": "C.UTF-8"})
 
     def text(self) -> str:
         """Return what is on the screen."""

@@ -172,6 +172,18 @@ def test_number_of_slots_and_learned_ids_outlast_an_upgrade() -> None:
         assert {entry["slot"] for entry in server.where(*KEYS)} == {0, 1, 2, 3}
 
 
+def test_changes_outlast_an_upgrade() -> None:
+    """Who waits for a reload, or asks what became of one, must not be told that there was none; the next is another."""
+    with Limpet("tests.apps:echo", "--workers", "2") as server:
+        known = server.ask(command="reload")["change"]
+        finished(server, known)
+        upgrade(server)
+        assert finished(server, known)["renewed"] == 2
+        late = server.ask(command="reload")["change"]
+        assert late != known
+        assert finished(server, late)["state"] == "done"
+
+
 def test_upgrade_in_the_moment_between_the_last_word_and_the_end_of_a_child(tmp_path: Path) -> None:
     """A child has hung up before it is reaped: an upgrade in between must neither end the supervisor nor forget it."""
     with Limpet(
