@@ -95,7 +95,7 @@ def test_page_shows_what_happens(server: Limpet, page: Chrome) -> None:
     requests = server.totals()["requests"]
     for number in range(40):
         server.request(x_user=f"user{number}")
-    assert server.totals()["requests"] == requests + 40
+    wait_until(lambda: server.totals()["requests"] == requests + 40, "all are counted, the last after its response")
     until(page, "a rate is shown", lambda page: text(page, "card-requests / s").split()[-1] not in ("", "0"))
     pid = server.kill_worker(1)
     until(page, "the death is told", lambda page: f"worker 1 (pid {pid}) was killed" in text(page, "events"))
