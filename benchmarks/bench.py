@@ -19,10 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
-import platform
-import random
 import re
 import signal
 import statistics
@@ -34,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import loads
-from measure import cpu_s, pss_bytes
+from measure import cpu_s, machine, pss_bytes
 from systems import SYSTEMS, System
 
 ASGI: Final = ["limpet kernel", "limpet dispatcher", "uvicorn", "nginx", "haproxy", "gunicorn", "granian"]
@@ -48,7 +45,6 @@ LOADS: Final = {
     "upload": ASGI,
     "download": ASGI,
 }
-BOOTSTRAPS: Final = 2000
 READERS: Final = 200  # of server-sent events
 
 
@@ -173,25 +169,6 @@ def _system_calls(pid: int, port: int) -> dict[str, float]:
         shown = strace.stderr.read()
     return {
         name: int(calls) / answered for name, calls in re.findall(r"^(\w+) +(\d+)$", shown, re.M) if name != "total"
-    }
-
-
-def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Return the geometric mean of *ratios* and its 95 % interval, by a bootstrap over rounds."""
-    logs, chance = [math.log(ratio) for ratio in ratios], random.Random(1)
-    means = sorted(statistics.fmean(chance.choices(logs, k=len(logs))) for _ in range(BOOTSTRAPS))
-    low, high = means[int(0.025 * BOOTSTRAPS)], means[int(0.975 * BOOTSTRAPS)]
-    return math.exp(statistics.fmean(logs)), math.exp(low), math.exp(high)
-
-
-def machine() -> dict[str, Any]:
-    """Return where this runs, and what of it limits the figures."""
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return {
-        "cpus": os.cpu_count(),
-        "cpu": model[1] if model else platform.machine(),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
     }
 
 

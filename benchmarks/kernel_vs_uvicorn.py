@@ -21,11 +21,7 @@ Sends to 127.0.0.1 only.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-import math
-import os
-import platform
 import random
 import select
 import socket
@@ -40,17 +36,13 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from measure import APP, cpu_s, free_port
+from loads import ADDRESSES, IN_FLIGHT, PATIENCE_S, connect
+from measure import APP, cpu_s, free_port, interval, machine
 
 KINDS = ("connection", "keep-alive")
 SYSTEMS = ("limpet", "uvicorn")
-ADDRESSES = [f"127.{1 + number // 128}.7.{1 + number % 128}" for number in range(512)]
-IN_FLIGHT = 32
 REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n"
 REQUESTS = {"connection": REQUEST + b"Connection: close\r\n\r\n", "keep-alive": REQUEST + b"\r\n"}
-IP_BIND_ADDRESS_NO_PORT = 24
-PATIENCE_S = 30.0
-BOOTSTRAPS = 4000
 
 
 class System:
@@ -88,17 +80,6 @@ class System:
         """End it."""
         self.process.terminate()
         self.process.wait(PATIENCE_S)
-
-
-def connect(port: int, address: str) -> socket.socket:
-    """Return a connection from *address*, non-blocking, that may still be opening."""
-    sock = socket.socket()
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)  # else the ports of all addresses are one supply
-    sock.bind((address, 0))
-    if (error := sock.connect_ex(("127.0.0.1", port))) not in (0, errno.EINPROGRESS):
-        raise OSError(error, os.strerror(error))
-    return sock
 
 
 def ask(port: int, address: str) -> int:
@@ -176,14 +157,6 @@ def measure(system: System, kind: str, seconds: float, addresses: Iterator[str])
     return {"requests": requests, "us_per_request": (system.cpu_s() - before) / requests * 1e6}
 
 
-def summarize(ratios: list[float]) -> dict[str, float]:
-    """Return the geometric mean of *ratios* and its 95 % interval, by a bootstrap over rounds."""
-    logs, chance = [math.log(ratio) for ratio in ratios], random.Random(1)
-    means = sorted(statistics.fmean(chance.choices(logs, k=len(logs))) for _ in range(BOOTSTRAPS))
-    low, high = means[int(0.025 * BOOTSTRAPS)], means[int(0.975 * BOOTSTRAPS)]
-    return {"ratio": math.exp(statistics.fmean(logs)), "low": math.exp(low), "high": math.exp(high)}
-
-
 def compare(systems: list[System], kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return all rounds of one *kind*, and what they amount to."""
     addresses = cycle(random.Random(7).sample(ADDRESSES, len(ADDRESSES)))
@@ -194,7 +167,8 @@ def compare(systems: list[System], kind: str, options: argparse.Namespace) -> di
         order = systems if len(rounds) % 2 else systems[::-1]
         rounds.append({system.name: measure(system, kind, options.seconds, addresses) for system in order})
         ratios = [each["limpet"]["us_per_request"] / each["uvicorn"]["us_per_request"] for each in rounds]
-        summary = summarize(ratios)
+        ratio, low, high = interval(ratios)
+        summary = {"ratio": ratio, "low": low, "high": high}
         is_precise = summary["high"] / summary["low"] <= (1 + options.precision) ** 2
         if len(rounds) >= options.most or (len(rounds) >= options.rounds and is_precise):
             break
@@ -230,10 +204,9 @@ def main() -> None:
             for system in systems:
                 system.stop()
     if options.output:
-        machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.release()}
         given = {name: getattr(options, name) for name in ("workers", "seconds", "precision")}
         options.output.parent.mkdir(exist_ok=True)
-        options.output.write_text(json.dumps({"machine": machine, **given, **found}, indent=1) + "\n")
+        options.output.write_text(json.dumps({"machine": machine(), **given, **found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,18 @@
-"""What the benchmarks have in common: the application, and the CPU time of a system's processes."""
+"""What the benchmarks have in common: the application, what a system's processes use, and what ratios amount to."""
 
 from __future__ import annotations
 
+import math
 import os
+import platform
+import random
+import re
 import socket
+import statistics
 from pathlib import Path
+from typing import Any
+
+BOOTSTRAPS = 4000
 
 APP = """
 import json, os
@@ -48,3 +56,22 @@ def pss_bytes(pid: int) -> int:
     """Return the memory of *pid*; what it shares with others is divided among them."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
+
+
+def interval(ratios: list[float]) -> tuple[float, float, float]:
+    """Return the geometric mean of *ratios* and its 95 % interval, by a bootstrap over rounds."""
+    logs, chance = [math.log(ratio) for ratio in ratios], random.Random(1)
+    means = sorted(statistics.fmean(chance.choices(logs, k=len(logs))) for _ in range(BOOTSTRAPS))
+    low, high = means[int(0.025 * BOOTSTRAPS)], means[int(0.975 * BOOTSTRAPS)]
+    return math.exp(statistics.fmean(logs)), math.exp(low), math.exp(high)
+
+
+def machine() -> dict[str, Any]:
+    """Return where this runs, and what of it limits the figures."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "cpus": os.cpu_count(),
+        "cpu": model[1] if model else platform.machine(),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+    }

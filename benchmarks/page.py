@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench import interval
+from measure import interval
 
 
 class Target(NamedTuple):
