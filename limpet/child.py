@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def _dispatch(place: boot.Boot, link: Link) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal all processes: see dispatcher._stop
+    for number in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal all processes: see orders.py
         signal.signal(number, lambda *_: None)
     settings = place.settings
     board = Scoreboard(place.scoreboard_fd)

@@ -4,15 +4,24 @@ Owns the bytes of these answers and the manner of closing after one. Called by t
 
 A socket that is closed while unread bytes wait in it sends RST, which may destroy the answer before the client has
 read it. So a refused connection is half-closed and drained for a moment first.
+
+1. Refusals are in the order of their deadlines, since all get the same time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http
+import logging
+import select
 import socket
+import time
 from collections.abc import Mapping
 from typing import Final
+
+from limpet.logs import Hourly
+from limpet.request import Peer
+from limpet.scoreboard import Row
 
 LINGER_S: Final = 2.0  # how long a refused client may take to read its answer and close
 _DRAIN_BYTES: Final = 65536  # read at once of what a refused client still sends
@@ -23,6 +32,7 @@ _TEXT: Final[Mapping[int, str]] = {
     431: "the request head is too large",
     503: "no worker can take this request now",
 }
+log = logging.getLogger("limpet")
 
 
 def answer(status: int, reason: str = "") -> bytes:
@@ -64,3 +74,41 @@ class Refused:
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
+
+
+class Refusals:
+    """All whom a dispatcher refuses; those who have an answer, by the number of their descriptor. Closes them."""
+
+    def __init__(self, epoll: select.epoll, row: Row) -> None:
+        self._epoll = epoll
+        self._row = row
+        self._refused: dict[int, Refused] = {}
+        self._hourly = Hourly()
+
+    def __len__(self) -> int:
+        return len(self._refused)
+
+    def answer(self, connection: socket.socket, status: int, now: float, reason: str = "") -> None:
+        """Answer *connection* with *status*, and close it when the client has, or has had its time to."""
+        self._row.add(f"refused_{status}")
+        self._refused[connection.fileno()] = Refused(connection, status, reason, now)
+        self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
+
+    def turn_away(self, connection: socket.socket, peer: Peer, cell: str, why: str) -> None:
+        """Close *connection*, on which nothing came that is believed: whoever is there speaks no HTTP yet."""
+        self._row.add(cell)
+        if self._hourly.allows(f"{cell} {peer.listener}", time.monotonic()):
+            log.warning("%s: a connection from %s was closed: %s", peer.listener, peer.address or "unix", why)
+        connection.close()
+
+    def read(self, fd: int) -> None:
+        """Take what came from *fd*, if it is one of these."""
+        if fd in self._refused and self._refused[fd].drained():
+            self._refused.pop(fd).close()
+
+    def expire(self, now: float) -> None:
+        """Close those who have had their time."""
+        for fd, refused in list(self._refused.items()):
+            if refused.deadline > now:
+                break
+            self._refused.pop(fd).close()

@@ -1,16 +1,15 @@
 """The supervisor process: starts the children, keeps what must outlive them, and obeys the operator.
 
-Owns the loop, the order of starting and stopping, and what follows each event of a slot's life. Which state follows
-which event is decided by lifecycle.py, which process has which part in a slot by slot.py, how a child is equipped by
-estate.py and started by process.py, how connections get to the workers by backend.py, which slot of a rolling change
-is next by roll.py, who needs help by care.py, what commands mean by commands.py.
+Owns the loop, the order of starting, and what follows each event of a slot's life. Which state follows which event is
+decided by lifecycle.py, which process has which part in a slot by slot.py, how a child is equipped by estate.py,
+started by process.py and heard by lines.py, how connections get to the workers by backend.py, which slot of a rolling
+change is next by roll.py, who needs help by care.py, what commands mean by commands.py, who ends first by stopping.py.
 
 1. It never reads a client's byte and never imports the application or a key function.
 2. Signal handlers only record and wake; everything happens in the loop of `run`.
 3. Nobody can connect before all slots are ready: listeners are bound at the start, but listen only then.
 4. A death is handled after all that the dead child said.
-5. To stop: the dispatchers first, then the workers, so that what was accepted is served.
-6. A slot's new worker is ready before the old one is told to drain, and takes over after that.
+5. A slot's new worker is ready before the old one is told to drain, and takes over after that.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from limpet.estate import Estate
 from limpet.hosted import Program
 from limpet.learned import Learned
 from limpet.lifecycle import Action, Event, State
-from limpet.link import Link, LinkClosedError
+from limpet.lines import Lines
 from limpet.process import Child
 from limpet.roll import RELOAD, Change
 from limpet.rolling import Rolling
@@ -42,11 +41,11 @@ from limpet.scaling import SCALING, Scaling
 from limpet.servers import kind
 from limpet.settings import Settings
 from limpet.slot import Member
+from limpet.stopping import HARD_STOP_S, Stopping
 from limpet.upgrade import Upgrade
 
 _TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
 _LEAVE_S: Final = 1.0  # that a successor waits for its predecessor to leave the channels; one that hangs never does
-_HARD_STOP_S: Final = 2.0  # after the graceful timeout: for cancelled requests and the application's own shutdown
 _OBEYED: Final = (
     *SCALING,
     signal.SIGTERM,
@@ -88,6 +87,7 @@ class Supervisor:
         self.rolling = Rolling(self.slots, self.dispatchers, self.happened)
         self.rolling.changes.adopt(carried.changes(before) if before else ())
         self._selector = selectors.DefaultSelector()
+        self.lines = Lines(self, self._selector)
         self.control = self._open_control(before)
         self.upgrade = Upgrade(self, _OBEYED, before)
         self.program = program
@@ -99,17 +99,13 @@ class Supervisor:
         self._watch: Watch | None = None
         self.beside = Beside(self, self._selector, lambda: self._obey(signal.SIGHUP), before)
         self.serving = before is not None
-        self.stopping = False
-        self._stop_by = float("inf")
-        self._owing: set[int] = set()  # slots with clients in the backlog when the stop began
-        self._kill_at = float("inf")
-        self._failure: LimpetError | None = None
+        self._end = Stopping(self)
 
     def run(self) -> None:
         """Serve until told to stop. Raises LimpetError when the server never came to serve."""
         with signals.recorded(self._selector, _OBEYED) as recorded, self.beside:
             self._go_on() if self.serving else self._start()
-            while not self._ended():
+            while not self._end.is_over:
                 for key, _ in self._selector.select(_TICK_S):
                     key.data(time.monotonic())
                 while recorded:
@@ -117,8 +113,8 @@ class Supervisor:
                 self._tick(time.monotonic())
                 self.upgrade.go_on(recorded)
         self.control.close()
-        if self._failure is not None:
-            raise self._failure
+        if self._end.failure is not None:
+            raise self._end.failure
         log.info("stopped")
 
     def _start(self) -> None:
@@ -132,7 +128,7 @@ class Supervisor:
         for member in self.members():
             member.is_outdated = member.role == "dispatcher"
             for child in member.children:
-                self._listen_to(member, child)
+                self.lines.listen_to(member, child)
                 self._reap(member, child)
         self.tell_workers()
 
@@ -143,43 +139,18 @@ class Supervisor:
         opened = control.listen(self.settings.control, self.settings.cluster, owner)
         return ControlServer(*opened, answer, self._selector, owner)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the server is about to end."""
+        return self._end.is_under_way
+
     def stop(self, *, wait_for_connections: bool = False) -> None:
         """Begin to stop; with *wait_for_connections* the open ones may take as long as they like."""
-        if self.stopping:
-            return
-        self.stopping = True
-        if not wait_for_connections:
-            self._stop_by = time.monotonic() + self.settings.graceful_timeout_s
-            self._kill_at = self._stop_by + _HARD_STOP_S
-        self.rolling.cancel("the server stops")
-        log.info("stopping")
-        self._owing = {slot.number for slot in self.slots if self.backend.queued(slot.number)}
-        self.backend.close()  # first: who gets in after a dispatcher has looked for the last time would be reset
-        self._go_on_stopping()
-
-    def _go_on_stopping(self) -> None:
-        """Stop the dispatchers, and the workers once no dispatcher is left to send them anything.
-
-        Who is starting while clients may wait for it, in a backlog or a channel, comes up first and takes them.
-        """
-        for member in self.dispatchers:
-            if not (self.serving and member.life.state is State.STARTING):
-                self.happened(member, Event.STOP)
-        if not any(member.children or member.life.state is not State.STOPPED for member in self.dispatchers):
-            for slot in self.slots:
-                owing = slot.number in self._owing or self.estate.channels[slot.number].queued()
-                if slot.child is not None:  # after that look: whoever has emptied the channel has said READY before
-                    self._hear(slot, slot.child)
-                if not (slot.life.state is State.STARTING and owing):
-                    self.happened(slot, Event.STOP)
+        if not self.stopping:
+            self._end.begin(wait_for_connections=wait_for_connections)
 
     def members(self) -> list[Member]:
         return [*self.dispatchers, *self.slots]
-
-    def _ended(self) -> bool:
-        return self.stopping and not any(
-            member.children or member.life.state is not State.STOPPED for member in self.members()
-        )
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -199,7 +170,7 @@ class Supervisor:
             with contextlib.suppress(LimpetError):  # it says so in the log
                 self.reload()
         elif self.stopping:
-            self._kill_at = 0.0
+            self._end.kill_at = 0.0
         else:
             self.stop()
 
@@ -247,11 +218,7 @@ class Supervisor:
             member.successor = child
         else:
             member.child = child
-        self._listen_to(member, child)
-
-    def _listen_to(self, member: Member, child: Child) -> None:
-        if not child.link.closed:
-            self._selector.register(child.link, selectors.EVENT_READ, lambda _: self._hear(member, child))
+        self.lines.listen_to(member, child)
 
     def _drain(self, child: Child, command: str, *, succeeded: bool = False) -> None:
         """Tell *child* to finish what it has, and whether another has its place; note when its time is over."""
@@ -262,53 +229,20 @@ class Supervisor:
     def _give_time(self, child: Child) -> float:
         """Note when *child* is killed if it has not drained by then; return how long it may take, in seconds."""
         now = time.monotonic()
-        # On a stop the dispatchers may have used up much of the time.
-        left_s = max(0.0, self._stop_by - now) if self.stopping else self.settings.graceful_timeout_s
-        child.kill_at = now + left_s + _HARD_STOP_S
+        left_s = self._end.left_s(now)
+        child.kill_at = now + left_s + HARD_STOP_S
         if (
             child.is_open and child.role == "worker" and kind(self.settings.server).moves
         ):  # the others never say that they have left
             child.leaves_by = now + _LEAVE_S
         return left_s
 
-    def _hear(self, member: Member, child: Child) -> None:
-        """Take in what *child* says; at the end of the line its death will be seen by SIGCHLD."""
-        if child.link.closed:
-            return
-        try:
-            for message in child.link.receive():
-                if message["news"] == "ready":
-                    child.stack_fd = message.get("stack")
-                    event = member.announced(child)
-                    if event is not None:
-                        self.happened(member, event)
-                elif message["news"] == "failed":
-                    child.failure = message
-                elif message["news"] == "missing":
-                    self.scaling.tell_slot(member, child, message["slot"])
-                elif message["news"] == "left":
-                    child.leaves_by = 0.0
-                    self._let_take(member)
-                elif message["news"] == "leaving" and child is member.child:
-                    log.info("%s drains: it was told so by a signal; it is replaced", member)
-                    self.happened(member, Event.LEFT)
-                elif message["news"] == "stop":
-                    log.info("%s asked to stop the server", member.name(child))
-                    self.stop(wait_for_connections=message["wait_for_connections"])
-        except LinkClosedError:
-            self._hang_up(child.link)
-
-    def _hang_up(self, link: Link) -> None:
-        if not link.closed:
-            self._selector.unregister(link)
-            link.close()
-
     def _reap(self, member: Member, child: Child) -> None:
         """Take note of the death of *child*, if it has died, and do what follows."""
         if not child.ended():
             return
-        self._hear(member, child)
-        self._hang_up(child.link)  # whether or not the line has ended: a process that it forked may hold its side
+        self.lines.hear(member, child)
+        self.lines.hang_up(child)
         self.estate.bury(member, child)
         if child is member.child and member.life.state.serves:
             self._care.crashed(member, child, time.monotonic())
@@ -322,14 +256,10 @@ class Supervisor:
         else:
             if child.failure is None:
                 log.info("%s has drained: it %s", member.name(child), child.how_it_ended())
-            self._let_take(member)
+            self.let_take(member)
         self.tell_workers()
         if self.stopping:
-            ended_early = member.role == "worker" and member.life.state is State.STOPPED  # as by a signal of its own
-            queued = ended_early and self.estate.channels[member.number].queued()
-            if queued and time.monotonic() < self._kill_at:
-                self.happened(member, Event.START)
-            self._go_on_stopping()
+            self._end.ended(member)
 
     def _open(self, member: Member) -> None:
         """Let *member*, which is ready, take part."""
@@ -339,13 +269,13 @@ class Supervisor:
         self.tell_workers()
         self.rolling.succeeded(member)
         if self.serving:
-            self._let_take(member)
+            self.let_take(member)
             if self.stopping:
-                self._go_on_stopping()
+                self._end.go_on()
         elif all(item.life.state is State.READY for item in self.members()):
             self._begin()
 
-    def _let_take(self, member: Member) -> None:
+    def let_take(self, member: Member) -> None:
         """Let the process in charge take connections once its predecessors have left the channels to it."""
         if self.serving and member.may_open(time.monotonic()) and member.child is not None:
             member.child.is_open = True
@@ -356,12 +286,12 @@ class Supervisor:
         try:
             self.backend.listen()
         except LimpetError as error:
-            self._fail(error)
+            self._end.fail(error)
             return
         self.serving = True
         self._watch = Watch(self.backend.doors(), self.settings.backlog, self.estate.board.supervisor())
         for member in self.members():
-            self._let_take(member)
+            self.let_take(member)
         urls = " and ".join(self.backend.urls)
         count = f"{len(self.slots)} worker{'s' if len(self.slots) > 1 else ''}"
         log.info("serving %s at %s with %s, by %s", self.settings.app, urls, count, self.settings.by)
@@ -376,15 +306,7 @@ class Supervisor:
             log.error("%s did not start, next try in %.1f s: %s", member, wait_s, cause.message)
             self.rolling.failed(member)
         elif not self.stopping:
-            self._fail(cause)
-
-    def _fail(self, error: LimpetError) -> None:
-        """End the server since it cannot come to serve."""
-        self._failure = error
-        self._kill_at = 0.0
-        self.stopping = True
-        for member in self.members():
-            self.happened(member, Event.STOP)
+            self._end.fail(cause)
 
     def reload(self) -> Change:
         """Begin to renew the workers of all slots. Raises ControlError while there is nothing to be renewed."""
@@ -419,7 +341,7 @@ class Supervisor:
             self.rolling.go_on(may_begin=not self.upgrade.is_due)
             self.scaling.go_on()
         for member in self.members():
-            self._let_take(member)
+            self.let_take(member)
             if member.life.state is State.BACKOFF and member.life.retry_at <= now:
                 self.happened(member, Event.RETRY_DUE)
             starting = member.starting()
@@ -430,7 +352,7 @@ class Supervisor:
                 self._kill(member, member.child, fault)
             for child in member.children:
                 child.link.flush()
-                if now >= min(child.kill_at, self._kill_at):
+                if now >= min(child.kill_at, self._end.kill_at):
                     child.kill()
 
     def _kill(self, member: Member, child: Child, why: str) -> None:

@@ -45,9 +45,9 @@ CARRIED = {
 }
 ANEW = {
     "Supervisor": {
-        *("_selector", "_watch", "beside", "_care", "_told_up", "serving", "program"),
+        *("_selector", "_watch", "beside", "_care", "_told_up", "serving", "program", "lines"),
         "scaling",  # the number of slots is in the settings; a server that scales is not upgraded
-        *("stopping", "_stop_by", "_owing", "_kill_at", "_failure"),  # a server that stops is not upgraded
+        "_end",  # a server that stops is not upgraded
     },
     "Estate": {"_backend", "pem"},  # the latter from the files, as at a reload
     "Member": {"cause", "is_outdated"},  # of a death that has had its consequences

@@ -1,0 +1,107 @@
+"""The connections whose head a dispatcher awaits, each until its deadline.
+
+Owns who is among them, what has to come of each, how many there may be, and what wakes the loop. What a head is peek.py
+knows; who takes a connection out of here, the dispatcher, hands it over, answers or closes it.
+
+1. They are in the order of their deadlines, since all get the same time: the first is the next to go.
+2. A slow one (peek.py) is looked at by the clock: only its end wakes the loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+import select
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+from limpet.head import HeadParser
+from limpet.key import KeyChain
+from limpet.peek import Arrival
+from limpet.per_address import PerAddress
+from limpet.request import Peer
+from limpet.scoreboard import Row
+from limpet.settings import Settings
+
+HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP
+
+
+class Arrivals:
+    """Those who wait, by the number of their descriptor."""
+
+    def __init__(self, settings: Settings, chain: KeyChain, epoll: select.epoll, row: Row) -> None:
+        self._waiting: dict[int, Arrival] = {}
+        self._settings = settings
+        self._chain = chain
+        self._is_proxied = [each.proxy_protocol == "required" for each in settings.served]  # of each bind
+        self._per_address = PerAddress(settings.max_connections_per_address)  # of those who wait
+        self._epoll = epoll
+        self._row = row
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Arrival]:
+        return iter(self._waiting.values())
+
+    def begin(self, connection: socket.socket, peer: Peer, now: float) -> Arrival | None:
+        """Return what has to be read of *connection* before its slot can be found; None if that is nothing."""
+        settings, chain, is_proxied = self._settings, self._chain.at(peer.bind), self._is_proxied[peer.bind]
+        needs_hello = settings.tls_cert is not None and chain.needs_server_name
+        if not (is_proxied or needs_hello or chain.needs_head):
+            return None
+        parser = HeadParser(settings.max_head_bytes, settings.max_headers) if chain.needs_head else None
+        deadline = now + settings.head_timeout_s
+        return Arrival(connection, peer, deadline, parser, awaits_header=is_proxied, needs_hello=needs_hello)
+
+    def find(self, fd: int) -> Arrival | None:
+        """Return the one with the descriptor *fd*."""
+        return self._waiting.get(fd)
+
+    def enter(self, arrival: Arrival) -> bool:
+        """Count *arrival* with the others of its address, once its client is known; return whether it may wait."""
+        if arrival.entered_from is None and not arrival.awaits_header:
+            if not self._per_address.enter(arrival.peer.address):
+                return False
+            arrival.entered_from = arrival.peer.address
+        return True
+
+    def keep(self, arrival: Arrival) -> Arrival | None:
+        """Keep *arrival* until more of it has come. Return the one that has to go if there are too many."""
+        fd, oldest = arrival.connection.fileno(), None
+        if fd in self._waiting:
+            if arrival.slow:
+                self._epoll.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
+            return None
+        if len(self._waiting) >= self._settings.max_pending:
+            oldest = next(iter(self))
+            self.forget(oldest)
+            self._row.add("crowded_out")
+        self._waiting[fd] = arrival
+        self._row.set("pending", len(self._waiting))
+        self._epoll.register(fd, _NEWS)
+        return oldest
+
+    def forget(self, arrival: Arrival) -> None:
+        """Keep *arrival*, if it is here, no longer."""
+        if self._waiting.pop(arrival.connection.fileno(), None) is not None:
+            self._epoll.unregister(arrival.connection)
+            self._row.set("pending", len(self._waiting))
+        if arrival.entered_from is not None:
+            self._per_address.leave(arrival.entered_from)
+            arrival.entered_from = None
+
+    def due(self, now: float) -> list[Arrival]:
+        """Return those whose deadline has passed."""
+        return list(itertools.takewhile(lambda each: each.deadline <= now, self))
+
+    def slow(self) -> list[Arrival]:
+        """Return the slow ones of which more has come."""
+        return [arrival for arrival in self if arrival.slow and arrival.has_more()]
+
+    def hurry(self, latest: float, latest_silent: float) -> None:
+        """Let nobody wait longer than until *latest*, and nobody who says nothing longer than *latest_silent*."""
+        for arrival in self:
+            arrival.deadline = min(arrival.deadline, latest, latest_silent if arrival.silent else latest)
+        self._waiting = dict(sorted(self._waiting.items(), key=lambda item: item[1].deadline))

@@ -1,0 +1,109 @@
+"""The listeners of a dispatcher: when it accepts, how many at a time, and what it does without free descriptors.
+
+Owns the listening sockets and whether the loop is woken by them. Who has been accepted is the dispatcher's: `take` and
+`spare` yield connections that the caller closes or passes on.
+
+1. After accepting has failed there is a pause, `again_at`, in which clients wait in the backlog: else the loop would
+   spin.
+2. Descriptors are kept in reserve for a 503 to a few of those who cannot be taken.
+3. Who is taken after `stop` may have come through a door that was closed behind it (kernel.py), and is let in.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+from limpet.kernel import open_door
+from limpet.request import Peer
+from limpet.reserve import Reserve
+from limpet.scoreboard import Row
+
+ACCEPTS_PER_TURN: Final = 64  # of one listener, so that heads that have arrived do not wait behind a storm
+_PAUSE_S: Final = 0.25  # after accepting failed, as without free descriptors
+_RESERVE: Final = 32  # descriptors with which clients are refused when there are no others
+
+
+class Listening:
+    """The listeners that a dispatcher has inherited, each the number of a bind."""
+
+    def __init__(self, listeners: list[tuple[socket.socket, str]], epoll: select.epoll, row: Row) -> None:
+        self.again_at = 0.0  # monotonic; 0: there is no pause
+        self._listeners = {sock.fileno(): (sock, index, name) for index, (sock, name) in enumerate(listeners)}
+        self._epoll = epoll
+        self._row = row
+        self._reserve = Reserve(_RESERVE)
+        self._is_on = False
+        self._is_ending = False
+
+    def accepts(self, fd: int) -> bool:
+        """Return whether *fd* is a listener from which connections are to be taken."""
+        return self._is_on and fd in self._listeners
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._reserve.fill()
+        self._is_on, self.again_at = True, 0.0
+        for fd in self._listeners:
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def pause(self, until: float) -> None:
+        """Accept nobody for a while."""
+        for fd in self._listeners if self._is_on else ():
+            self._epoll.unregister(fd)
+        self._is_on, self.again_at = False, until
+
+    def stop(self) -> bool:
+        """Accept no longer by itself; return whether it did until now."""
+        did = self._is_on or self.again_at > 0
+        self.pause(until=0.0)
+        self._is_ending = True
+        return did
+
+    def close(self) -> None:
+        """Close the listeners. If the supervisor has closed its own, clients are refused from here on."""
+        for sock, _, _ in self._listeners.values():
+            sock.close()
+        self._listeners.clear()
+
+    def take(self, fd: int, most: int, now: float) -> Iterator[tuple[socket.socket, Peer]]:
+        """Yield at most *most* of those who wait at listener *fd*; begin a pause if that fails."""
+        listener, index, name = self._listeners[fd]
+        for _ in range(most):
+            try:
+                connection, address = listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:  # reset while it waited in the backlog
+                continue
+            except OSError:
+                self._row.add("accept_errors")
+                self.pause(until=now + _PAUSE_S)
+                return
+            self._row.add("accepted")
+            if self._is_ending:
+                let_in(connection)
+            yield connection, Peer.of(address, name, index)
+
+    def spare(self, fd: int) -> Iterator[socket.socket]:
+        """In a pause, yield as many of those who wait at listener *fd* as there are descriptors for a refusal."""
+        for _ in range(self._reserve.release() if self.again_at else 0):
+            try:
+                connection, _ = self._listeners[fd][0].accept()
+            except OSError:  # nobody waits any more, or somebody else has taken the number
+                return
+            self._row.add("accepted")
+            self._row.add("no_descriptor")
+            yield connection
+
+    def fds(self) -> list[int]:
+        """Return the numbers of all listeners."""
+        return list(self._listeners)
+
+
+def let_in(connection: socket.socket) -> None:
+    """Let packets reach *connection*, which may have come through a door that was closed behind it."""
+    if connection.family != socket.AF_UNIX:
+        open_door(connection)
