@@ -17,7 +17,7 @@ import aiohttp
 import socketio
 
 AT_ONCE = 60
-WAIT = aiohttp.ClientTimeout(total=60)
+WAIT = aiohttp.ClientTimeout(total=240)  # longer than any front needs to notice that a host is lost
 
 
 class Home(NamedTuple):
@@ -41,11 +41,11 @@ class Client:
     homes: list[Home] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
-    async def get(self, number: int = 1) -> None:
+    async def get(self, number: int = 1, path: str = "/") -> None:
         """Send *number* GETs, one after the other."""
         for _ in range(number):
             try:
-                async with self.session.get(f"{self.url}/", timeout=WAIT) as reply:
+                async with self.session.get(f"{self.url}{path}", timeout=WAIT) as reply:
                     text = await reply.text()
                     if reply.status == 200:
                         self.homes.append(home_of(text))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import uuid
+from pathlib import Path
 from typing import Any
 
 import socketio
@@ -25,13 +27,26 @@ async def where(sid: str) -> dict[str, Any]:
 async def _other(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] == "websocket":
         await _websocket(receive, send)
+    elif scope["path"] == "/held":
+        await _held(send)
     elif scope["path"] == "/events":
         await _events(receive, send)
     else:
-        body = json.dumps(home()).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await _answer(send)
+
+
+async def _answer(send: Any) -> None:
+    body = json.dumps(home()).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _held(send: Any) -> None:
+    """Answer after 2 s, and leave a file when the request has come."""
+    Path(os.environ["TEST_HELD"], uuid.uuid4().hex).touch()
+    await asyncio.sleep(2)
+    await _answer(send)
 
 
 async def _websocket(receive: Any, send: Any) -> None:

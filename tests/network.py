@@ -93,6 +93,8 @@ class Machine:
         enter = ["nsenter", "--net", "--target", str(pid)]
         for words in (f"addr add {self.address}/24 dev eth0", "link set eth0 up", "link set lo up"):
             subprocess.run([*enter, "ip", *words.split()], check=True)
+        self._held = Path(self._folder.name, "held")
+        self._held.mkdir()
         self._python = Path(self._folder.name, "python")
         self._python.write_text(f'#!/bin/sh\nexec {" ".join(enter)} {sys.executable} "$@"\n')
         self._python.chmod(0o700)
@@ -106,7 +108,7 @@ class Machine:
             *("--workers", "2", "--keep-alive-timeout", str(fronts.KEEP_ALIVE_S), "--graceful-timeout", "2"),
             *("--admin", f"0.0.0.0:{ADMIN}", *self._flags),
             bind=f"0.0.0.0:{PORT}",
-            env={"TEST_HOST": self.name},
+            env={"TEST_HOST": self.name, "TEST_HELD": str(self._held)},
             python=str(self._python),
         )
         self.limpet.start()
@@ -117,12 +119,16 @@ class Machine:
         self.limpet.wait_serving()
 
     def kill(self) -> None:
-        """SIGKILL the supervisor; workers end too, and until they have answer 503 to what belongs to others."""
+        """SIGKILL the supervisor, and wait until the workers have ended, too."""
         assert self.limpet.process is not None
         os.kill(self.limpet.pid, signal.SIGKILL)  # nsenter has become it
         self.limpet.process.wait()
         self.limpet.wait_gone()
         self.limpet.__exit__(None, None, None)
+
+    def wait_holding(self, number: int) -> None:
+        """Wait until *number* requests for `/held` have come."""
+        wait_until(lambda: len(os.listdir(self._held)) >= number, f"{self.name} has {number} requests under way")
 
     def link(self, state: str) -> None:
         """Take the cable out (`down`), or put it in (`up`)."""

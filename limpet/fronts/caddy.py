@@ -14,8 +14,8 @@ from limpet.fronts import COOKIE, IDLE_S, Plan, Source
 _HEADER = "X-Limpet-Key"
 _NOTES = (
     "Drain a host: take it out of `reverse_proxy`, then `caddy reload`; what is open there ends in its own time.",
-    "A host that vanishes without a word is noticed by the kernel alone: `sysctl net.ipv4.tcp_retries2=5` here makes",
-    "that 10 s in place of 15 minutes.",
+    "What is sent to a host that has vanished without a word fails when the kernel gives up:",
+    "`sysctl net.ipv4.tcp_retries2=5` here makes that 13 s in place of 15 minutes.",
 )
 
 
@@ -79,7 +79,7 @@ def _proxy(plan: Plan) -> Iterator[str]:
     else:
         yield f"lb_policy header {_HEADER}           # by rendezvous: a host moves its own share of the clients"
     yield "# What no host took is tried elsewhere; what was sent is repeated only if it is a GET (Caddy's default)."
-    yield "lb_try_duration 30s"
+    yield "lb_retries 100                       # not a duration: it may take long to notice that a host has vanished"
     yield "lb_try_interval 100ms"
     if plan.health:
         port, path = plan.health
@@ -94,5 +94,6 @@ def _proxy(plan: Plan) -> Iterator[str]:
     yield f"""transport http {{
 				dial_timeout 2s
 				keepalive {IDLE_S}s
+				keepalive_interval 1s                # of probes: 24 s after its last word a silent host is lost
 				keepalive_idle_conns_per_host 64
 			}}"""

@@ -15,8 +15,11 @@ from limpet.fronts import COOKIE, IDLE_S, Plan, Source
 _NOTES = (
     "This belongs into `http { ... }`, for example as /etc/nginx/conf.d/limpet.conf.",
     "Drain a host: write `down` behind it, then `nginx -s reload`; what is open there ends in its own time.",
-    "A host that vanishes without a word is noticed by the kernel alone: `sysctl net.ipv4.tcp_retries2=5` here makes",
-    "that 10 s in place of 15 minutes. nginx has no health checks: failed requests tell it that a host is down.",
+    "A host that vanishes without a word is noticed by the kernel alone, after 15 minutes, or 2 hours if a request is",
+    "under way. This makes that 13 s, and 10 s:",
+    "  sysctl net.ipv4.tcp_retries2=5 net.ipv4.tcp_keepalive_time=5 net.ipv4.tcp_keepalive_intvl=1 \\",
+    "    net.ipv4.tcp_keepalive_probes=5",
+    "nginx has no health checks: failed requests tell it that a host is down.",
 )
 
 

@@ -27,8 +27,9 @@ def write(plan: Plan) -> str:
 
 def _notes(plan: Plan) -> Iterator[str]:
     yield "Drain a host: take it out of `servers`; the file is read again, what is open there ends in its own time."
-    yield "A host that vanishes without a word is noticed by the kernel alone: `sysctl net.ipv4.tcp_retries2=5` here"
-    yield "makes that 10 s in place of 15 minutes."
+    yield "What is sent to a host that has vanished without a word fails when the kernel gives up:"
+    yield "`sysctl net.ipv4.tcp_retries2=5` here makes that 13 s in place of 15 minutes. What is under way waits for"
+    yield "165 s, which cannot be set."
     yield "Traefik is started with:"
     yield f"  entryPoints: {{web: {{address: ':{plan.listen}'}}}}"
     yield "  providers: {file: {filename: /etc/traefik/limpet.yml, watch: true}}"
@@ -44,8 +45,9 @@ def _http(plan: Plan) -> Iterator[str]:
       service: limpet
   middlewares:
     limpet-retry:
-      # What no host took is tried elsewhere; what was sent is repeated only if it may be (Traefik's default).
-      retry: {attempts: 4, initialInterval: 100ms, status: ['503']}
+      # What no host took is tried elsewhere; what was sent is repeated only if it may be (Traefik's default), until
+      # the health check knows that a host is down. 502 and 504 are Traefik's own words for a connection that broke.
+      retry: {attempts: 6, initialInterval: 500ms, status: ['502', '503', '504']}
   services:
     limpet:
       loadBalancer:

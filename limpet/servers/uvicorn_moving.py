@@ -29,6 +29,12 @@ from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools,
 
 _RETRY_S: Final = 0.01  # between tries to send into a full channel
 _BLANK_LINE: Final = b"\r\n\r\n"
+_SAFE: Final = (
+    b"GET ",
+    b"HEAD ",
+    b"OPTIONS ",
+    b"TRACE ",
+)  # clients repeat them after an end without an answer
 
 
 class _Moving(Seated):
@@ -250,7 +256,7 @@ class _Moving(Seated):
             return
         now = self.loop.time()
         if self.alone:
-            self._refuse()
+            self._end_unanswered() if self._unread.startswith(_SAFE) else self._refuse()
             return
         done, self._baton = self.seat.mover.pass_on(self, self._baton, self._wanted, self._unread, now)
         self._give_up_at = self._give_up_at or now + self.seat.settings.wait_timeout_s
@@ -278,6 +284,15 @@ class _Moving(Seated):
         self.seat.row.add("returns_refused")
         self.flow.resume_reading()  # the rest of the request is thrown away: unread it would reset the connection
         self.refuse(503)
+
+    def _end_unanswered(self) -> None:
+        """Close the connection: nobody here will serve the request, and who sent it may repeat it (RFC 9110, 9.2.2).
+
+        A front does, on another machine; a 503 it would pass on.
+        """
+        self._wanted, self._unread = None, b""
+        self.seat.row.add("returns_refused")
+        self.transport.close()
 
     def _upgraded(self) -> None:
         """Leave the connection to the websocket protocol that took over: it never moves again."""

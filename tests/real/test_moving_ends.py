@@ -394,33 +394,43 @@ def test_moving_connection_waits_for_its_slow_reader_and_not_only_for_a_head() -
 # --- the server stops
 
 
-@pytest.mark.parametrize(("http", "loop"), TWO_PLANS)
-def test_stop_answers_what_is_in_flight_on_connections_that_have_moved(http: str, loop: str, gates: Path) -> None:
-    """Neither the requests being served nor those behind them may be lost; what cannot move any more is refused."""
-    gate = gates / f"stop-{http}"
+@pytest.mark.parametrize(
+    ("http", "loop", "end"), [(*PLANS[0], signal.SIGTERM), (*PLANS[3], signal.SIGTERM), (*PLANS[0], signal.SIGKILL)]
+)
+def test_stop_answers_what_is_in_flight_on_connections_that_have_moved(
+    http: str, loop: str, end: signal.Signals, gates: Path
+) -> None:
+    """Neither the requests being served nor those behind them may be lost, and what cannot move any more is refused.
+
+    A GET by the end of the connection alone: a front repeats that on another machine, and would pass on a 503.
+    """
+    gate = gates / f"stop-{http}-{end.name}"
     with serve("--http", http, "--loop", loop, "--graceful-timeout", "20", gates=gates) as server:
         home = homes(server)
         users = inhabitants(home)
         address = "127.0.0.1", server.port
-        with wires(address, 12) as clients, Wire(address) as socket:
-            visit_all(socket, home, last=2)
-            assert socket.send(upgrade("/", x_user=users[1])).head()[0] == 101
-            socket.frame()
+        with wires(address, 16) as clients, wires(address, 4) as sockets:
+            for slot, socket in enumerate(sockets):
+                visit_all(socket, home, last=(slot + 1) % 4)
+                assert socket.send(upgrade("/", x_user=users[slot])).head()[0] == 101
+                socket.frame()
             for number, client in enumerate(clients):
                 visit_all(client, home, last=number % 4)
                 client.send(request(f"/held?{gate.name}", "POST", b"", x_user=users[number % 4]))
                 if number >= 4:  # another one behind it, of the same user or of another
-                    client.send(get(users[(number + (number >= 8)) % 4], "/behind").data)
+                    user = users[(number + (number >= 8)) % 4]
+                    client.send(request("/behind", "POST" if number >= 12 else "GET", x_user=user))
             for user in users.values():
                 server.request(x_user=user)  # all have read what was sent
-            server.signal(signal.SIGTERM)
-            wait_until(lambda: "stopping" in server.log, "it stops")
-            assert socket.frame().opcode == CLOSE
-            socket.send(frame(b"\x03\xf4", CLOSE))
+            server.signal(end)
+            for socket in sockets:  # each worker knows
+                assert socket.frame().opcode == CLOSE
+                socket.send(frame(b"\x03\xf4", CLOSE))
             gate.touch()
             for number, client in enumerate(clients):
                 assert client.reply().headers["x-limpet-slot"] == str(number % 4)
-                if number >= 4:
+                if 4 <= number < 8 or number >= 12:
                     assert client.reply().status == (200 if number < 8 else 503)
                 assert client.rest() == b""
-        assert server.wait_ended() == 0
+        assert server.wait_ended() == (0 if end is signal.SIGTERM else -end)
+        server.wait_gone()
