@@ -1,9 +1,9 @@
 """The loads of the benchmarks: what clients do, each for some seconds, and how many of it was answered.
 
-All are closed loops of `IN_FLIGHT` connections, except `paced`, which sends at fixed moments and counts the time from
-the moment at which a request was due (so a server that stalls cannot slow its clients down and hide it), and `idle`,
-which holds websockets open. Keep-alive loads are wrk's, the others are made here, in one process. What comes back is
-checked: anything but a whole answer ends the benchmark.
+All are closed loops of `IN_FLIGHT` connections (`storm`: of `STORM`), except `paced`, which sends at fixed moments and
+counts the time from the moment at which a request was due (so a server that stalls cannot slow its clients down and
+hide it), and `idle`, which holds websockets open. `single` and `mixed` are wrk's, the others are made here, in one
+process. What comes back is checked: anything but a whole answer ends the benchmark.
 
 Sends to 127.0.0.1 only, from addresses of 127.0.0.0/8.
 """
@@ -11,8 +11,9 @@ Sends to 127.0.0.1 only, from addresses of 127.0.0.0/8.
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
-import heapq
+import math
 import os
 import re
 import select
@@ -20,6 +21,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
@@ -27,6 +29,7 @@ from random import Random
 from typing import Final, NamedTuple
 
 IN_FLIGHT: Final = 32
+STORM: Final = 500  # less than the shortest backlog of a system, Node's 511
 PATIENCE_S: Final = 30.0
 ADDRESSES: Final = [f"127.{1 + number // 128}.7.{1 + number % 128}" for number in range(512)]
 USERS: Final = [f"10.0.0.{number}" for number in range(200)]
@@ -56,6 +59,7 @@ class Talk(NamedTuple):
     answered: Callable[[bytearray], bool]
     upgrade: bool = False  # to a websocket first
     each_new: bool = False  # a connection for each request
+    in_flight: int = IN_FLIGHT
 
 
 def connect(port: int, address: str) -> socket.socket:
@@ -128,6 +132,8 @@ def _echo(size: int) -> Talk:
 
 TALKS: Final = {
     "connection": Talk(_get("/", "Connection: close\r\n"), _is_small, each_new=True),
+    "storm": Talk(_get("/", "Connection: close\r\n"), _is_small, each_new=True, in_flight=STORM),
+    "kept": Talk(_get("/"), _is_small),
     "echo": _echo(64),
     "echo64k": _echo(65536),
     "upload": Talk(_post, _is_small),
@@ -178,7 +184,7 @@ class _Loop:
 
     def run(self) -> int:
         """Return how many requests were answered."""
-        for _ in range(IN_FLIGHT):
+        for _ in range(self._talk.in_flight):
             self._open()
         while self._clients:
             events = self._epoll.poll(PATIENCE_S)
@@ -234,7 +240,7 @@ class _Loop:
 
 
 def closed(port: int, kind: str, seconds: float, seed: int) -> int:
-    """Keep `IN_FLIGHT` requests of *kind* in flight for *seconds*; return how many were answered."""
+    """Keep requests of *kind* in flight for *seconds*; return how many were answered."""
     if kind in ("single", "mixed"):
         return _wrk(port, kind, seconds, seed)
     chance = Random(seed)
@@ -247,7 +253,15 @@ def _wrk(port: int, kind: str, seconds: float, seed: int) -> int:
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(_LUA)
         script.flush()
-        line = ["wrk", "-t8", f"-c{IN_FLIGHT}", f"-d{seconds:g}s", "-s", script.name, f"http://127.0.0.1:{port}/"]
+        line = [
+            "wrk",
+            "-t8",
+            f"-c{IN_FLIGHT}",
+            f"-d{math.ceil(seconds)}s",
+            "-s",
+            script.name,
+            f"http://127.0.0.1:{port}/",
+        ]
         shown = subprocess.run([*line, "--", str(seed), kind], capture_output=True, text=True, check=True).stdout
     if "errors:" in shown or "Non-2xx" in shown:
         raise RuntimeError(shown)
@@ -257,31 +271,33 @@ def _wrk(port: int, kind: str, seconds: float, seed: int) -> int:
 
 
 def paced(port: int, rate: float, seconds: float, seed: int) -> list[float]:
-    """Send *rate* requests a second for *seconds*, on as many keep-alive connections as it takes.
+    """Send *rate* requests a second for *seconds*, on `IN_FLIGHT` connections in turn, on more if none is free.
 
     Return the seconds from when each was due until it was answered, sorted.
     """
-    users, epoll, took = cycle(Random(seed).sample(USERS, len(USERS))), select.epoll(), []
-    talk = Talk(_get("/"), _is_small)
-    free: list[_Client] = []
+    chance, epoll, took = Random(seed), select.epoll(), []
+    users, addresses = cycle(chance.sample(USERS, len(USERS))), cycle(chance.sample(ADDRESSES, len(ADDRESSES)))
+    talk = TALKS["kept"]
     busy: dict[int, tuple[_Client, float]] = {}
     clients: list[_Client] = []
+
+    def another() -> _Client:
+        clients.append(_Client(port, next(addresses), next(users)))
+        epoll.register(clients[-1].sock.fileno(), select.EPOLLIN)
+        return clients[-1]
+
+    free = deque(another() for _ in range(IN_FLIGHT))
     started = time.monotonic()
-    due = [started + number / rate for number in range(int(rate * seconds))]
-    heapq.heapify(due)
+    due = deque(started + number / rate for number in range(int(rate * seconds)))
     while due or busy:
-        now = time.monotonic()
-        while due and due[0] <= now:
-            if not free:
-                client = _Client(port, "127.0.0.1", next(users))
-                clients.append(client)
-                epoll.register(client.sock.fileno(), select.EPOLLIN)
-                free.append(client)
-            client = free.pop()
-            busy[client.sock.fileno()] = client, heapq.heappop(due)
+        while due and due[0] <= time.monotonic():
+            client = free.popleft() if free else another()
+            busy[client.sock.fileno()] = client, due.popleft()
             client.send(talk.request(client.user))
         pause = max(0.0, due[0] - time.monotonic()) if due else PATIENCE_S
-        for fd, _ in epoll.poll(pause):
+        if not select.select([epoll], [], [], pause)[0] and not due:  # epoll itself waits whole milliseconds
+            raise TimeoutError(f"{len(busy)} requests were not answered within {PATIENCE_S:g} s")
+        for fd, _ in epoll.poll(0):
             client, since = busy[fd]
             if not client.receive():
                 raise RuntimeError("the connection ended")
@@ -294,23 +310,28 @@ def paced(port: int, rate: float, seconds: float, seed: int) -> list[float]:
     return sorted(took)
 
 
-def idle(port: int, count: int) -> list[socket.socket]:
-    """Open *count* websockets, one after another by `IN_FLIGHT`; return them once all are open. The caller closes."""
-    opened: list[socket.socket] = []
-    for first in range(0, count, IN_FLIGHT):
-        some = [
-            _Client(port, ADDRESSES[number % len(ADDRESSES)], USERS[number % len(USERS)])
-            for number in range(first, min(first + IN_FLIGHT, count))
-        ]
-        for client in some:
-            client.sock.settimeout(PATIENCE_S)
-            client.sock.sendall(_handshake(client.user))
-        for client in some:
-            while not _is_upgraded(client.answer):
-                if not client.receive():
-                    raise RuntimeError("the connection ended")
-        opened += [client.sock for client in some]
-    return opened
+@contextlib.contextmanager
+def idle(port: int, count: int) -> Iterator[None]:
+    """Hold *count* websockets open, opened by `IN_FLIGHT` at a time. Raises RuntimeError if one of them was ended."""
+    with contextlib.ExitStack() as opened:
+        watched = select.poll()
+        for first in range(0, count, IN_FLIGHT):
+            some = [
+                _Client(port, ADDRESSES[number % len(ADDRESSES)], USERS[number % len(USERS)])
+                for number in range(first, min(first + IN_FLIGHT, count))
+            ]
+            for client in some:
+                opened.enter_context(client.sock)
+                client.sock.settimeout(PATIENCE_S)
+                client.sock.sendall(_handshake(client.user))
+            for client in some:
+                while not _is_upgraded(client.answer):
+                    if not client.receive():
+                        raise RuntimeError("the connection ended")
+                watched.register(client.sock, select.POLLIN)
+        yield
+        if ended := watched.poll(0):
+            raise RuntimeError(f"{len(ended)} of {count} websockets have ended, or said something")
 
 
 def events(port: int, readers: int, seconds: float) -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import random
 import re
 import socket
-import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 BOOTSTRAPS = 4000
+LISTENS = "0A"  # in /proc/net/tcp
 
 APP = """
 import json, os
@@ -38,18 +39,41 @@ def free_port() -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU seconds that *pid* and its descendants have used, user and system."""
-    ticks = 0
-    for each in tree(pid):
-        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    """Return the CPU seconds that *pid* and its descendants have used, user and system.
+
+    They are the scheduler's, in nanoseconds: those in /proc/PID/stat are hundredths of a second.
+    """
+    threads = (each for one in tree(pid) for each in Path(f"/proc/{one}/task").glob("*/schedstat"))
+    return sum(int(each.read_text().split()[0]) for each in threads) / 1e9
 
 
 def tree(pid: int) -> list[int]:
-    """Return *pid* and all its descendants."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """Return *pid* and all its descendants; nothing if it is gone."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
     return [pid, *(found for child in children for found in tree(int(child)))]
+
+
+def birth(pid: int) -> int:
+    """Return when *pid* was started, which tells it from one that has its number later; 0: it is gone."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if state == "Z" else int(fields[18])
+
+
+def connections(port: int) -> int:
+    """Return how many connections to *port* there are, or were within the last minute (TIME_WAIT)."""
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        local, remote, state = line.split()[1:4]
+        ends = {local, remote}
+        if state != LISTENS and any(int(end.rpartition(":")[2], 16) == port for end in ends):
+            found.add(frozenset(ends))
+    return len(found)
 
 
 def pss_bytes(pid: int) -> int:
@@ -58,12 +82,11 @@ def pss_bytes(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
 
 
-def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Return the geometric mean of *ratios* and its 95 % interval, by a bootstrap over rounds."""
-    logs, chance = [math.log(ratio) for ratio in ratios], random.Random(1)
-    means = sorted(statistics.fmean(chance.choices(logs, k=len(logs))) for _ in range(BOOTSTRAPS))
-    low, high = means[int(0.025 * BOOTSTRAPS)], means[int(0.975 * BOOTSTRAPS)]
-    return math.exp(statistics.fmean(logs)), math.exp(low), math.exp(high)
+def interval(samples: Sequence[T], of: Callable[[Sequence[T]], float]) -> tuple[float, float, float]:
+    """Return what *samples* amount to by *of*, and the 95 % interval of that by a bootstrap over them."""
+    chance = random.Random(1)
+    found = sorted(of(chance.choices(samples, k=len(samples))) for _ in range(BOOTSTRAPS))
+    return of(samples), found[int(0.025 * BOOTSTRAPS)], found[int(0.975 * BOOTSTRAPS)]
 
 
 def machine() -> dict[str, Any]:

@@ -1,49 +1,45 @@
-"""docs/benchmarks.md from the results of bench.py: `python benchmarks/page.py RESULTS... > docs/benchmarks.md`."""
+"""docs/benchmarks.md, its pictures, and the figures in the README, all from the results of bench.py.
+
+    python benchmarks/page.py RESULTS...
+
+Each file of results has another number of workers. What was not measured is said to be missing; a run with fewer rounds
+than bench.py makes is said to be a short one. What limpet loses comes first.
+"""
 
 from __future__ import annotations
 
 import json
-import statistics
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from measure import interval
+from bench import PARTS
+from plots import Bar, Dot, bars, dots
+from targets import DISPATCHER, KERNEL, TARGETS, Round, Target, held, medians, shown
 
-
-class Target(NamedTuple):
-    """What limpet is held to: the CPU of *subject* for the load *part*, as a ratio to that of *against*."""
-
-    what: str
-    part: str
-    subject: str
-    against: str
-    most: float
-
-
-TARGETS: Final = [
-    Target("a connection for each request, kernel backend", "connection", "limpet kernel", "uvicorn", 1.00),
-    Target("the same, dispatcher by header", "connection", "limpet dispatcher", "uvicorn", 1.12),
-    Target("the same, dispatcher by header", "connection", "limpet dispatcher", "nginx", 1.10),
-    Target("keep-alive, one user for each connection", "single", "limpet dispatcher", "nginx", 0.55),
-    Target("pooled connections, each request another user", "mixed", "limpet dispatcher", "nginx", 0.85),
-    Target("websocket, messages of 64 bytes", "echo", "limpet dispatcher", "nginx", 0.60),
-    Target("websocket, messages of 64 KB", "echo64k", "limpet dispatcher", "nginx", 0.60),
-]
+ROOT: Final = Path(__file__).parents[1]
+NUMBERS: Final = re.compile(r"(?<=<!-- numbers -->\n).*?(?=<!-- end of numbers -->)", re.DOTALL)
+ROUNDS: Final = 5  # fewer are a short run
 NAMES: Final = {
     "connection": "connection for each request",
+    "storm": "the same, 500 at a time",
     "single": "keep-alive, one user for each connection",
+    "kept": "keep-alive, one address for each connection",
     "mixed": "pooled, each request another user",
     "echo": "websocket, 64 bytes",
     "echo64k": "websocket, 64 KB",
     "events": "server-sent event",
     "upload": "upload of 1 MB",
     "download": "download of 1 MB",
+    "idle": "idle websocket, bytes",
+    "paced": "p99 at half of capacity, ms",
 }
+LOADS: Final = [part for part in NAMES if part not in ("idle", "paced")]
 SYSTEMS: Final = {
-    "limpet kernel": "limpet, kernel backend by address",
-    "limpet dispatcher": "limpet, dispatcher by header",
+    KERNEL: "limpet, kernel backend by address",
+    DISPATCHER: "limpet, dispatcher by header",
     "uvicorn": "`uvicorn --workers` (not sticky)",
     "gunicorn": "gunicorn with uvicorn's worker (not sticky)",
     "granian": "granian (not sticky)",
@@ -53,69 +49,36 @@ SYSTEMS: Final = {
     "node sticky ip": "sticky-session-custom, by address",
     "node sticky header": "sticky-session-custom, by header (per connection)",
 }
+SHORT: Final = {KERNEL: "limpet kernel", DISPATCHER: "limpet dispatcher", "node sticky ip": "node sticky by address"}
 PREFACE: Final = """\
 # Benchmarks
 
-    make bench
+`make bench` loads limpet and what people use today side by side. What counts is the CPU time of all processes of a
+system for each answer, as a ratio to another system within each round: its geometric mean over the rounds, and in
+parentheses the 95 % interval of a bootstrap over rounds. Below 1 limpet needs less. The application does nothing, so
+that ratios of real ones are nearer to 1. This page is made from the results in `benchmarks/results/`.
+"""
+METHOD: Final = """
+## How it is measured, and what it does not say
 
-loads limpet and what people use today side by side, in one run, in rounds. What counts is the CPU time of all processes
-of a system for each answer, as a ratio within each round: geometric mean, and the 95 % interval of a bootstrap over
-rounds. Throughput and absolute times say more about the machine than about the systems. The application does nothing,
-so ratios of real ones are nearer to 1. Raw results and the scripts are in `benchmarks/`; this page is made from them.
+    make bench                                                    # all of it: half an hour; writes this page
+    python benchmarks/bench.py mixed --workers 4 --output FILE    # one part
+    python benchmarks/page.py benchmarks/results/bench-2.json benchmarks/results/bench-4.json
+
+- All systems of a part run at once, and are loaded in turn, in rounds that begin with another one each time. Systems
+  that no target names are loaded in each third round.
+- Before that, each system that promises stickiness is held to it, and nginx and HAProxy to re-using their connections.
+- Users and addresses (200 and 512) are drawn by a seed that is the number of the round. 32 requests are in flight.
+- The p99 is at a fixed rate, from when a request was due; the rate is half of what the slowest of the systems
+  compared answers to the same clients in a closed loop, so it says nothing about the capacity of a machine.
+- The load runs on the same machine: there is no network, throughput is limited by the load, and absolute times say more
+  about the machine than about the systems. They move by 10 % from run to run; ratios within a run do not.
+- On loopback the kernel's work for what a client sends is done while it sends, so it is in no system's figures.
+- Every uvicorn runs on uvloop and httptools, as in limpet, those behind nginx and HAProxy, too. Access logs are off.
+- Node's servers run the same application in another language: what they cost says something about that, too.
 """
 
-
-def rows_of_targets(results: dict[str, Any]) -> Iterator[tuple[float, str]]:
-    """Yield how far each target is from being reached, and its row."""
-    for target in TARGETS:
-        rounds = results.get(target.part, {}).get("rounds")
-        if rounds:
-            ratio, low, high = interval([each[target.subject]["us"] / each[target.against]["us"] for each in rounds])
-            verdict = "reached" if ratio <= target.most else "**not reached**"
-            cells = (
-                target.what,
-                SYSTEMS[target.against],
-                f"{ratio:.2f} ({low:.2f} to {high:.2f})",
-                f"{target.most:.2f}",
-            )
-            yield ratio / target.most, row([*cells, verdict])
-    yield from _others(results)
-
-
-def _others(results: dict[str, Any]) -> Iterator[tuple[float, str]]:
-    """Yield the same for the targets that are no ratio of CPU for each answer."""
-    if "connection" in results:
-        median = {
-            name: statistics.median(each[name]["us"] for each in results["connection"]["rounds"])
-            for name in results["connection"]["rounds"][0]
-        }
-        if "node sticky header" in median:
-            added = (median["limpet dispatcher"] - median["uvicorn"]) / (
-                median["node sticky header"] - median["node cluster"]
-            )
-            yield _other("CPU that balancing adds to a connection", "sticky-session-custom, by header", added, 0.08)
-    if "paced" in results:
-        rounds = results["paced"]["rounds"]
-        for name in ("limpet kernel", "limpet dispatcher"):
-            late = statistics.median(each[name]["p99"] / each["uvicorn"]["p99"] for each in rounds)
-            yield _other(f"p99 at half of capacity, {name.split()[1]}", SYSTEMS["uvicorn"], late, 1.05)
-    if "idle" in results:
-        used = results["idle"]["bytes"]
-        for name in ("limpet kernel", "limpet dispatcher"):
-            what = f"memory of an idle websocket, {name.split()[1]}"
-            yield _other(what, SYSTEMS["uvicorn"], used[name] / used["uvicorn"], 1.05)
-    if "dispatcher" in results:
-        own = results["dispatcher"]
-        rss = sum(each["rss"] for each in own["memory"].values()) / 1e6
-        yield _other("resident memory of supervisor and dispatcher, MB", "", rss, 45)
-        yield _other(
-            "CPU of the dispatcher for each connection, us", "", statistics.median(e["us"] for e in own["rounds"]), 18
-        )
-
-
-def _other(what: str, against: str, found: float, most: float) -> tuple[float, str]:
-    verdict = "reached" if found <= most else "**not reached**"
-    return found / most, row([what, against, f"{found:.2f}", f"{most:.2f}", verdict])
+Run = dict[str, Any]
 
 
 def row(cells: Iterable[str]) -> str:
@@ -123,44 +86,225 @@ def row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def side_by_side(results: dict[str, Any]) -> Iterator[str]:
-    """Yield the table of all systems and loads: CPU microseconds for each answer, medians of the rounds."""
-    parts = [part for part in NAMES if part in results]
-    yield row(["", *(NAMES[part] for part in parts)])
-    yield row(["---"] * (len(parts) + 1))
-    for name, shown in SYSTEMS.items():
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield a table."""
+    yield ""
+    yield row(head)
+    yield row(["---"] * len(head))
+    yield from map(row, rows)
+
+
+def rounds_of(run: Run, part: str) -> list[Round]:
+    """Return the rounds of *part*; none if it was not measured."""
+    return [each for each in run["parts"].get(part, {}).get("rounds", []) if each]
+
+
+def why_missing(run: Run, target: Target) -> str:
+    """Return why there is no figure for *target*."""
+    failed = run["parts"].get(target.part, {}).get("failed", {})
+    reasons = [f"{name} failed" for name in held(target.part) if name in failed]
+    return "not measured" + (f": {', '.join(reasons)}" if reasons else "")
+
+
+def with_workers(run: Run) -> str:
+    """Return what a column of *run* is called."""
+    return f"{run['run']['workers']} workers"
+
+
+def is_short(run: Run) -> bool:
+    """Return whether a part has fewer rounds than are worth an interval, or is missing."""
+    return any(len(rounds_of(run, name)) < min(ROUNDS, part.rounds) for name, part in PARTS.items())
+
+
+def losses(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield where another system needs less than limpet, what is lost most first."""
+    rows: list[tuple[float, list[str]]] = []
+    for part, own, other in ((part, own, other) for part in NAMES for own in (KERNEL, DISPATCHER) for other in SYSTEMS):
+        pair = Target("", part, own, other, 1, PARTS[part].figure)
+        found = [pair.found(rounds_of(run, part)) for run in runs]
+        if other not in (KERNEL, DISPATCHER) and (most := max((each[0] for each in found if each), default=0)) > 1:
+            cells = [shown(each) if each else "" for each in found]
+            rows.append((most, [NAMES[part], SYSTEMS[own], SYSTEMS[other], *cells]))
+    yield "\n## Where limpet loses"
+    yield "\nEach load, and each system that needs less for it than limpet, with any number of workers:"
+    ordered = [cells for _, cells in sorted(rows, key=lambda each: -each[0])]
+    yield from table(["load", "limpet", "needs less", *map(with_workers, runs)], ordered)
+
+
+def verdicts(runs: Sequence[Run]) -> list[tuple[Target, list[tuple[float, float, float] | None]]]:
+    """Return all targets, and what was found of each in each run; what is farthest from being reached first."""
+    found = [(target, [target.found(rounds_of(run, target.part)) for run in runs]) for target in TARGETS]
+
+    def missed(of: tuple[Target, list[tuple[float, float, float] | None]]) -> float:
+        return max(each[0] / of[0].most if each else 1.0 for each in of[1])
+
+    return sorted(found, key=missed, reverse=True)
+
+
+def targets(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield the table of what limpet is held to."""
+    yield "\n## What limpet is held to"
+    yield "\n![each figure as a share of what it is held to](images/benchmarks-targets.svg)"
+    rows = []
+    for target, found in verdicts(runs):
         cells = []
-        for part in parts:
-            rounds = results[part]["rounds"]
-            cells.append(f"{statistics.median(each[name]['us'] for each in rounds):.0f}" if name in rounds[0] else "")
-        if any(cells):
-            yield row([shown, *cells])
+        for run, value in zip(runs, found, strict=True):
+            verdict = "reached" if value and value[0] <= target.most else "**not reached**"
+            cells.append(f"{shown(value, target.unit)}, {verdict}" if value else why_missing(run, target))
+        rows.append([target.what, SYSTEMS.get(target.against, ""), f"{target.most:g} {target.unit}".strip(), *cells])
+    yield from table(["what", "against", "at most", *map(with_workers, runs)], rows)
 
 
-def page(results: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines about one file of results."""
-    first = next(iter(results.values()))
-    where = first["machine"]
-    yield f"\n## {first['workers']} workers\n"
-    linux = where["kernel"].split("-")[0]
-    yield f"{where['cpus']} shared cores ({where['cpu']}), Python {where['python']}, Linux {linux}.\n"
-    yield row(["what", "against", "limpet needs", "held to", ""])
-    yield row(["---"] * 5)
-    for _, line in sorted(rows_of_targets(results), reverse=True):
-        yield line
-    yield "\nCPU microseconds for each answer:\n"
-    yield from side_by_side(results)
-    calls = results.get("dispatcher", {}).get("calls")
-    if calls:
-        shown = ", ".join(f"{name} {count:.2f}" for name, count in sorted(calls.items(), key=lambda item: -item[1]))
-        yield f"\nSystem calls of the dispatcher for each connection, under load: {shown}."
+def side_by_side(run: Run) -> Iterator[str]:
+    """Yield what each system needs for each load, medians of the rounds."""
+    parts = [part for part in LOADS if rounds_of(run, part)]
+    median = {part: medians(rounds_of(run, part), "us") for part in parts}
+    yield f"\n## All loads, {with_workers(run)}"
+    yield f"\n![CPU time for each answer](images/benchmarks-loads-{run['run']['workers']}.svg)"
+    yield "\nCPU microseconds for each answer, medians of the rounds. Empty: not what this system is for."
+    rows = [
+        [shown_as, *(f"{median[part][name]:.0f}" if name in median[part] else "" for part in parts)]
+        for name, shown_as in SYSTEMS.items()
+    ]
+    yield from table(["", *(NAMES[part] for part in parts)], rows)
+    if paced := rounds_of(run, "paced"):
+        yield f"\nMilliseconds until the answer, at {run['parts']['paced']['rate']:.0f} requests a second:"
+        found = {figure: medians(paced, f"{figure}_ms") for figure in ("p50", "p99", "p999")}
+        rows = [[SYSTEMS[name], *(f"{each[name]:.2f}" for each in found.values())] for name in found["p50"]]
+        yield from table(["", *found], rows)
+
+
+def own_cost(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield what limpet's own processes and its operator's view cost."""
+    yield "\n## What limpet's own processes cost"
+    for run in runs:
+        calls = run["parts"].get("dispatcher", {}).get("calls", {})
+        if calls:
+            named = ", ".join(f"{name} {count:.2f}" for name, count in sorted(calls.items(), key=lambda each: -each[1]))
+            yield f"\nSystem calls of the dispatcher for each connection, {with_workers(run)}, under load: {named}."
+    if any(rounds_of(run, "start") for run in runs):
+        yield "\nSeconds from the start until all workers have answered, by the clock and of CPU time of all processes:"
+        clocks, cpus = ([medians(rounds_of(run, "start"), figure) for run in runs] for figure in ("s", "cpu_s"))
+        yield from table(
+            ["", *map(with_workers, runs)],
+            [
+                [shown_as, *(f"{clock[name]:.2f}, {cpu[name]:.2f}" for clock, cpu in zip(clocks, cpus, strict=True))]
+                for name, shown_as in SYSTEMS.items()
+                if all(name in clock for clock in clocks)
+            ],
+        )
+    rows = []
+    for part, name in (
+        (f"operator {load}", name) for load in ("mixed", "single") for name in ("metrics", "everything")
+    ):
+        cells = []
+        for run in runs:
+            found = Target("", part, f"limpet {name}", DISPATCHER, 1).found(rounds_of(run, part))
+            cells.append(shown(found) if found else "not measured")
+        what = "metrics, scraped once a second" + (", and an access log in JSON" if name == "everything" else "")
+        rows.append([NAMES[part.removeprefix("operator ")], what, *cells])
+    yield "\nCPU time for each request with the operator's view, as a ratio to limpet without it:"
+    yield from table(["load", "switched on", *map(with_workers, runs)], rows)
+
+
+def failures(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield which systems failed, and how."""
+    lines = [
+        f"- {with_workers(run)}, {part}: {name} failed: `{why}`"
+        for run in runs
+        for part, found in run["parts"].items()
+        for name, why in found["failed"].items()
+    ]
+    if lines:
+        yield "\n## What could not be measured\n"
+        yield from lines
+
+
+def machines(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield where and when the runs were made, and whether they are short."""
+    for run in runs:
+        about, where = run["run"], run["run"]["machine"]
+        counts = sorted(len(rounds_of(run, name)) for name in PARTS if held(name) and PARTS[name].rounds >= ROUNDS)
+        short = "**A short run, whose figures are an example**: " if is_short(run) else ""
+        linux = where["kernel"].split("-")[0]
+        yield (
+            f"\n{short}{with_workers(run)}, {about['day']}, commit {about['commit']}, {about['minutes']:.0f} minutes, "
+            f"{counts[0]} to {counts[-1]} rounds of what limpet is held to. {where['cpus']} shared cores "
+            f"({where['cpu']}), Python {where['python']}, Linux {linux}; {', '.join(about['versions'])}."
+        )
+
+
+def page(runs: Sequence[Run]) -> str:
+    """Return the page."""
+    lines = [
+        *machines(runs),
+        *losses(runs),
+        *targets(runs),
+        *(line for run in runs for line in side_by_side(run)),
+        *own_cost(runs),
+        *failures(runs),
+    ]
+    return PREFACE + "\n".join(lines) + "\n" + METHOD
+
+
+def readme(runs: Sequence[Run]) -> str:
+    """Return the table of the README: the targets that are ratios to another system, what is lost first.
+
+    A short run is no evidence, so the README has nothing of it.
+    """
+    if any(map(is_short, runs)):
+        return "No full run is kept yet: `make bench` makes one, in half an hour, and writes its figures here.\n"
+    rows = []
+    for target, found in verdicts(runs):
+        if target.against and not target.base:
+            cells = [
+                f"{shown(each)}{': **here we lose**' if each[0] > 1 else ''}" if each else "not measured"
+                for each in found
+            ]
+            rows.append(
+                (
+                    max(each[0] for each in found if each) if any(found) else 1.0,
+                    [target.what, SYSTEMS[target.against], *cells],
+                )
+            )
+    ordered = [cells for _, cells in sorted(rows, key=lambda each: -each[0])]
+    lines = table(["", "against", *map(with_workers, runs)], ordered)
+    return "\n".join(lines) + "\n\n"
+
+
+def pictures(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+    """Yield the name of each picture, and what is in it."""
+    shares = []
+    for target, found in verdicts(runs):
+        against = f", against {SHORT.get(target.against, target.against)}" if target.against else ""
+        for run, value in zip(runs, found, strict=True):
+            if value:
+                name = f"{target.what}{against}, {with_workers(run)}"
+                shares.append(Dot(name, *(each / target.most for each in value)))
+    yield "targets", dots("As a share of what it is held to: up to 1 it is reached", shares)
+    for run in runs:
+        panels = [
+            (
+                NAMES[part],
+                [
+                    Bar(SHORT.get(name, name), value, name.startswith("limpet"))
+                    for name, value in medians(rounds_of(run, part), "us").items()
+                ],
+            )
+            for part in LOADS
+            if rounds_of(run, part)
+        ]
+        yield f"loads-{run['run']['workers']}", bars(f"CPU microseconds for each answer, {with_workers(run)}", panels)
 
 
 def main() -> None:
-    """Print the page."""
-    print(PREFACE, end="")
-    for name in sys.argv[1:]:
-        print("\n".join(page(json.loads(Path(name).read_text()))))
+    """Write them."""
+    runs = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
+    (ROOT / "docs" / "benchmarks.md").write_text(page(runs))
+    for name, drawn in pictures(runs):
+        (ROOT / "docs" / "images" / f"benchmarks-{name}.svg").write_text(drawn)
+    whole = ROOT / "README.md"
+    whole.write_text(NUMBERS.sub(lambda _: readme(runs), whole.read_text()))
 
 
 if __name__ == "__main__":

@@ -32,11 +32,12 @@ Movement: from n to n + 1 slots exactly q buckets move, all to the new slot; bac
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Sequence
 from functools import lru_cache, reduce
 from typing import Final
+
+from limpet.digests import shake_128
 
 BUCKETS: Final = 1024  # 4 per slot at most slots; at the usual 4 slots, 1 is 0.4 % of what a slot owns
 MAX_SLOTS: Final = 256  # a slot is one byte of a table
@@ -105,4 +106,4 @@ def _scores(row: bytes, count: int) -> tuple[int, ...]:
 
     One stream per row, since a hash per pair of bucket and slot would take 0.3 s for the largest table.
     """
-    return struct.unpack(f">{count}Q", hashlib.shake_128(row).digest(8 * count))
+    return struct.unpack(f">{count}Q", shake_128(row).digest(8 * count))

@@ -22,8 +22,6 @@ together.
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -31,6 +29,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from limpet.digests import blake2b, compare_digest
 from limpet.errors import SettingsError
 from limpet.hashing import derive
 from limpet.request import Request, cookie_values
@@ -128,11 +127,11 @@ class _Line:
     """What one line of the secret names and proves."""
 
     def __init__(self, secret: bytes, cluster: str) -> None:
-        name = hashlib.blake2b(cluster.encode(), key=derive(secret, b"limpet.cookie.id", 32), digest_size=4)
+        name = blake2b(cluster.encode(), key=derive(secret, b"limpet.cookie.id", 32), digest_size=4)
         self.name = b"limpet_" + name.hexdigest().encode()
         size = _PROOF_BYTES + _DIGEST_BYTES
         key = derive(secret, b"limpet.cookie", 32)
-        self._keyed = hashlib.blake2b(cluster.encode() + b"\0", key=key, digest_size=size, person=b"limpet.cookie")
+        self._keyed = blake2b(cluster.encode() + b"\0", key=key, digest_size=size, person=b"limpet.cookie")
 
     def seal(self, body: bytes) -> tuple[bytes, int]:
         """Return the proof of *body*, and the digest of the client that has it."""
@@ -226,7 +225,7 @@ class Jar:
             return None
         body, proof = raw[: _BODY.size], raw[_BODY.size :]
         wanted, digest = self._lines[number].seal(body)
-        if not hmac.compare_digest(proof, wanted):
+        if not compare_digest(proof, wanted):
             return None
         _, born, seen = _BODY.unpack(body)
         return Opened(digest, born, seen, is_current=number == 0)

@@ -28,13 +28,13 @@ All else is as published: key words, rounds, and a last word with the length in 
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Final
 
 from limpet.buckets import BUCKETS
+from limpet.digests import blake2b
 
 AddressKey = tuple[int, int]  # two 32-bit words
 
@@ -47,7 +47,7 @@ class Hasher:
 
     def __init__(self, secret: bytes) -> None:
         key = derive(secret, b"limpet.key", 32)
-        self._keyed = hashlib.blake2b(key=key, digest_size=8, person=b"limpet.key")
+        self._keyed = blake2b(key=key, digest_size=8, person=b"limpet.key")
         k0, k1 = struct.unpack(">2I", derive(secret, b"limpet.addr", 8))
         self.address_key: AddressKey = (k0, k1)
         compute = partial(_address_digest, self.address_key)
@@ -111,4 +111,4 @@ def _address_digest(key: AddressKey, packed: bytes) -> int:
 
 def derive(secret: bytes, purpose: bytes, size: int) -> bytes:
     """Return the key for one *purpose*; it tells nothing about the secret, which may have any length."""
-    return hashlib.blake2b(secret, digest_size=size, person=purpose).digest()
+    return blake2b(secret, digest_size=size, person=purpose).digest()

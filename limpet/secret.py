@@ -19,7 +19,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import shlex
 import stat
 from dataclasses import dataclass, field
@@ -135,7 +134,7 @@ def _good(value: bytes, where: str, hint: str | None = None) -> bytes:
 def _make(path: Path) -> None:
     """Make *path* with a new secret, or leave it alone if another server was faster."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    draft = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         try:
             file.write(_new() + b"\n")
@@ -149,7 +148,7 @@ def _make(path: Path) -> None:
 
 def _new() -> bytes:
     """Return a new secret, as text that is easy to copy."""
-    return secrets.token_hex(_RANDOM).encode()
+    return os.urandom(_RANDOM).hex().encode()
 
 
 def _ephemeral(error: OSError) -> Secret:

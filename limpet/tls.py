@@ -8,13 +8,15 @@ was good, and no worker needs the right to read the key.
 from __future__ import annotations
 
 import os
-import ssl
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limpet.errors import SettingsError, reason
 from limpet.key import KeyChain
 from limpet.settings import Settings
+
+if TYPE_CHECKING:  # else brought in when it is used: OpenSSL takes 4 MB of each process
+    import ssl
 
 
 def read(settings: Settings) -> str:
@@ -23,6 +25,8 @@ def read(settings: Settings) -> str:
         if settings.tls_key is not None:
             raise SettingsError("`--tls-key` without `--tls-cert`", hint="`--tls-cert cert.pem --tls-key key.pem`")
         return ""
+    import ssl
+
     paths = dict.fromkeys((settings.tls_key or settings.tls_cert, settings.tls_cert))
     pem = "".join(_text(path).strip() + "\n" for path in paths)
     try:
@@ -37,6 +41,8 @@ def read(settings: Settings) -> str:
 
 def context(pem: str) -> ssl.SSLContext:
     """Return what a server needs to speak TLS 1.2 and newer, and HTTP/1.1 in it. Raises ssl.SSLError, ValueError."""
+    import ssl
+
     found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     found.minimum_version = ssl.TLSVersion.TLSv1_2
     found.options |= ssl.OP_NO_RENEGOTIATION

@@ -17,6 +17,7 @@ PURE = [
     "client_hello",
     "cookie",
     "declare",
+    "digests",
     "elements",
     "figures",
     "forwarded",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limpet import digests
 from limpet.buckets import BUCKETS
 from limpet.hashing import Hasher, half_sip_hash
 
@@ -115,3 +118,13 @@ def test_shown_digest_reads_back(value: bytes, packed: bytes) -> None:
     for digest, digits in ((hasher.digest(value, False), 16), (hasher.digest(packed, True), 8)):
         assert int(hasher.show(digest), 16) == digest
         assert len(hasher.show(digest)) == digits
+
+
+def test_hashes_are_pythons_own_and_bring_no_openssl_in() -> None:
+    """libcrypto is 3.5 MB in supervisor and dispatcher, which need nothing of it; another hash moves everybody."""
+    line = "import sys, limpet.cli, limpet.start, limpet.child; print({'_hashlib', '_ssl'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert digests.blake2b is hashlib.blake2b
+    assert digests.shake_128(b"x").digest(32) == hashlib.shake_128(b"x").digest(32)
+    assert digests.compare_digest(b"same", b"same")
+    assert not digests.compare_digest(b"same", b"other")
