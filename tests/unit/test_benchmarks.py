@@ -32,7 +32,7 @@ def run(**parts: Any) -> dict[str, Any]:
 
 def part(failed: dict[str, str] | None = None, rounds: int = 5, **us: float) -> dict[str, Any]:
     """Return the results of a part in which the systems need *us* in each of some rounds."""
-    others = {"p50_ms": 1.0, "p99_ms": 2.0, "p999_ms": 3.0, "bytes": 9000, "rss_mb": 20}
+    others = {"p50_ms": 1.0, "p99_ms": 2.0, "p999_ms": 3.0, "bytes": 9000, "rss_mb": 20, "s": 1.0, "cpu_s": 0.5}
     each = {name.replace("_", " "): others | {"us": value, "answered": 1000} for name, value in us.items()}
     return {"rounds": [each] * rounds, "failed": failed or {}, "rate": 1000}
 
