@@ -45,7 +45,7 @@ class Arrivals:
     def __iter__(self) -> Iterator[Arrival]:
         return iter(self._waiting.values())
 
-    def begin(self, connection: socket.socket, peer: Peer, now: float) -> Arrival | None:
+    def begin(self, connection: socket.SocketType, peer: Peer, now: float) -> Arrival | None:
         """Return what has to be read of *connection* before its slot can be found; None if that is nothing."""
         settings, chain, is_proxied = self._settings, self._chain.at(peer.bind), self._is_proxied[peer.bind]
         needs_hello = settings.tls_cert is not None and chain.needs_server_name

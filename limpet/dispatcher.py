@@ -138,7 +138,7 @@ class Dispatcher:
             self.refusals.answer(oldest.connection, 503, now, "too many connections wait for their request head")
 
     def _dispatch(
-        self, connection: socket.socket, peer: Peer, request: Request | None, now: float, header: int = 0
+        self, connection: socket.SocketType, peer: Peer, request: Request | None, now: float, header: int = 0
     ) -> None:
         """Find the slot and hand the connection over, which begins with *header* bytes of a PROXY header."""
         self.row.set("busy_since_ns", time.monotonic_ns())  # many key functions in one turn are no one that hangs
@@ -159,7 +159,7 @@ class Dispatcher:
             digest = 0 if route is None else route.digest
             self.hand(connection, Handoff(peer.bind, slot, digest, int(now * 1e9), header), now)
 
-    def hand(self, connection: socket.socket, handoff: Handoff, now: float) -> None:
+    def hand(self, connection: socket.SocketType, handoff: Handoff, now: float) -> None:
         """Give *connection* to the slot that *handoff* names."""
         outbox, deadline = self.outboxes[handoff.slot], now + self.settings.wait_timeout_s
         if outbox.put(connection, handoff, deadline, self.settings.queue):

@@ -37,6 +37,7 @@ _MESSAGE: Final = struct.Struct("<HHIQQ8x")  # listener, slot, header, digest, a
 SIZE: Final = _MESSAGE.size
 FORM: Final = _MESSAGE.format  # what two versions must agree on
 _DESCRIPTOR: Final = struct.Struct("i")
+_NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
 _FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS})
 _SEND_BUFFER_BYTES: Final = 4 << 20  # 10,923 connections where net.core.wmem_max allows it, else what it allows
@@ -103,7 +104,7 @@ class Channel:
         fcntl.ioctl(self.receiving, termios.FIONREAD, unread)
         return unread[0]
 
-    def send(self, connection: socket.socket, handoff: Handoff) -> None:
+    def send(self, connection: socket.SocketType, handoff: Handoff) -> None:
         """Put a copy of *connection* into the channel; the caller's own stays open.
 
         Raises ChannelFullError when the buffer is full or the kernel has too many descriptors in flight (they are
@@ -112,7 +113,7 @@ class Channel:
         message = _MESSAGE.pack(*handoff[:2], handoff.header, handoff.digest, handoff.accepted_ns)
         fds = _DESCRIPTOR.pack(connection.fileno())
         try:
-            self.sending.sendmsg((message,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, fds),), socket.MSG_NOSIGNAL)
+            self.sending.sendmsg((message,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, fds),), _NO_SIGNAL)
         except OSError as error:
             if error.errno in _FULL:
                 raise ChannelFullError from error
@@ -130,7 +131,7 @@ class Outbox:
     def __init__(self, channel: Channel, row: Row) -> None:
         self._channel = channel
         self.row = row  # what this dispatcher counts of the slot
-        self._waiting: deque[tuple[socket.socket, Handoff, float]] = deque()
+        self._waiting: deque[tuple[socket.SocketType, Handoff, float]] = deque()
         self._room = 0  # for so many more there is room, whatever has been taken since it was looked at
 
     def __len__(self) -> int:
@@ -140,7 +141,7 @@ class Outbox:
         """Return how many connections wait for the slot's worker, in the channel or here."""
         return self._channel.queued() + len(self._waiting)
 
-    def put(self, connection: socket.socket, handoff: Handoff, deadline: float, bound: int) -> bool:
+    def put(self, connection: socket.SocketType, handoff: Handoff, deadline: float, bound: int) -> bool:
         """Hand *connection* over, or keep it until *deadline*. False, and still the caller's, if *bound* wait."""
         if self._room <= 0:
             self._room = bound - self.queued()  # not for each one: it is a call of the kernel
@@ -153,7 +154,7 @@ class Outbox:
         self.row.set("waiting", len(self._waiting))
         return True
 
-    def flush(self, now: float) -> list[socket.socket]:
+    def flush(self, now: float) -> list[socket.SocketType]:
         """Hand over what fits now; return those whose deadline has passed, now the caller's to answer and close."""
         while self._waiting and self._send(*self._waiting[0][:2]):
             self._waiting.popleft()
@@ -163,7 +164,7 @@ class Outbox:
         self.row.set("waiting", len(self._waiting))
         return late
 
-    def take_back(self) -> Iterator[tuple[socket.socket, Handoff]]:
+    def take_back(self) -> Iterator[tuple[socket.SocketType, Handoff]]:
         """Yield those who wait now, the caller's to pass on, with what was decided. EMFILE ends it early.
 
         For a slot without a worker: what one that reads meanwhile takes is not yielded.
@@ -180,10 +181,10 @@ class Outbox:
                 yield connection, handoff
         waiting, self._waiting = self._waiting, deque()
         self.row.set("waiting", 0)
-        for connection, handoff, _ in waiting:
-            yield connection, handoff
+        for waited, handoff, _ in waiting:
+            yield waited, handoff
 
-    def _send(self, connection: socket.socket, handoff: Handoff) -> bool:
+    def _send(self, connection: socket.SocketType, handoff: Handoff) -> bool:
         try:
             self._channel.send(connection, handoff)
         except ChannelFullError:

@@ -131,12 +131,12 @@ def close_behind(sock: socket.socket) -> None:
         close_door(sock)
 
 
-def open_door(sock: socket.socket) -> None:
+def open_door(sock: socket.SocketType) -> None:
     """Undo `close_door`."""
     _ask_for_hops(sock, 0)
 
 
-def _ask_for_hops(sock: socket.socket, hops: int) -> None:
+def _ask_for_hops(sock: socket.SocketType, hops: int) -> None:
     sock.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, hops)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, hops)

@@ -24,6 +24,7 @@ from limpet.request import Peer
 from limpet.scoreboard import Row
 
 LINGER_S: Final = 2.0  # how long a refused client may take to read its answer and close
+_SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _DRAIN_BYTES: Final = 65536  # read at once of what a refused client still sends
 _TEXT: Final[Mapping[int, str]] = {
     400: "bad request",
@@ -51,11 +52,11 @@ class Refused:
 
     __slots__ = ("_socket", "deadline")
 
-    def __init__(self, connection: socket.socket, status: int, reason: str, now: float) -> None:
+    def __init__(self, connection: socket.SocketType, status: int, reason: str, now: float) -> None:
         self._socket = connection
         self.deadline = now + LINGER_S
         with contextlib.suppress(OSError):  # a client that has gone needs no answer
-            connection.send(answer(status, reason), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            connection.send(answer(status, reason), _SEND)
             connection.shutdown(socket.SHUT_WR)
 
     def fileno(self) -> int:
@@ -88,13 +89,13 @@ class Refusals:
     def __len__(self) -> int:
         return len(self._refused)
 
-    def answer(self, connection: socket.socket, status: int, now: float, reason: str = "") -> None:
+    def answer(self, connection: socket.SocketType, status: int, now: float, reason: str = "") -> None:
         """Answer *connection* with *status*, and close it when the client has, or has had its time to."""
         self._row.add(f"refused_{status}")
         self._refused[connection.fileno()] = Refused(connection, status, reason, now)
         self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
 
-    def turn_away(self, connection: socket.socket, peer: Peer, cell: str, why: str) -> None:
+    def turn_away(self, connection: socket.SocketType, peer: Peer, cell: str, why: str) -> None:
         """Close *connection*, on which nothing came that is believed: whoever is there speaks no HTTP yet."""
         self._row.add(cell)
         if self._hourly.allows(f"{cell} {peer.listener}", time.monotonic()):
