@@ -74,7 +74,7 @@ check: $(VENV)/.dev ## style and types only
 
 bench: $(VENV)/.dev ## limpet and what people use today side by side, on 2 and 4 workers: half an hour; writes docs/benchmarks.md (`RESUME=--resume` goes on with a run that was ended)
 	cd benchmarks/node && npm ci --silent --no-audit --no-fund
-	for n in 2 4; do $(BIN)/python benchmarks/bench.py --workers $$n $(RESUME) --output benchmarks/results/bench-$$n.json || exit; done
+	for n in 2 4; do $(BIN)/python benchmarks/bench.py --workers $$n --minutes 13.5 $(RESUME) --output benchmarks/results/bench-$$n.json || exit; done
 	$(BIN)/python benchmarks/page.py benchmarks/results/bench-2.json benchmarks/results/bench-4.json
 
 docs: $(VENV)/.dev ## write again what in docs/ is made from the code (`make site` builds the site)

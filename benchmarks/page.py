@@ -112,8 +112,8 @@ def with_workers(run: Run) -> str:
 
 
 def is_short(run: Run) -> bool:
-    """Return whether a part has fewer rounds than are worth an interval, or is missing."""
-    return any(len(rounds_of(run, name)) < min(ROUNDS, part.rounds) for name, part in PARTS.items())
+    """Return whether something that limpet is held to has fewer rounds than are worth an interval, or is missing."""
+    return any(len(rounds_of(run, name)) < min(ROUNDS, part.rounds) for name, part in PARTS.items() if held(name))
 
 
 def losses(runs: Sequence[Run]) -> Iterator[str]:
