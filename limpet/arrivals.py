@@ -30,11 +30,13 @@ _NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP
 class Arrivals:
     """Those who wait, by the number of their descriptor."""
 
-    def __init__(self, settings: Settings, chain: KeyChain, epoll: select.epoll, row: Row) -> None:
+    def __init__(self, settings: Settings, chain: KeyChain, epoll: select.epoll, row: Row, *, is_inner: bool) -> None:
+        """*is_inner* says that all are inner connections: plain, and behind a PROXY header."""
         self._waiting: dict[int, Arrival] = {}
         self._settings = settings
         self._chain = chain
-        self._is_proxied = [each.proxy_protocol == "required" for each in settings.served]  # of each bind
+        self._is_proxied = [is_inner or each.proxy_protocol == "required" for each in settings.served]  # of each bind
+        self._speaks_tls = settings.tls_cert is not None and not is_inner
         self._per_address = PerAddress(settings.max_connections_per_address)  # of those who wait
         self._epoll = epoll
         self._row = row
@@ -48,7 +50,7 @@ class Arrivals:
     def begin(self, connection: socket.SocketType, peer: Peer, now: float) -> Arrival | None:
         """Return what has to be read of *connection* before its slot can be found; None if that is nothing."""
         settings, chain, is_proxied = self._settings, self._chain.at(peer.bind), self._is_proxied[peer.bind]
-        needs_hello = settings.tls_cert is not None and chain.needs_server_name
+        needs_hello = self._speaks_tls and chain.needs_server_name
         if not (is_proxied or needs_hello or chain.needs_head):
             return None
         parser = HeadParser(settings.max_head_bytes, settings.max_headers) if chain.needs_head else None

@@ -38,6 +38,8 @@ class Backend(Protocol):
     name: str
     dispatchers: int
     """How many dispatcher processes it needs."""
+    terminators: int
+    """How many processes end TLS before the dispatchers."""
     urls: list[str]
 
     def inherited(self, slot: int | None) -> Inherited:
@@ -70,14 +72,15 @@ class DispatcherBackend:
 
     name = "dispatcher"
 
-    def __init__(self, dispatchers: int, listeners: Sequence[Listener]) -> None:
+    def __init__(self, dispatchers: int, listeners: Sequence[Listener], terminators: int) -> None:
         """Owns *listeners*."""
         self.dispatchers = dispatchers
+        self.terminators = terminators
         self._listeners = listeners
         self.urls = [item.url for item in listeners]
 
     @classmethod
-    def open(cls, settings: Settings) -> DispatcherBackend:
+    def open(cls, settings: Settings, terminators: int) -> DispatcherBackend:
         """Return the backend for *settings*, bound to its addresses. Raises ListenError."""
         backlog = settings.backlog
         umask = None if settings.umask is None else int(settings.umask, 8)
@@ -90,7 +93,7 @@ class DispatcherBackend:
                 for bind in map(Bind.parse, settings.bind)
             ]
             stack.pop_all()
-        return cls(settings.dispatchers, listeners)
+        return cls(settings.dispatchers, listeners, terminators)
 
     def listeners(self) -> list[list[Listener]]:
         return [[item] for item in self._listeners]
@@ -126,7 +129,7 @@ class KernelBackend:
     """One group of listeners for each bind: in each, one for each slot, inherited by its worker."""
 
     name = "kernel"
-    dispatchers = 0
+    dispatchers = terminators = 0
 
     def __init__(self, router: Router, groups: Sequence[kernel.Group]) -> None:
         """Owns *groups*."""
@@ -201,7 +204,10 @@ def open(settings: Settings, router: Router) -> Backend:  # noqa: A001 - reads `
     log.info("backend %s: %s", name, why)
     _say_what_keep_alive_means(settings, router)
     return _spoken(
-        KernelBackend.open(settings, router) if name == "kernel" else DispatcherBackend.open(settings), settings
+        KernelBackend.open(settings, router)
+        if name == "kernel"
+        else DispatcherBackend.open(settings, tls.terminators(settings, router.chain)),
+        settings,
     )
 
 
@@ -209,7 +215,8 @@ def adopt(name: str, settings: Settings, router: Router, listeners: Sequence[lis
     """Return the backend *name* with the *listeners* that it had in the supervisor before this one."""
     if name == "kernel":
         return _spoken(KernelBackend(router, [kernel.Group(members) for members in listeners]), settings)
-    return _spoken(DispatcherBackend(settings.dispatchers, [members[0] for members in listeners]), settings)
+    firsts, terminators = [members[0] for members in listeners], tls.terminators(settings, router.chain)
+    return _spoken(DispatcherBackend(settings.dispatchers, firsts, terminators), settings)
 
 
 def _spoken(chosen: Backend, settings: Settings) -> Backend:

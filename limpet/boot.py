@@ -24,12 +24,14 @@ class Boot:
     pem: str  # certificate and key of TLS, "" for none
     link_fd: int
     scoreboard_fd: int
-    channel_fds: tuple[tuple[int, int], ...]  # (sending, receiving); all slots for a dispatcher, its own for a worker
+    # (sending, receiving): of all slots for a dispatcher, its own for a worker, inner ones of all binds for terminators
+    channel_fds: tuple[tuple[int, int], ...]
     listeners: tuple[tuple[int, str], ...]  # (descriptor or -1, text of each bind); a worker's are its slot's own
-    index: int  # of the dispatcher, or the worker's slot
+    index: int  # of the dispatcher or terminator, or the worker's slot
     generation: int = 0  # how many workers the slot has had, this one included
     row: int = 0  # of the scoreboard
     serial: int = 0  # of the worker, in the order in which all workers of the server were started
+    is_inner: bool = False  # for a dispatcher: its listeners are channels, by which terminators pass connections on
     move_fds: tuple[int, ...] = ()  # for a worker: the sending ends of all slots' move channels, then its receiving one
 
     @property

@@ -53,6 +53,11 @@ LIMITS: Final = (
         "of a second later accepting is tried again",
     ),
     Limit(
+        "descriptors of a terminator, two for each connection of TLS",
+        ("accept_errors",),
+        "none: who comes waits in the backlog, and a quarter of a second later accepting is tried again",
+    ),
+    Limit(
         "descriptors of a worker",
         ("take_errors",),
         "none: connections wait in the slot's channel, where `--queue` counts (`queued` in `limpet status`), or in its "

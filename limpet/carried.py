@@ -71,7 +71,8 @@ def pack(server: Supervisor) -> Packed:
         "board": estate.board.fd,
         "channels": [channel.fds for channel in estate.channels],
         "moves": [channel.fds for channel in estate.moves],
-        "past": {"slots": estate.past.slots, "dispatchers": estate.past.dispatchers},
+        "inner": [channel.fds for channel in estate.inner],
+        "past": {name: getattr(estate.past, name) for name in ("slots", "dispatchers", "terminators")},
         "newest_serial": estate.newest_serial,
         "members": [_pack_member(member) for member in server.members()],
         "changes": [_pack_change(change) for change in server.rolling.changes.known()],
@@ -101,7 +102,7 @@ def descriptors(state: Packed) -> Iterator[int]:
     yield from (caller["fd"] for caller in state["control"]["callers"])
     if admin := state.get("admin"):
         yield admin["fd"]
-    for pair in (*state["channels"], *state["moves"]):
+    for pair in (*state["channels"], *state["moves"], *state.get("inner", ())):
         yield from pair
     for members in state["listeners"]:
         yield from (member["fd"] for member in members)
@@ -160,6 +161,8 @@ def estate(settings: Settings, secret: bytes, chosen: backend.Backend, state: Pa
     estate = Estate(settings, secret, chosen, Scoreboard.adopt(state["board"]))
     estate.channels = [Channel.inherit(fds) for fds in state["channels"]]
     estate.moves = [Channel.inherit(fds) for fds in state["moves"]]
+    estate.inner = [Channel.inherit(fds) for fds in state.get("inner", ())]
+    estate.past.terminators = Counter(state["past"].get("terminators", {}))
     estate.past.slots = [Counter(figures) for figures in state["past"]["slots"]]
     estate.past.dispatchers = Counter(state["past"]["dispatchers"])
     estate.newest_serial = state["newest_serial"]
@@ -170,7 +173,7 @@ def estate(settings: Settings, secret: bytes, chosen: backend.Backend, state: Pa
 
 
 def members(state: Packed, role: str) -> list[Member]:
-    """Return the slots, or the dispatchers, with their processes."""
+    """Return the slots, the dispatchers, or the terminators, with their processes."""
     return [_unpack_member(each) for each in state["members"] if each["role"] == role]
 
 

@@ -1,6 +1,6 @@
-"""The entry of every child process: `python -m limpet.child dispatcher|worker FD`.
+"""The entry of every child process: `python -m limpet.child dispatcher|terminator|worker FD`.
 
-Owns the assembly: reads what the supervisor wrote into descriptor FD (boot.py) and puts a dispatcher or a worker
+Owns the assembly: reads what the supervisor wrote into descriptor FD (boot.py) and puts the process
 together from it. A failure goes up the line to the supervisor, which alone speaks to the user.
 """
 
@@ -40,6 +40,8 @@ def main() -> int:
     try:
         if role == "dispatcher":
             _dispatch(place, link)
+        elif role == "terminator":
+            _terminate(place, link)
         else:
             _work(place, link)
     except LimpetError as error:
@@ -53,8 +55,7 @@ def main() -> int:
 
 
 def _dispatch(place: boot.Boot, link: Link) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal all processes: see orders.py
-        signal.signal(number, lambda *_: None)
+    _leave_signals_to_the_supervisor()
     settings = place.settings
     board = Scoreboard(place.scoreboard_fd)
     row = board.dispatcher(place.row)
@@ -86,7 +87,25 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
             outboxes.append(Outbox(Channel.inherit((fds[0], fds[1])), board.waiting(place.row, slot)))
 
     link.send({"news": "ready"})
-    Dispatcher(settings, router, placement, outboxes, listeners, link, row, reach).run()
+    is_inner = place.is_inner
+    Dispatcher(settings, router, placement, outboxes, listeners, link, row, reach, is_inner=is_inner).run()
+
+
+def _terminate(place: boot.Boot, link: Link) -> None:
+    from limpet.terminator import Terminator  # pulls in OpenSSL, which a dispatcher does without
+
+    _leave_signals_to_the_supervisor()
+    row = Scoreboard(place.scoreboard_fd).terminator(place.row)
+    outboxes = [Outbox(Channel.inherit(fds), row) for fds in place.channel_fds]
+    listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
+    terminator = Terminator(place.settings, place.pem, listeners, outboxes, link, row)
+    link.send({"news": "ready"})
+    terminator.run()
+
+
+def _leave_signals_to_the_supervisor() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal all processes: see orders.py
+        signal.signal(number, lambda *_: None)
 
 
 def _work(place: boot.Boot, link: Link) -> None:

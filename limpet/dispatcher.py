@@ -54,8 +54,13 @@ class Dispatcher:
         link: Link,
         row: Row,
         reach: Callable[[int, list[int]], None],
+        *,
+        is_inner: bool,
     ) -> None:
-        """*reach* adds the outbox of a new slot, of which it gets the number and the channel's descriptors."""
+        """*reach* adds the outbox of a new slot, of which it gets the number and the channel's descriptors.
+
+        *is_inner* says that *listeners* are channels by which terminators pass inner connections on.
+        """
         self.settings = settings
         self.router = router
         self.placement = placement
@@ -63,12 +68,12 @@ class Dispatcher:
         self.row = row
         self.stop_at: float | None = None
         self._epoll = select.epoll()
-        self.listening = Listening(listeners, self._epoll, row)
-        self.arrivals = Arrivals(settings, router.chain, self._epoll, row)
+        self.listening = Listening(listeners, self._epoll, row, is_inner=is_inner)
+        self.arrivals = Arrivals(settings, router.chain, self._epoll, row, is_inner=is_inner)
         self.refusals = Refusals(self._epoll, row)
         self._orders = Orders(self, link, reach)
         self._epoll.register(link.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
-        self._trust = Trust.parse(",".join(settings.trust))
+        self._trust = Trust(unix=True) if is_inner else Trust.parse(",".join(settings.trust))
         self._latest_address: str | None = ""
 
     def run(self) -> None:

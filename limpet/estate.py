@@ -13,13 +13,14 @@ import dataclasses
 import errno
 import logging
 import time
+from collections.abc import Iterable
 
 from limpet import backend, boot, report, tls
 from limpet.errors import ControlError, SettingsError
 from limpet.handoff import Channel
 from limpet.link import Link
 from limpet.process import Child
-from limpet.scoreboard import DISPATCHER_ROWS, MAX_WORKERS, Scoreboard
+from limpet.scoreboard import DISPATCHER_ROWS, MAX_WORKERS, TERMINATOR_ROWS, Scoreboard
 from limpet.settings import Settings
 from limpet.slot import Member
 
@@ -36,21 +37,29 @@ class Estate:
         self.board = board or Scoreboard.create()
         self.channels: list[Channel] = []
         self.moves: list[Channel] = []  # between workers: moving.py
+        # of each bind where TLS ends in terminators, by which these pass connections on to dispatchers
+        self.inner = [Channel.create() for _ in settings.bind if chosen.terminators]
         self.past = report.Past(0)
         self.newest_serial = 0
         self.secret = secret
-        self.pem = tls.read(settings)  # what the next worker is told
+        self.pem = tls.read(settings)  # what the next process is told in which TLS ends
         self._backend = chosen
-        rows = {"worker": MAX_WORKERS, "dispatcher": DISPATCHER_ROWS}
+        rows = {"worker": MAX_WORKERS, "dispatcher": DISPATCHER_ROWS, "terminator": TERMINATOR_ROWS}
         self.free_rows = {role: list(range(count - 1, -1, -1)) for role, count in rows.items()}
 
-    def renew(self) -> None:
-        """Read anew what the next workers are told of TLS. Raises ControlError, and leaves all as it was."""
+    def renew(self, terminators: Iterable[Member]) -> None:
+        """Read certificate and key anew, for the next workers, and for *terminators* at once.
+
+        Raises ControlError, and leaves all as it was.
+        """
         try:
             self.pem = tls.read(self.settings)
         except SettingsError as error:
             log.error("not reloaded: %s", error.message)
             raise ControlError(error.message, hint=error.hint) from None
+        for member in terminators:
+            for child in member.children:
+                child.link.send({"do": "certificate", "pem": self.pem})
 
     def grow(self, slots: int) -> None:
         """Make what *slots* slots need. Raises OSError."""
@@ -83,6 +92,8 @@ class Estate:
         """Keep the figures of *child*, which was reaped, and free its row."""
         if member.role == "worker":
             self.past.add_worker(member.number, self.board.worker(child.row))
+        elif member.role == "terminator":
+            self.past.add_terminator(self.board.terminator(child.row))
         else:
             self.past.add_dispatcher(self.board, child.row)
         self.free_rows[member.role].append(child.row)
@@ -94,20 +105,29 @@ class Estate:
         common = boot.Boot(
             settings=settings,
             secret=self.secret.hex(),
-            pem=self.pem if member.role == "worker" else "",
+            pem="",
             link_fd=link_fd,
             scoreboard_fd=self.board.fd,
             channel_fds=tuple(channel.fds for channel in self.channels),
-            listeners=self._backend.inherited(None if member.role == "dispatcher" else member.number),
+            listeners=self._backend.inherited(member.number if member.role == "worker" else None),
             index=member.number,
             generation=member.life.generation,
             row=row,
         )
+        if member.role == "terminator":
+            return dataclasses.replace(
+                common, secret="", pem=self.pem, channel_fds=tuple(channel.fds for channel in self.inner)
+            )
+        if member.role == "dispatcher" and self.inner:
+            texts = (text for _, text in common.listeners)
+            ends = tuple((channel.fds[1], text) for channel, text in zip(self.inner, texts, strict=True))
+            return dataclasses.replace(common, listeners=ends, is_inner=True)
         if member.role == "dispatcher":
             return common
         self.newest_serial += 1
         return dataclasses.replace(
             common,
+            pem="" if self.inner else self.pem,
             channel_fds=(self.channels[member.number].fds,),
             serial=self.newest_serial,
             move_fds=(*(channel.fds[0] for channel in self.moves), self.moves[member.number].fds[1]),

@@ -230,9 +230,14 @@ class Receiver:
             connection.close()
 
     def take(self) -> tuple[socket.socket, Handoff]:
-        """As `receive`, but take probes as well, and leave a PROXY header where it is."""
+        """As `receive`, but take probes as well, and leave a PROXY header where it is.
+
+        When nobody is left who could send, nothing waits either.
+        """
         os.close(os.dup(self._socket.fileno()))  # rule 2: raises EMFILE here, while nothing is lost yet
         message, ancillary, flags, _ = self._socket.recvmsg(SIZE, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        if not message:
+            raise BlockingIOError(errno.EAGAIN, "the other end is closed")
         fds = array.array("i")
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

@@ -55,7 +55,7 @@ class Health:
 
     def fault(self, member: Member, now: float) -> str | None:
         """Return what is wrong with the process in charge of *member*, None if nothing is. *now* is monotonic."""
-        if member.child is None:
+        if member.child is None or member.role == "terminator":  # where no code of users runs
             return None
         limit_s = self._settings.key_timeout_s
         is_worker = member.role == "worker"

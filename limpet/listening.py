@@ -16,6 +16,7 @@ import socket
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from limpet.handoff import Receiver
 from limpet.kernel import open_door
 from limpet.request import Peer
 from limpet.reserve import Reserve
@@ -43,13 +44,32 @@ class _Listener(NamedTuple):
         return socket.SocketType(*self.kind, number), Peer.of(address, self.name, self.bind)
 
 
+class _Inner(NamedTuple):
+    """The end of an inner channel, by which terminators pass on what comes to one bind."""
+
+    sock: socket.socket
+    receiver: Receiver
+    name: str
+    bind: int
+
+    def accept(self) -> tuple[socket.SocketType, Peer]:
+        """Return the next inner connection, and its far end: who the client is stands in its PROXY header."""
+        connection, _ = self.receiver.take()
+        return connection, Peer(None, None, self.name, self.bind)
+
+
 class Listening:
     """The listeners that a dispatcher has inherited, each the number of a bind."""
 
-    def __init__(self, listeners: list[tuple[socket.socket, str]], epoll: select.epoll, row: Row) -> None:
+    def __init__(
+        self, listeners: list[tuple[socket.socket, str]], epoll: select.epoll, row: Row, *, is_inner: bool
+    ) -> None:
+        """*is_inner* says that all of them are ends of inner channels."""
         self.again_at = 0.0  # monotonic; 0: there is no pause
-        self._listeners = {
-            sock.fileno(): _Listener(sock, (int(sock.family), int(sock.type), sock.proto), name, index)
+        self._listeners: dict[int, _Listener | _Inner] = {
+            sock.fileno(): _Inner(sock, Receiver(sock), name, index)
+            if is_inner
+            else _Listener(sock, (int(sock.family), int(sock.type), sock.proto), name, index)
             for index, (sock, name) in enumerate(listeners)
         }
         self._epoll = epoll

@@ -33,6 +33,7 @@ class Past:
     def __init__(self, slots: int) -> None:
         self.slots: list[Counter[str]] = [Counter() for _ in range(slots)]
         self.dispatchers: Counter[str] = Counter()
+        self.terminators: Counter[str] = Counter()
 
     def grow(self, slots: int) -> None:
         """Make room for *slots* slots."""
@@ -41,6 +42,11 @@ class Past:
     def add_worker(self, slot: int, row: Row) -> None:
         """Take over the figures of a dead worker of *slot*, and clear its row for the next."""
         self.slots[slot].update(row.of_kind(Kind.TOTAL, Kind.PART))
+        row.clear()
+
+    def add_terminator(self, row: Row) -> None:
+        """Take over the figures of a dead terminator, and clear what it had in hand."""
+        self.terminators.update(row.of_kind(Kind.TOTAL))
         row.clear()
 
     def add_dispatcher(self, board: Scoreboard, row: int) -> None:
@@ -55,9 +61,11 @@ def status(server: Supervisor) -> dict[str, Any]:
     """Return the answer to `limpet status`."""
     slots = [_slot(server, member) for member in _shown(server)]
     counted = Counter(_of_dispatchers(server)) + Counter(server.estate.board.supervisor().of_kind(Kind.TOTAL))
+    counted.update(_of_terminators(server))
     for member in server.slots:
         counted.update(_of_slot(server, member))
-    rows = (server.estate.board.worker(0), server.estate.board.dispatcher(0), server.estate.board.supervisor())
+    board = server.estate.board
+    rows = (board.worker(0), board.dispatcher(0), board.supervisor(), board.terminator(0))
     names = [name for row in rows for name in row.of_kind(Kind.TOTAL)]
     dispatchers = [
         {
@@ -78,6 +86,7 @@ def status(server: Supervisor) -> dict[str, Any]:
         "by": server.router.chain.spec,
         "slots": slots,
         "dispatchers": dispatchers,
+        "terminators": [_terminator(server, member) for member in server.terminators],
         "change": server.rolling.changes.summary(),
         "upgrades": {"done": server.upgrade.done, "refused": server.upgrade.refusal},
         "totals": {"connections": sum(_connections(slot) for slot in slots), **{name: counted[name] for name in names}},
@@ -159,6 +168,7 @@ def figures(server: Supervisor) -> dict[str, Any]:
         },
         "slots": [_figures_of(server, member, now) for member in _shown(server)],
         "dispatchers": {**_of_dispatchers(server), "pending": pending},
+        "terminators": {**_of_terminators(server), **_held(server)},
         "tables": {
             "pending": (pending, settings.max_pending * len(server.dispatchers)),
             "workers": (MAX_WORKERS - len(server.estate.free_rows["worker"]), MAX_WORKERS),
@@ -225,6 +235,36 @@ def _of_dispatchers(server: Supervisor) -> Counter[str]:
     for child in _processes(server.dispatchers):
         counted.update(server.estate.board.dispatcher(child.row).of_kind(Kind.TOTAL, Kind.PART))
     return counted
+
+
+def _of_terminators(server: Supervisor) -> Counter[str]:
+    """Return what all terminators have counted."""
+    counted = Counter(server.estate.past.terminators)
+    for child in _processes(server.terminators):
+        counted.update(server.estate.board.terminator(child.row).of_kind(Kind.TOTAL))
+    return counted
+
+
+def _held(server: Supervisor) -> Counter[str]:
+    """Return what all terminators have in hand."""
+    held = Counter(dict.fromkeys(server.estate.board.terminator(0).of_kind(Kind.NOW), 0))
+    for child in _processes(server.terminators):
+        held.update(server.estate.board.terminator(child.row).of_kind(Kind.NOW))
+    return held
+
+
+def _terminator(server: Supervisor, member: Member) -> dict[str, Any]:
+    """Return what to say of a terminator: of the process in charge, and of those that end with their connections."""
+    board, in_charge = server.estate.board, member.child
+    return {
+        "pid": in_charge.pid if in_charge else None,
+        "state": member.word,
+        "handshakes": board.terminator(in_charge.row)["handshakes"] if in_charge else 0,
+        "connections": board.terminator(in_charge.row)["relayed"] if in_charge else 0,
+        "draining": [
+            {"pid": child.pid, "connections": board.terminator(child.row)["relayed"]} for child in member.predecessors
+        ],
+    }
 
 
 def _pending(server: Supervisor, dispatchers: list[Member]) -> int:

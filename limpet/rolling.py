@@ -3,7 +3,9 @@
 Owns the changes of one server and their log lines. The supervisor calls `go_on` in each turn, and reports what became
 of a slot; the life of a slot is lifecycle.py's.
 
-1. Dispatchers are renewed last in a reload, and after an upgrade: all of them are about to run the same code as the
+1. Terminators, in which nothing of users runs, are renewed after an upgrade alone. Each old one lives as long as its
+   connections do, so nobody waits for that.
+2. Dispatchers are renewed last in a reload, and after an upgrade: all of them are about to run the same code as the
    workers, key functions included, and workers have shown by then that it starts.
 """
 
@@ -24,12 +26,17 @@ class Rolling:
     """The changes of one server."""
 
     def __init__(
-        self, slots: list[Member], dispatchers: list[Member], happened: Callable[[Member, Event], None]
+        self,
+        slots: list[Member],
+        dispatchers: list[Member],
+        terminators: list[Member],
+        happened: Callable[[Member, Event], None],
     ) -> None:
-        """*slots* and *dispatchers* are the supervisor's own lists, *happened* what it does about an event."""
+        """The lists are the supervisor's own, *happened* is what it does about an event."""
         self.changes = Changes()
         self._slots = slots
         self._dispatchers = dispatchers
+        self._terminators = terminators
         self._happened = happened
 
     def request(self, why: str, slots: Iterable[int], surge: int) -> Change:
@@ -45,9 +52,9 @@ class Rolling:
         """Take note that the new worker of *member* did not become ready: that may end a change."""
         change = self.changes.current
         cause = member.cause or AppError(f"{member} did not start")
-        if member.role == "dispatcher" and member.life.state is State.READY:
+        if member.role != "worker" and member.life.state is State.READY:
             log.error("%s goes on, since its successor did not start: %s", member, cause.message)
-            if change is not None and change.is_through():
+            if change is not None and change.is_through() and member.role == "dispatcher":
                 change.outcome, change.message = "failed", cause.message
         if change is None or member.role != "worker" or not change.failed(member.number, cause.message):
             return
@@ -89,7 +96,7 @@ class Rolling:
 
     def _renew_dispatchers(self) -> bool:
         """Begin to renew the dispatchers that have older code; return whether any still has."""
-        for each in self._dispatchers:
+        for each in (*self._dispatchers, *self._terminators):
             if each.is_outdated and each.life.state is State.READY and len(each.predecessors) < MOST_PREDECESSORS:
                 self._happened(each, Event.RENEW)
         return any(each.is_outdated or each.life.state is State.RENEWING for each in self._dispatchers)

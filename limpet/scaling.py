@@ -160,7 +160,7 @@ class Scaling:
         estate = self._server.estate
         if member.role == "dispatcher":
             child.link.send({"do": "slot", "slot": number}, estate.channels[number].fds)
-        elif kind(self._server.settings.server).moves:
+        elif member.role == "worker" and kind(self._server.settings.server).moves:
             child.link.send({"do": "slot", "slot": number}, estate.moves[number].fds[:1])
 
     def _end(self, outcome: str, message: str = "") -> None:

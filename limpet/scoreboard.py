@@ -98,6 +98,23 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "no_descriptor": Figure("connections refused: the dispatcher had no free descriptor but those kept for that"),
     "failed_over": Figure("connections that waited for a slot, and were passed on since it stayed without a worker"),
 }
+TERMINATOR_CELLS: Final[Mapping[str, Figure]] = {
+    "tls_accepted": Figure("client connections of TLS accepted"),
+    "handshakes": Figure("connections whose TLS handshake is awaited now", Kind.NOW),
+    "relayed": Figure("connections whose TLS ends in the terminators now", Kind.NOW),
+    "waiting": Figure("connections a terminator holds since the channel to the dispatchers is full", Kind.NOW),
+    "tls_failures": Figure("connections that ended in the TLS handshake"),
+    "accept_errors": Figure("times accepting failed and was put off"),
+    "crowded_out": Figure("connections closed: `--max-pending` others came while their handshake was awaited"),
+    "address_refused": Figure(
+        "connections closed: `--max-connections-per-address` others of the address await their handshake"
+    ),
+    "refused_503": Figure("connections refused: no dispatcher took them in time", label=("status", "503")),
+    "proxy_untrusted": Figure(
+        "connections closed: the bind takes the PROXY protocol alone, and the peer is not in `--trust`"
+    ),
+    "proxy_headers_bad": Figure("connections closed: a trusted proxy sent no valid PROXY header"),
+}
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
     "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),
 }
@@ -109,6 +126,7 @@ SUPERVISOR_CELLS: Final[Mapping[str, Figure]] = {
 }
 
 DISPATCHER_ROWS: Final = 64  # of 16 dispatchers at most, each with a successor and predecessors that drain
+TERMINATOR_ROWS: Final = 64  # likewise
 MAX_WORKERS: Final = 4 * MAX_SLOTS  # rows: one in charge, one starting, and predecessors that still drain
 _CELL_BYTES: Final = 8
 _ROOM: Final = 64  # cells of a row, most of them for later versions
@@ -120,6 +138,7 @@ _SIZES: Final = (
     MAX_WORKERS * CELLS_PER_WORKER,
     _ROOM,
     LEARNED_CELLS,
+    TERMINATOR_ROWS * _ROOM,
 )
 Layout = dict[str, list[Any]]
 
@@ -127,8 +146,9 @@ Layout = dict[str, list[Any]]
 def layout() -> Layout:
     """Return what the memory looks like in this version: the cells of each table by name, and the size of each part."""
     tables = {"worker": WORKER_CELLS, "dispatcher": DISPATCHER_CELLS, "waiting": WAITING_CELLS}
+    tables |= {"supervisor": SUPERVISOR_CELLS, "terminator": TERMINATOR_CELLS}
     return {
-        **{name: list(cells) for name, cells in {**tables, "supervisor": SUPERVISOR_CELLS}.items()},
+        **{name: list(cells) for name, cells in tables.items()},
         "sizes": list(_SIZES),
     }
 
@@ -136,8 +156,9 @@ def layout() -> Layout:
 def misfit(other: Layout) -> str | None:
     """Return where a version with the layout *other* sees something else than this one in the same place, or None."""
     for name, own in layout().items():
-        both = min(len(own), len(other[name]))
-        if own[:both] != other[name][:both]:
+        theirs = other.get(name, [])  # a version before this one may not have the table
+        both = min(len(own), len(theirs))
+        if own[:both] != theirs[:both]:
             return f"the table `{name}` of the scoreboard"
     return None
 
@@ -224,7 +245,11 @@ class Scoreboard:
 
     def learned(self) -> memoryview[int]:
         """Return the cells of the learned table; a worker writes those of its slot. Not rows: see learned.py."""
-        return self._cells[sum(_SIZES[:5]) :]
+        return self._cells[sum(_SIZES[:5]) : sum(_SIZES[:6])]
+
+    def terminator(self, row: int) -> Row:
+        """Return the row of one terminator process."""
+        return self._row(sum(_SIZES[:6]), row, TERMINATOR_CELLS, _ROOM)
 
     def _row(self, start: int, number: int, names: Mapping[str, Figure], room: int) -> Row:
         begin = start + number * room

@@ -165,7 +165,8 @@ class Settings:
     )
     threads: int = setting("how many requests a worker of gunicorn or waitress serves at once", 32, low=1, high=1024)
     tls_cert: str | None = setting(
-        "file with the certificate and its chain: TLS is spoken, and ends in the workers; a reload reads it anew",
+        "file with the certificate and its chain: TLS is spoken, and ends in the workers, or in terminators where keys "
+        "are in requests; a reload reads it anew",
         None,
         metavar="FILE",
     )
@@ -184,6 +185,7 @@ class Settings:
         "wait",
     )
     dispatchers: int = setting("how many dispatcher processes", 1, low=1, high=16)
+    terminators: int = setting("how many processes end TLS where keys are in requests", 1, low=1, high=16)
     user: str | None = setting(
         "user, by name or number, as whom workers and dispatchers run, when root starts the server",
         None,

@@ -1,4 +1,4 @@
-"""The processes of one slot, or of one dispatcher: who is in charge, who comes next, who still drains.
+"""The processes of one slot, one dispatcher or one terminator: who is in charge, who comes next, who still drains.
 
 Owns which process has which part. The state is lifecycle.py's, what a process is told is the supervisor's business.
 
@@ -20,7 +20,7 @@ MOST_PREDECESSORS: Final = 2  # of one slot; rows of the scoreboard are bounded
 
 
 class Member:
-    """One slot or one dispatcher."""
+    """One slot, one dispatcher or one terminator."""
 
     def __init__(self, role: str, number: int) -> None:
         self.role = role
@@ -32,7 +32,7 @@ class Member:
         self.is_held = False  # by `limpet drain`: it gets no new clients
         self.down_since: float | None = None  # monotonic, None while a worker serves
         self.recycle_at = 0.0  # monotonic: not before that
-        self.is_outdated = False  # a dispatcher whose code is older than a reload or an upgrade
+        self.is_outdated = False  # a dispatcher or terminator whose code is older than a reload or an upgrade
         self.last_end = ""  # how the last process ended that was in charge, in words
         self.cause: LimpetError | None = None  # why the last process ended that was to serve
 
@@ -67,6 +67,13 @@ class Member:
         """Return whether the process in charge is to take connections now: no predecessor does any more."""
         is_free = all(child.leaves_by <= now for child in self.predecessors)
         return is_free and self.life.state.serves and self.child is not None and not self.child.is_open
+
+    def has_left(self, now: float) -> bool:
+        """Return whether none of its processes, told to stop, passes any connection on any more."""
+        if self.role == "terminator":  # what it has passed on goes through it until the end
+            is_stopping = self.life.state in (State.DRAINING, State.STOPPED)
+            return is_stopping and all(child.leaves_by <= now for child in self.children)
+        return self.life.state is State.STOPPED and not self.children
 
     def starting(self) -> Child | None:
         """Return the process whose READY is awaited."""

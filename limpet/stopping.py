@@ -4,7 +4,8 @@ Owns the deadlines of a stop, and the error by which a server ends that never ca
 whenever something has ended; what becomes of a process that is told to stop is lifecycle.py's.
 
 1. The listeners go first: who got in after a dispatcher has looked for the last time would be reset.
-2. Then the dispatchers, and the workers once no dispatcher is left to send them anything.
+2. Then the terminators, the dispatchers and the workers, each when nobody is left to send them anything. What
+   terminators have passed on goes through them: they are the last to end.
 3. Who is starting while clients may wait for it, in a backlog or a channel, comes up first and takes them.
 """
 
@@ -69,11 +70,12 @@ class Stopping:
     def go_on(self) -> None:
         """Have everybody stop whose turn it is."""
         server = self._server
-        for member in server.dispatchers:
-            if not (server.serving and member.life.state is State.STARTING):
-                server.happened(member, Event.STOP)
-        if any(map(_lives, server.dispatchers)):
-            return
+        for members in (server.terminators, server.dispatchers):
+            for member in members:
+                if not (server.serving and member.life.state is State.STARTING):
+                    server.happened(member, Event.STOP)
+            if not all(member.has_left(time.monotonic()) for member in members):
+                return
         for slot in server.slots:
             owing = slot.number in self._owing or server.estate.channels[slot.number].queued()
             if slot.child is not None:  # after that look: whoever has emptied the channel has said READY before

@@ -74,17 +74,17 @@ class Supervisor:
         self.settings = settings
         self.router = router
         self.backend = chosen
+        counts = {"worker": settings.workers, "dispatcher": chosen.dispatchers, "terminator": chosen.terminators}
         if before is None:
             self.estate = Estate(settings, value, chosen)
             self.estate.grow(settings.workers)
-            self.slots = [Member("worker", number) for number in range(settings.workers)]
-            self.dispatchers = [Member("dispatcher", number) for number in range(chosen.dispatchers)]
+            each = [[Member(role, number) for number in range(count)] for role, count in counts.items()]
         else:
             self.estate = carried.estate(settings, value, chosen, before)
-            self.slots = carried.members(before, "worker")
-            self.dispatchers = carried.members(before, "dispatcher")
+            each = [carried.members(before, role) for role in counts]
+        self.slots, self.dispatchers, self.terminators = each
         self.router.learned = Learned(self.estate.board.learned(), settings.learn_idle_s)
-        self.rolling = Rolling(self.slots, self.dispatchers, self.happened)
+        self.rolling = Rolling(self.slots, self.dispatchers, self.terminators, self.happened)
         self.rolling.changes.adopt(carried.changes(before) if before else ())
         self._selector = selectors.DefaultSelector()
         self.lines = Lines(self, self._selector)
@@ -126,7 +126,7 @@ class Supervisor:
         """Go on where the supervisor before this one stopped; who has died meanwhile is found now."""
         self._watch = Watch(self.backend.doors(), self.settings.backlog, self.estate.board.supervisor())
         for member in self.members():
-            member.is_outdated = member.role == "dispatcher"
+            member.is_outdated = member.role != "worker"
             for child in member.children:
                 self.lines.listen_to(member, child)
                 self._reap(member, child)
@@ -150,7 +150,7 @@ class Supervisor:
             self._end.begin(wait_for_connections=wait_for_connections)
 
     def members(self) -> list[Member]:
-        return [*self.dispatchers, *self.slots]
+        return [*self.terminators, *self.dispatchers, *self.slots]
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGCHLD:
@@ -230,6 +230,8 @@ class Supervisor:
         """Note when *child* is killed if it has not drained by then; return how long it may take, in seconds."""
         now = time.monotonic()
         left_s = self._end.left_s(now)
+        if child.role == "terminator":  # connections cannot leave it
+            left_s, child.leaves_by = left_s if self.stopping else float("inf"), now + _LEAVE_S
         child.kill_at = now + left_s + HARD_STOP_S
         if (
             child.is_open and child.role == "worker" and kind(self.settings.server).moves
@@ -314,7 +316,7 @@ class Supervisor:
             what = "stops" if self.stopping else "is starting"
             log.warning("not reloaded: the server %s", what)
             raise ControlError(f"the server {what}")
-        self.estate.renew()
+        self.estate.renew(self.terminators)
         return self.rolling.request(RELOAD, range(self.router.slots), self.settings.max_surge)
 
     def tell_workers(self) -> None:
@@ -335,7 +337,9 @@ class Supervisor:
         if [slot.is_up(self.settings, now) for slot in self.slots] != self._told_up:
             self.tell_workers()
         self.beside.look(now)
-        if not self.stopping:
+        if self.stopping:
+            self._end.go_on()
+        else:
             if self._watch is not None:
                 self._watch.look(now)
             self.rolling.go_on(may_begin=not self.upgrade.is_due)

@@ -1,8 +1,8 @@
-"""TLS that ends in the workers: certificate and key, read by the supervisor and used by the server.
+"""TLS: certificate and key, read by the supervisor, and who ends it: the workers, or terminators in front of them.
 
 Owns how both are read and which TLS is spoken. The supervisor reads the files, at the start and for each reload, and
-hands what they hold to the workers (boot.py): all have the same pair, a worker that replaces a dead one gets one that
-was good, and no worker needs the right to read the key.
+hands what they hold to the processes in which TLS ends (boot.py): all have the same pair, one that replaces a dead one
+gets one that was good, and none needs the right to read the key.
 """
 
 from __future__ import annotations
@@ -65,8 +65,17 @@ def _remember(connection: Any, name: str | None, _: object) -> None:
     connection.asked_for = name and name.lower()
 
 
+def terminators(settings: Settings, chain: KeyChain) -> int:
+    """Return how many processes end TLS in front of the dispatchers; 0 where it ends in workers, or is not spoken.
+
+    A connection of TLS has its state in one process. Where *chain* looks into requests, the next one may belong to
+    another worker: so TLS ends before that, on all binds alike.
+    """
+    return settings.terminators if settings.tls_cert is not None and chain.needs_head else 0
+
+
 def refuse_misfits(settings: Settings, chain: KeyChain) -> None:
-    """Raise SettingsError if TLS cannot end in the workers of *settings*, or nobody would say which server is meant."""
+    """Raise SettingsError if TLS cannot be spoken by *settings*, or nobody would say which server is meant."""
     if settings.tls_cert is None:
         if chain.needs_server_name and not settings.takes_headers:
             raise SettingsError(
@@ -76,14 +85,14 @@ def refuse_misfits(settings: Settings, chain: KeyChain) -> None:
         return
     if settings.server != "uvicorn":
         raise SettingsError(
-            f"`--tls-cert` with `--server {settings.server}`: TLS ends in the worker, by uvicorn's adapter alone",
+            f"`--tls-cert` with `--server {settings.server}`: TLS is for workers of uvicorn alone",
             hint="`--server uvicorn`; or nginx or HAProxy in front: docs/behind-a-proxy.md",
         )
-    if chain.needs_head:
+    if terminators(settings, chain) and any(each.server == "stream" for each in settings.served):
         raise SettingsError(
-            f"`--tls-cert` with `--by {chain.spec}`: the key is in requests, and nobody can read them before a worker "
-            "has the connection",
-            hint="`--by ip` or `--by sni`; or nginx or HAProxy in front, which end TLS: docs/tls.md",
+            f"`--tls-cert` with `--by {chain.spec}` and a bind of `server=stream`: TLS ends before the workers, and "
+            "streams would not be told who the client is",
+            hint="a server of its own for the streams, of the same `--name`",
         )
 
 

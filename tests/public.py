@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -85,9 +86,11 @@ class Public:
         sockets: int = 50,
         pools: int = 4,
         think_s: float = THINK_S,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.seen = Seen()
         self._think_s = think_s
+        self._tls = tls
         self._port = server.port
         self._by_address = by_address
         names = [f"127.{1 + n // 200}.{1 + n % 200}.1" if by_address else f"user-{n}" for n in range(clients)]
@@ -176,8 +179,8 @@ class Public:
         line = self._lines[name]
         line.asks(user)
         try:
-            url = f"ws://127.0.0.1:{self._port}/"
-            async with connect(url, compression=None, ping_interval=None, proxy=None, **local) as socket:
+            url = f"{'ws' if self._tls is None else 'wss'}://127.0.0.1:{self._port}/"
+            async with connect(url, ssl=self._tls, compression=None, ping_interval=None, proxy=None, **local) as socket:
                 facts = str(await socket.recv())
                 line.answers, line.slot = 1, int(json.loads(facts)["slot"])
                 if not self.homes_may_change:
@@ -199,7 +202,7 @@ class Public:
     @contextlib.asynccontextmanager
     async def _connection(self, user: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         local = (user, 0) if self._by_address else None
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, local_addr=local)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, local_addr=local, ssl=self._tls)
         try:
             yield reader, writer
         finally:

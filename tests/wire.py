@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
@@ -31,7 +32,10 @@ class Frame(NamedTuple):
 class Wire:
     """A client connection: to a host and port, or to the path of a unix socket."""
 
-    def __init__(self, address: Address, source: str | None = None) -> None:
+    def __init__(
+        self, address: Address, source: str | None = None, *, tls: ssl.SSLContext | None = None, name: str | None = None
+    ) -> None:
+        """With *tls* the connection is one of TLS, which asks for the server *name*."""
         family = (
             socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         )
@@ -43,6 +47,8 @@ class Wire:
             if source:
                 self.sock.bind(source if family == socket.AF_UNIX else (source, 0))
             self.sock.connect(address)
+            if tls is not None:
+                self.sock = tls.wrap_socket(self.sock, server_hostname=name, suppress_ragged_eofs=False)
         except OSError:
             self.sock.close()
             raise

@@ -3,8 +3,9 @@
 Owns how a figure is called outside. What figures there are, and what they mean, stands where each is declared
 (scoreboard.py, figures.py). `python -m limpet.admin.metrics` prints the page.
 
-1. A metric's name is made from the figure's: `limpet_`, `limpet_dispatcher_` or `limpet_slot_`, the figure, its unit,
-   and `_total` for what only grows. Labels are slots, statuses and tables: never a pid, never a client.
+1. A metric's name is made from the figure's: `limpet_`, `limpet_dispatcher_`, `limpet_terminator_` or `limpet_slot_`,
+   the figure, its unit, and `_total` for what only grows. Labels are slots, statuses and tables: never a pid, never a
+   client.
 2. prometheus-client is imported only here, and only to render.
 """
 
@@ -16,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from limpet import figures
 from limpet.figures import Figure, Kind
-from limpet.scoreboard import DISPATCHER_CELLS, SUPERVISOR_CELLS, WORKER_CELLS
+from limpet.scoreboard import DISPATCHER_CELLS, SUPERVISOR_CELLS, TERMINATOR_CELLS, WORKER_CELLS
 
 _PART: Final = re.compile(r"_(?:\d+|sum_ns)$")
 
@@ -86,12 +87,13 @@ def _meaning(members: list[Figure]) -> str:
 
 OF_SERVER: Final = tuple(_families("limpet", {**figures.SERVER, **SUPERVISOR_CELLS}, ()))
 OF_DISPATCHERS: Final = tuple(_families("limpet_dispatcher", DISPATCHER_CELLS, ()))
+OF_TERMINATORS: Final = tuple(_families("limpet_terminator", TERMINATOR_CELLS, ()))
 OF_SLOTS: Final = tuple(_families("limpet_slot", {**figures.SLOT, **WORKER_CELLS}, ("slot",)))
 OF_TABLES: Final = (
     Family("limpet_table_used", "gauge", "", 1, "what is used of a bounded table", ("table", "slot"), ()),
     Family("limpet_table_bound", "gauge", "", 1, "how much there may be of it", ("table", "slot"), ()),
 )
-FAMILIES: Final = (*OF_SERVER, *OF_DISPATCHERS, *OF_SLOTS, *OF_TABLES)
+FAMILIES: Final = (*OF_SERVER, *OF_DISPATCHERS, *OF_TERMINATORS, *OF_SLOTS, *OF_TABLES)
 
 
 def render(found: Mapping[str, Any], accept: str) -> tuple[bytes, str]:
@@ -121,6 +123,7 @@ def _collected(found: Mapping[str, Any]) -> Iterator[Any]:
     for group, rows in (
         (OF_SERVER, [((), found["server"])]),
         (OF_DISPATCHERS, [((), found["dispatchers"])]),
+        (OF_TERMINATORS, [((), found["terminators"])]),
         (OF_SLOTS, slots),
     ):
         for family in group:

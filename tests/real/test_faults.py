@@ -371,8 +371,9 @@ def endure(backend: str, faults: int, folder: Path, *, crowd: tuple[int, int, in
         wait_until(lambda: log.exists() and "serving tests.apps:echo at" in log.read_text(), "it serves")
         pace = time.monotonic() - began
         server.lines.append(log.read_text())  # where `port` looks
-        many = {"clients": clients, "sockets": sockets, "pools": pools}
-        public = Public(server, by_address=backend == "kernel", think_s=THINK_S, **many)
+        public = Public(
+            server, by_address=backend == "kernel", think_s=THINK_S, clients=clients, sockets=sockets, pools=pools
+        )
         stage = Stage(server, public, log, chance, pace)
 
         async def play() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.harness import SECRET, Limpet, limpet_command, wait_until
 from tests.real.test_kill import NOBODY, nobody
-from tests.real.test_tls import ask, flags, make_pair, secured
+from tests.secure import ask, flags, make_pair, secured
 from tests.wire import Wire, request
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0 and not os.environ.get("CI"), reason="only root can become another")

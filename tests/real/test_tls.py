@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import shutil
@@ -17,19 +16,10 @@ import pytest
 from websockets.sync.client import connect
 
 from limpet.proxy_protocol import Origin, write
-from tests.harness import PATIENCE_S, Limpet, Reply, fetch, limpet_command, wait_until
+from tests.harness import PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.real.browser import PROGRAMS, chromium, until
+from tests.secure import NAMES, ask, client, flags, make_pair, secured, shown_name
 from tests.wire import Wire, request
-
-NAMES = [f"tenant-{number}.example" for number in range(8)]
-
-
-def make_pair(folder: Path, name: str) -> None:
-    """Write a key and a certificate of it into *folder*."""
-    subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name},DNS:*.example,IP:127.0.0.1"]
-    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    subprocess.run([*command, *subject, *files, "-days", "2"], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +28,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     make_pair(folder, "first.example")
     return folder
-
-
-def flags(folder: Path) -> list[str]:
-    return ["--tls-cert", str(folder / "cert.pem"), "--tls-key", str(folder / "key.pem")]
 
 
 @pytest.fixture(scope="module", params=["kernel", "dispatcher"])
@@ -58,28 +44,6 @@ def by_name(pair: Path) -> Iterator[Limpet]:
     """A server of TLS whose clients are told apart by the name that they ask for."""
     with Limpet("tests.apps:echo", "--by", "sni,ip", "--workers", "3", "--head-timeout", "1", *flags(pair)) as server:
         yield server
-
-
-def client() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    return context
-
-
-@contextlib.contextmanager
-def secured(server: Limpet, name: str | None = None, source: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
-    """Yield a connection of TLS that asks for *name*."""
-    plain = socket.create_connection(("127.0.0.1", server.port), PATIENCE_S, (source, 0))
-    with client().wrap_socket(plain, server_hostname=name) as connection:
-        yield connection
-
-
-def ask(connection: ssl.SSLSocket, path: str = "/", body: bytes | None = None) -> Reply:
-    """Send one request on *connection*, which stays open."""
-    spoken = http.client.HTTPConnection("limpet.test")
-    spoken.sock = connection
-    return fetch(spoken, path, "POST" if body else "GET", body)
 
 
 def test_client_is_at_home_by_address(by_ip: Limpet) -> None:
@@ -133,6 +97,7 @@ def test_websocket_over_tls(by_ip: Limpet) -> None:
         assert websocket.recv() == "x" * 100_000
 
 
+STREAM = "tests.real.test_stream:gated?by=ip&server=stream"
 NO_TLS = [request(), b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", b"\x16\x03", b""]
 
 
@@ -166,25 +131,20 @@ def test_new_certificate_comes_with_a_reload(tmp_path: Path) -> None:
     """Certificates of today last weeks. A pair that does not fit changes nothing; idle connections end, none hangs."""
     make_pair(tmp_path, "first.example")
 
-    def name() -> str:
-        found = ssl.get_server_certificate(("127.0.0.1", server.port))
-        command = ["openssl", "x509", "-noout", "-subject"]
-        return subprocess.run(command, input=found, capture_output=True, text=True, check=True).stdout.strip()[-14:]
-
     with Limpet("tests.apps:echo", "--by", "ip", "--workers", "2", *flags(tmp_path)) as server:
-        assert name() == " first.example"
+        assert shown_name(server) == "first.example"
         (tmp_path / "key.pem").rename(tmp_path / "kept.pem")
         (tmp_path / "key.pem").write_text("not a key")
         failed = limpet_command("reload", "--control", server.control)
         assert failed.returncode == 5
         assert "no certificate with its key" in failed.stderr
-        assert name() == " first.example"
+        assert shown_name(server) == "first.example"
         make_pair(tmp_path, "other.example")
         with secured(server) as connection:
             ask(connection)
             server.command("reload")
             assert connection.recv(1) == b""
-        assert name() == " other.example"
+        assert shown_name(server) == "other.example"
 
 
 @pytest.mark.slow
@@ -224,8 +184,8 @@ def test_browser_is_served_over_tls(by_ip: Limpet, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--by", "cookie:sid"], "nobody can read them before a worker has the connection"),
-        (["--by", "ip", "--server", "hypercorn"], "by uvicorn's adapter alone"),
+        (["--by", "cookie:sid", "--bind", f"127.0.0.1:0,127.0.0.1:0={STREAM}"], "would not be told who"),
+        (["--by", "ip", "--server", "hypercorn"], "workers of uvicorn alone"),
         (["--by", "ip", "--tls-key", "/nowhere/key.pem"], "cannot read `/nowhere/key.pem`"),
         (["--by", "ip", "--tls-key", __file__], "no certificate with its key"),
     ],

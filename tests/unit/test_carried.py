@@ -14,8 +14,19 @@ from limpet.settings import Settings
 
 PACKAGE = Path(carried.__file__).parent
 CARRIED = {
-    "Supervisor": {"settings", "router", "backend", "estate", "slots", "dispatchers", "rolling", "control", "upgrade"},
-    "Estate": {"settings", "board", "channels", "moves", "past", "newest_serial", "secret", "free_rows"},
+    "Supervisor": {
+        "settings",
+        "router",
+        "backend",
+        "estate",
+        "slots",
+        "dispatchers",
+        "terminators",
+        "rolling",
+        "control",
+        "upgrade",
+    },
+    "Estate": {"settings", "board", "channels", "moves", "inner", "past", "newest_serial", "secret", "free_rows"},
     "Member": {
         "role",
         "number",
