@@ -4,13 +4,16 @@ Method: one limpet reads heads for the key (`--by header:x-user`), with room for
 the default `--head-timeout`, so that each of the crowd is answered 408 after 10 s, and comes again (they open 2000
 connections a second at most). Honest
 requests come at a fixed rate, each on a new connection, whatever became of those before (an open loop); the time of one
-runs from the moment at which it was due to the end of its response. Rounds without and with the crowd alternate on one
-server. All of it shares the machine: the crowd is a process of its own, and what it costs to be one counts against us.
+runs from the moment at which it was due to the end of its response. Rounds alternate on one server: nobody else
+("alone"), the crowd at the same server ("here"), and the same crowd at another one on the same machine, which accepts,
+answers after as long a time, and looks at nothing ("elsewhere"). The last is what the crowd costs by being a process on
+this machine, and by the kernel's work for its packets, which no server can spare: "here" against "elsewhere" is ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import heapq
 import json
@@ -35,7 +38,9 @@ RESULTS = Path(__file__).parent / "results"
 HONEST = b"GET / HTTP/1.1\r\nhost: h\r\nx-user: %d\r\nconnection: close\r\n\r\n"
 START = b"GET / HTTP/1.1\r\nhost: h\r\nx-user: nobody"
 DRIBBLE_S = 3.0  # between two bytes of one of the crowd
-WARM_S = 2.0
+WARM_S = 2.0  # before each round; a crowd that has just left is still being answered
+HEAD_TIMEOUT_S = 10.0  # limpet's default
+SERIES = ("alone", "here", "elsewhere")
 OPENS_PER_S = 2000  # of the crowd: a storm of connections would be another question
 
 
@@ -74,6 +79,27 @@ def crowd(port: int, size: int) -> None:
                 heapq.heappush(due, (now + DRIBBLE_S, id(client), client))
                 with contextlib.suppress(OSError):
                     client.send(b"x")
+
+
+def inert(port: int) -> None:
+    """Accept at *port* until stdin ends, and answer and close each connection after HEAD_TIMEOUT_S, unread."""
+    waiting: collections.deque[tuple[float, socket.socket]] = collections.deque()
+    with selectors.DefaultSelector() as selector, socket.create_server(("127.0.0.1", port), backlog=4096) as listener:
+        listener.setblocking(False)
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(sys.stdin, selectors.EVENT_READ)
+        print("listening", flush=True)
+        while True:
+            for key, _ in selector.select(0.05):
+                if key.fileobj is sys.stdin:
+                    return
+                with contextlib.suppress(BlockingIOError):
+                    waiting.append((time.monotonic() + HEAD_TIMEOUT_S, listener.accept()[0]))
+            while waiting and waiting[0][0] <= time.monotonic():
+                client = waiting.popleft()[1]
+                with contextlib.suppress(OSError):
+                    client.send(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n")
+                client.close()
 
 
 def _go_on(selector: selectors.BaseSelector, clients: dict[socket.socket, float], client: socket.socket) -> None:
@@ -163,19 +189,26 @@ def limpet(size: int, workers: int) -> Iterator[tuple[int, int, str]]:
 
 
 @contextlib.contextmanager
-def surrounded(port: int, size: int) -> Iterator[None]:
-    """Keep *size* clients that never finish around, once all of them are there."""
-    command = [sys.executable, __file__, "--crowd", str(size), "--port", str(port)]
+def helper(port: int, *role: str) -> Iterator[None]:
+    """Run this script in another *role*, from when it is ready until the end of the context."""
+    command = [sys.executable, __file__, *role, "--port", str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             assert process.stdout.readline()
-            time.sleep(WARM_S)
             yield
         finally:
             process.stdin.close()
             process.wait(30)
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[int]:
+    """Run the inert server; yield its port."""
+    port = free_port()
+    with helper(port, "--inert"):
+        yield port
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -200,15 +233,19 @@ def measure(size: int, rate: int, seconds: float, rounds: int, workers: int) -> 
     with limpet(size, workers) as (port, pid, control):
         dispatcher = status(control)["dispatchers"][0]["pid"]
         ask(port, rate, WARM_S)
-        for number in range(2 * rounds):
-            with surrounded(port, size) if number % 2 else contextlib.nullcontext():
+        for series in SERIES * rounds:
+            with contextlib.ExitStack() as stack:
+                if series != "alone":
+                    crowded = port if series == "here" else stack.enter_context(elsewhere())
+                    stack.enter_context(helper(crowded, "--crowd", str(size)))
+                time.sleep(WARM_S)
                 pending = status(control)["dispatchers"][0]["pending"]
                 used, began = cpu_s(dispatcher), time.monotonic()
                 took, failed = ask(port, rate, seconds)
                 used, lasted = cpu_s(dispatcher) - used, time.monotonic() - began
                 found["rounds"].append(
                     {
-                        "with_crowd": bool(number % 2),
+                        "crowd": series,
                         **quantiles(took),
                         "failed": failed,
                         "pending": pending,
@@ -223,10 +260,11 @@ def measure(size: int, rate: int, seconds: float, rounds: int, workers: int) -> 
             name: n for name, n in status(control)["totals"].items() if name.startswith("refused") and n
         }
     middle = {
-        crowded: statistics.median(each["p99_ms"] for each in found["rounds"] if each["with_crowd"] is crowded)
-        for crowded in (False, True)
+        series: statistics.median(each["p99_ms"] for each in found["rounds"] if each["crowd"] == series)
+        for series in SERIES
     }
-    found["p99_ratio"] = round(middle[True] / middle[False], 2)
+    found["p99_ratio"] = round(middle["here"] / middle["alone"], 2)
+    found["p99_ratio_elsewhere"] = round(middle["elsewhere"] / middle["alone"], 2)
     return found
 
 
@@ -234,6 +272,7 @@ def main() -> None:
     """Measure, and write down what came."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--crowd", type=int, help="be so many clients that never finish (with --port)")
+    parser.add_argument("--inert", action="store_true", help="be a server that looks at nothing (with --port)")
     parser.add_argument("--port", type=int)
     parser.add_argument("--size", type=int, default=10_000)
     parser.add_argument("--rate", type=int, default=1000, help="honest requests a second")
@@ -247,11 +286,15 @@ def main() -> None:
     if given.crowd:
         crowd(given.port, given.crowd)
         return
+    if given.inert:
+        inert(given.port)
+        return
     assert hard > given.size + 2000, f"`ulimit -Hn` allows {hard} descriptors, the crowd needs {given.size} and more"
     found = measure(given.size, given.rate, given.seconds, given.rounds, given.workers)
     found["machine"] = {"cpus": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()}
     given.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"p99 with the crowd is {found['p99_ratio']} times that without")
+    print(f"p99 with the crowd is {found['p99_ratio']} times that without,", end=" ")
+    print(f"{found['p99_ratio_elsewhere']} times with the crowd at another server")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Owns who is among them, what has to come of each, how many there may be, and wha
 knows; who takes a connection out of here, the dispatcher, hands it over, answers or closes it.
 
 1. They are in the order of their deadlines, since all get the same time: the first is the next to go.
-2. A slow one (peek.py) is looked at by the clock: only its end wakes the loop.
+2. A slow one (peek.py) is looked at by the clock: only its end wakes the loop. All are looked at in rounds, some at a
+   time, since there may be thousands.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Arrivals:
     def __init__(self, settings: Settings, chain: KeyChain, epoll: select.epoll, row: Row, *, is_inner: bool) -> None:
         """*is_inner* says that all are inner connections: plain, and behind a PROXY header."""
         self._waiting: dict[int, Arrival] = {}
+        self._slow: dict[int, Arrival] = {}  # those of them that are slow
+        self._round: list[Arrival] = []  # slow ones that are still to be looked at
         self._settings = settings
         self._chain = chain
         self._is_proxied = [is_inner or each.proxy_protocol == "required" for each in settings.served]  # of each bind
@@ -74,6 +77,7 @@ class Arrivals:
         fd, oldest = arrival.connection.fileno(), None
         if fd in self._waiting:
             if arrival.slow:
+                self._slow[fd] = arrival
                 self._epoll.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
             return None
         if len(self._waiting) >= self._settings.max_pending:
@@ -87,20 +91,30 @@ class Arrivals:
 
     def forget(self, arrival: Arrival) -> None:
         """Keep *arrival*, if it is here, no longer."""
-        if self._waiting.pop(arrival.connection.fileno(), None) is not None:
+        fd = arrival.connection.fileno()
+        if self._waiting.pop(fd, None) is not None:
+            self._slow.pop(fd, None)
             self._epoll.unregister(arrival.connection)
             self._row.set("pending", len(self._waiting))
         if arrival.entered_from is not None:
             self._per_address.leave(arrival.entered_from)
             arrival.entered_from = None
 
-    def due(self, now: float) -> list[Arrival]:
-        """Return those whose deadline has passed."""
-        return list(itertools.takewhile(lambda each: each.deadline <= now, self))
+    def due(self, now: float, most: int) -> list[Arrival]:
+        """Return those whose deadline has passed, the first *most* of them."""
+        return list(itertools.takewhile(lambda each: each.deadline <= now, itertools.islice(self, most)))
 
-    def slow(self) -> list[Arrival]:
-        """Return the slow ones of which more has come."""
-        return [arrival for arrival in self if arrival.slow and arrival.has_more()]
+    def slow(self, most: int) -> list[Arrival]:
+        """Look at the next *most* slow ones of this round, or begin another; return those of which more has come."""
+        if not self._round:
+            self._round = list(self._slow.values())
+        some, self._round = self._round[-most:], self._round[:-most]
+        return [each for each in some if self._slow.get(each.connection.fileno()) is each and each.has_more()]
+
+    @property
+    def is_in_round(self) -> bool:
+        """Whether slow ones are still to be looked at in this round."""
+        return bool(self._round)
 
     def hurry(self, latest: float, latest_silent: float) -> None:
         """Let nobody wait longer than until *latest*, and nobody who says nothing longer than *latest_silent*."""

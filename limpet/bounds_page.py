@@ -80,8 +80,8 @@ status` and the [metrics](metrics.md) then moves:
 
 POSTSCRIPT = """
 Slow clients cost descriptors and memory, not time: bytes that stand still are not looked at, and a head that comes byte
-by byte is looked at 20 times a second after its first 32 looks. `make slowloris` measures what 10,000 of them do to
-others, `make slowhttp` has slowhttptest try its four modes.
+by byte is looked at 20 times a second at most after its first 32 looks. `make slowloris` measures what 10,000 of them
+do to others, `make slowhttp` has slowhttptest try its four modes.
 An answer that is refused is followed by FIN; the client has two seconds to read it and close.
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import logging
 import os
 import signal
@@ -86,6 +87,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
         else:
             outboxes.append(Outbox(Channel.inherit((fds[0], fds[1])), board.waiting(place.row, slot)))
 
+    _collect_rarely()
     link.send({"news": "ready"})
     is_inner = place.is_inner
     Dispatcher(settings, router, placement, outboxes, listeners, link, row, reach, is_inner=is_inner).run()
@@ -106,6 +108,17 @@ def _terminate(place: boot.Boot, link: Link) -> None:
 def _leave_signals_to_the_supervisor() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal all processes: see orders.py
         signal.signal(number, lambda *_: None)
+
+
+def _collect_rarely() -> None:
+    """Have the garbage collector look at what has grown old a hundred times less often.
+
+    A look at 10,000 connections that wait for their head takes 25 ms, in which all others wait. The dispatcher makes no
+    cycles, and young objects, as of a user's key function, are looked at as ever.
+    """
+    gc.freeze()
+    young, middle, old = gc.get_threshold()
+    gc.set_threshold(young, middle, 100 * old)
 
 
 def _work(place: boot.Boot, link: Link) -> None:

@@ -37,8 +37,7 @@ from limpet.scoreboard import Row
 from limpet.settings import Settings
 
 _TICK_S: Final = 0.05  # how late a deadline may be noticed, and how often outboxes and slow heads are tried
-_EVENTS_PER_TURN: Final = 64  # of those that dribble, so that others need not wait for thousands of them,
-_DUE_PER_TURN: Final = 64  # nor for their answers
+_PER_TURN: Final = 16  # events, heads that are late, slow ones: others must not wait for thousands, so all take turns
 
 
 class Dispatcher:
@@ -82,7 +81,7 @@ class Dispatcher:
         while self.stop_at is None or (self._in_hand() and time.monotonic() < self.stop_at):
             self.row.set("busy_since_ns", 0)
             wait_s = 0.0 if is_behind else _TICK_S if self._in_hand() else None
-            events = self._epoll.poll(wait_s, _EVENTS_PER_TURN)
+            events = self._epoll.poll(wait_s, _PER_TURN)
             now = time.monotonic()
             self.row.set("busy_since_ns", int(now * 1e9))
             for fd, mask in events:
@@ -174,10 +173,10 @@ class Dispatcher:
 
     def _tick(self, now: float) -> bool:
         """Do what is due: deadlines, slow heads, full channels, accepting again; return whether more may be due."""
-        due = self.arrivals.due(now)
-        for arrival in due[:_DUE_PER_TURN]:
+        due = self.arrivals.due(now, _PER_TURN)
+        for arrival in due:
             self._give_up(arrival, now)
-        for arrival in self.arrivals.slow():
+        for arrival in self.arrivals.slow(_PER_TURN):
             self._look(arrival, now)
         for outbox in self.outboxes:
             for connection in outbox.flush(now) if outbox else ():
@@ -185,7 +184,7 @@ class Dispatcher:
         self.refusals.expire(now)
         if 0 < self.listening.again_at <= now:
             self._orders.accept_again(now)
-        return len(due) > _DUE_PER_TURN
+        return len(due) == _PER_TURN or self.arrivals.is_in_round
 
     def _give_up(self, arrival: Arrival, now: float) -> None:
         """End *arrival*, whose head has not come in time."""

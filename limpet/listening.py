@@ -22,7 +22,7 @@ from limpet.request import Peer
 from limpet.reserve import Reserve
 from limpet.scoreboard import Row
 
-ACCEPTS_PER_TURN: Final = 64  # of one listener, so that heads that have arrived do not wait behind a storm
+ACCEPTS_PER_TURN: Final = 16  # of one listener, so that heads that have arrived do not wait behind a storm
 _PAUSE_S: Final = 0.25  # after accepting failed, as without free descriptors
 _RESERVE: Final = 32  # descriptors with which clients are refused when there are no others
 

@@ -11,7 +11,9 @@ read it. So a refused connection is half-closed and drained for a moment first.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http
+import itertools
 import logging
 import select
 import socket
@@ -36,6 +38,7 @@ _TEXT: Final[Mapping[int, str]] = {
 log = logging.getLogger("limpet")
 
 
+@functools.lru_cache(maxsize=64)  # reasons are texts of the program, and thousands may get the same
 def answer(status: int, reason: str = "") -> bytes:
     """Return the whole response for *status*; *reason* says more than the status does."""
     body = f"{reason or _TEXT[status]}\n".encode()
@@ -109,7 +112,5 @@ class Refusals:
 
     def expire(self, now: float) -> None:
         """Close those who have had their time."""
-        for fd, refused in list(self._refused.items()):
-            if refused.deadline > now:
-                break
+        for fd in [fd for fd, _ in itertools.takewhile(lambda item: item[1].deadline <= now, self._refused.items())]:
             self._refused.pop(fd).close()
