@@ -103,7 +103,7 @@ class Terminator:
     def run(self) -> None:
         """Serve until the supervisor says stop, or is gone, and what is here has ended."""
         next_tick = next_sweep = 0.0
-        while self._stop_at is None or (self._count() and time.monotonic() < self._stop_at):
+        while self._stop_at is None or (self._in_hand() and time.monotonic() < self._stop_at):
             events = self._epoll.poll(self._wait_s(), _EVENTS_PER_TURN)
             now = time.monotonic()
             for fd, mask in events:
@@ -132,6 +132,9 @@ class Terminator:
         if self._handshakes or self._accept_again_at or any(self._outboxes) or self._stop_at is not None:
             return _TICK_S
         return _SWEEP_S if self._relays else None
+
+    def _in_hand(self) -> bool:
+        return bool(self._count() or self._accept_again_at)
 
     def _count(self) -> int:
         return len(self._handshakes) + len(self._relays) // 2
