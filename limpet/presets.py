@@ -97,7 +97,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         sets={"by": "header:mcp-session-id", "learn": "header:mcp-session-id"},
         why="The server makes the session id, names it in a header of its first answer, and answers 404 to one that it "
         "does not know. Clients keep no cookies. limpet learns the id before that answer leaves.",
-        app='app = MCPServer("notes").streamable_http_app()',
+        app='server = MCPServer("notes")\napp = server.streamable_http_app()',
         notes=(
             "The protocol's newer form has no sessions; its requests go to the worker with the fewest connections.",
             "The older transport by SSE makes its id where no header shows it, so it needs one worker.",
@@ -156,7 +156,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         why="The server makes the `sid` that later requests carry in the query, and names it in a body, where no "
         "router sees it. limpet has it made such that it hashes to the worker that makes it; the application does not "
         "change.",
-        app='app = socketio.ASGIApp(socketio.AsyncServer(async_mode="asgi"))',
+        app='sio = socketio.AsyncServer(async_mode="asgi")\napp = socketio.ASGIApp(sio)',
         notes=("A `generate_id` of the application's own is left alone; `limpet.mint` does the same for it.",),
     ),
     "solara": Preset(

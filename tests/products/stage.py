@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -34,6 +35,11 @@ WORKERS: Final = 4
 START_S: Final = 300.0  # four processes that import hundreds of megabytes, beside whatever else runs
 ENVIRONMENT: Final = Path(os.environ.get("LIMPET_TEST_PRODUCTS", HERE.parent / ".venv-products"))
 APPS: Final = HERE / "products" / "apps"
+EXAMPLES: Final = HERE.parent / "examples"
+PATIENT: Final = {  # longer than nginx keeps idle connections: else the two close and use one at the same time
+    "limpet": ("--keep-alive-timeout", "75"),
+    "uvicorn": ("--timeout-keep-alive", "75"),
+}
 
 FILE_BYTES: Final = 300_000  # more than any buffer on the way holds
 
@@ -45,17 +51,22 @@ Client = Callable[[str, int], "Outcome"]
 
 @dataclass(frozen=True)
 class Product:
-    """A product, the application in apps/ and the client that plays its sessions."""
+    """A product, its application and the client that plays its sessions."""
 
     name: str  # of the preset
     package: str  # in which its version is found
-    app: str
     client: Client
     flags: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     plain: tuple[str, ...] = ()  # how Python runs several workers of it without limpet, if not by uvicorn
     refuses: str = ""  # why it has no workers of its own at all
     python: str = ""  # that has it, if not that of the products
+    example: str = ""  # in examples/ that is the application, if there is none in apps/
+
+    @property
+    def home(self) -> Path:
+        """The folder of the application, `app:app`."""
+        return EXAMPLES / self.example if self.example else APPS / self.name
 
 
 @dataclass
@@ -76,9 +87,12 @@ def python() -> str:
     return str(found)
 
 
-def environment(product: Product, folder: str) -> dict[str, str]:
-    """Return the variables of a server whose files are all in *folder*."""
-    return {"HOME": folder, "PYTHONPATH": str(APPS), "PYTHONWARNINGS": "ignore", **product.env}
+@contextmanager
+def at_home(product: Product) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield a copy of the application's folder, in which a server is started, and its variables: it may write there."""
+    with tempfile.TemporaryDirectory(prefix="limpet-product-") as folder:
+        shutil.copytree(product.home, folder, dirs_exist_ok=True)
+        yield Path(folder), {"HOME": folder, "PYTHONWARNINGS": "ignore", **product.env}
 
 
 @contextmanager
@@ -86,24 +100,23 @@ def on_limpet(product: Product, *flags: str) -> Iterator[int]:
     """Yield the port of limpet with the preset of *product*."""
     given = ("--workers", str(WORKERS), "--for", product.name, "--graceful-timeout", "1", *product.flags, *flags)
     given += ("--start-timeout", f"{START_S:g}")
-    with tempfile.TemporaryDirectory(prefix="limpet-product-") as folder:
-        env = environment(product, folder)
-        with Limpet(
-            product.app, *given, python=product.python or python(), env=env, cwd=Path(folder), start_s=START_S
-        ) as server:
-            yield server.port
+    with (
+        at_home(product) as (folder, env),
+        Limpet("app:app", *given, python=product.python or python(), env=env, cwd=folder, start_s=START_S) as server,
+    ):
+        yield server.port
 
 
 @contextmanager
-def on_uvicorn(product: Product) -> Iterator[int]:
+def on_uvicorn(product: Product, *flags: str) -> Iterator[int]:
     """Yield the port of uvicorn's own workers, or the product's, which take connections as they come."""
-    uvicorn = ["-m", "uvicorn", product.app, "--port", "0", "--workers", str(WORKERS)]
-    uvicorn += ["--timeout-graceful-shutdown", "1", "--no-use-colors"]
+    uvicorn = ["-m", "uvicorn", "app:app", "--port", "0", "--workers", str(WORKERS)]
+    uvicorn += ["--timeout-graceful-shutdown", "1", "--no-use-colors", *flags]
     command = [product.python or python(), *(product.plain or uvicorn)]
-    with tempfile.TemporaryDirectory(prefix="limpet-product-") as folder:
+    with at_home(product) as (folder, env):
         process = subprocess.Popen(
             command,
-            env={**os.environ, **environment(product, folder)},
+            env={**os.environ, **env},
             cwd=folder,
             stderr=subprocess.STDOUT,
             stdout=subprocess.PIPE,
@@ -136,7 +149,8 @@ def on_uvicorn(product: Product) -> Iterator[int]:
 def on_stage(product: Product, server: str, way: str, *flags: str) -> Iterator[int]:
     """Yield the port at which clients reach *product* on *server* ("limpet", "uvicorn"), "plain" or through "nginx"."""
     with ExitStack() as stack:
-        port = stack.enter_context(on_limpet(product, *flags) if server == "limpet" else on_uvicorn(product))
+        flags += PATIENT[server] if way == "nginx" else ()
+        port = stack.enter_context((on_limpet if server == "limpet" else on_uvicorn)(product, *flags))
         yield stack.enter_context(Front("nginx", port)).port if way == "nginx" else port
 
 

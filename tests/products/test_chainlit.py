@@ -33,7 +33,7 @@ async def play(page: Page, url: str, _: object) -> set[int]:
     return pids
 
 
-PRODUCT = Product("chainlit", "chainlit", "chainlit_app:app", in_browsers(play))
+PRODUCT = Product("chainlit", "chainlit", in_browsers(play))
 
 
 @pytest.mark.products

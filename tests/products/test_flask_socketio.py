@@ -7,11 +7,10 @@ import pytest
 from tests.products.programs import by_socketio
 from tests.products.stage import WORKERS, Product, all_at_home, played
 
-GUNICORN = ("-m", "gunicorn", "flask_chat:app", "-k", "gthread", "--threads", "64", "-w", str(WORKERS))
+GUNICORN = ("-m", "gunicorn", "app:app", "-k", "gthread", "--threads", "64", "--keep-alive", "75", "-w", str(WORKERS))
 PRODUCT = Product(
     "flask-socketio",
     "flask-socketio",
-    "flask_chat:app",
     by_socketio,
     plain=(*GUNICORN, "-b", "127.0.0.1:0", "--graceful-timeout", "1"),
 )

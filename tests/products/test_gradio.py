@@ -26,7 +26,7 @@ async def play(page: Page, url: str, file: Path) -> set[int]:
     return pids
 
 
-PRODUCT = Product("gradio", "gradio", "gradio_app:app", in_browsers(play), env={"GRADIO_ANALYTICS_ENABLED": "False"})
+PRODUCT = Product("gradio", "gradio", in_browsers(play), env={"GRADIO_ANALYTICS_ENABLED": "False"})
 
 
 @pytest.mark.products

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness import HERE
 from tests.products.programs import by_program
-from tests.products.stage import Product, all_at_home, played
+from tests.products.stage import APPS, Product, all_at_home, played
 
 PRODUCT = Product(
     "jupyter",
     "jupyter-server",
-    "limpet.integrations.jupyter:serve",
     by_program("jupyter_sessions.py"),
-    env={"JUPYTER_TOKEN": "secret", "JUPYTER_CONFIG_DIR": str(HERE / "products" / "apps")},
+    env={"JUPYTER_TOKEN": "secret", "JUPYTER_CONFIG_DIR": str(APPS / "jupyter")},
     refuses="one process only",
 )
 

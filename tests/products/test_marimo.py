@@ -39,7 +39,7 @@ async def play(page: Page, url: str, _: object) -> set[int]:
     return pids
 
 
-PRODUCT = Product("marimo", "marimo", "marimo_app:app", in_browsers(play))
+PRODUCT = Product("marimo", "marimo", in_browsers(play))
 
 
 @pytest.mark.products

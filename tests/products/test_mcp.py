@@ -6,17 +6,14 @@ import sys
 
 import pytest
 
-from tests.harness import HERE
 from tests.products.programs import by_program
 from tests.products.stage import Product, all_at_home, played
 
-EXAMPLE = HERE.parent / "examples" / "mcp"
 PRODUCT = Product(
     "mcp",
     "mcp",
-    "app:app",
     by_program("mcp_sessions.py", sys.executable),
-    env={"PYTHONPATH": str(EXAMPLE)},
+    example="mcp",
     python=sys.executable,  # Chainlit, among the products, takes older versions only
 )
 

@@ -23,7 +23,7 @@ async def play(page: Page, url: str, file: Path) -> set[int]:
     return pids
 
 
-PRODUCT = Product("nicegui", "nicegui", "nicegui_app:app", in_browsers(play))
+PRODUCT = Product("nicegui", "nicegui", in_browsers(play))
 
 
 @pytest.mark.products

@@ -21,7 +21,7 @@ async def play(page: Page, url: str, file: Path) -> set[int]:
     return pids
 
 
-PRODUCT = Product("panel", "panel", "panel_app:app", in_browsers(play))
+PRODUCT = Product("panel", "panel", in_browsers(play))
 
 
 @pytest.mark.products

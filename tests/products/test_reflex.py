@@ -11,7 +11,7 @@ from tests.products.programs import by_program
 from tests.products.stage import Product, all_at_home, played
 
 ENVIRONMENT = {"__REFLEX_SKIP_COMPILE": "true", "REFLEX_ENV_MODE": "prod", "REFLEX_STATE_MANAGER_MODE": "memory"}
-PRODUCT = Product("reflex", "reflex", "reflex_app:app", by_program("reflex_sessions.js", "node"), env=ENVIRONMENT)
+PRODUCT = Product("reflex", "reflex", by_program("reflex_sessions.js", "node"), env=ENVIRONMENT)
 
 
 @pytest.mark.products

@@ -25,7 +25,7 @@ async def play(page: Page, url: str, file: Path) -> set[int]:
     return pids | {pid_in(taken)}
 
 
-PRODUCT = Product("shiny", "shiny", "shiny_app:app", in_browsers(play))
+PRODUCT = Product("shiny", "shiny", in_browsers(play))
 
 
 @pytest.mark.products

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness import HERE
 from tests.products.programs import by_socketio
 from tests.products.stage import Product, all_at_home, played
 
-CHAT = HERE.parent / "examples" / "chat"
-PRODUCT = Product("socketio", "python-socketio", "app:app", by_socketio, env={"PYTHONPATH": str(CHAT)})
+PRODUCT = Product("socketio", "python-socketio", by_socketio, example="chat")
 
 
 @pytest.mark.products

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.products.browsers import Page
-from tests.products.stage import APPS, Product, all_at_home, count_on, in_browsers, pid_in, played
+from tests.products.stage import Product, all_at_home, count_on, in_browsers, pid_in, played
 
 CLICKS = 3
 
@@ -24,9 +24,8 @@ async def play(page: Page, url: str, file: Path) -> set[int]:
 PRODUCT = Product(
     "solara",
     "solara",
-    "solara.server.starlette:app",
     in_browsers(play),
-    env={"SOLARA_APP": str(APPS / "solara_page.py"), "SOLARA_TELEMETRY_MIXPANEL_ENABLE": "False"},
+    env={"SOLARA_APP": "page.py", "SOLARA_TELEMETRY_MIXPANEL_ENABLE": "False"},
 )
 
 

@@ -29,7 +29,6 @@ async def play(page: Page, url: str, file: Path) -> set[int]:
 PRODUCT = Product(
     "streamlit",
     "streamlit",
-    "streamlit_app:app",
     in_browsers(play),
     env={"STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false"},
 )

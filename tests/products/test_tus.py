@@ -7,7 +7,7 @@ import pytest
 from tests.products.programs import by_program
 from tests.products.stage import Product, all_at_home, played
 
-PRODUCT = Product("tus", "tuspyserver", "tus_app:app", by_program("tus_sessions.py"))
+PRODUCT = Product("tus", "tuspyserver", by_program("tus_sessions.py"))
 
 
 @pytest.mark.products

@@ -22,7 +22,7 @@ function add(socket, token) {
         resolve(found);
       }
     });
-    const name = "reflex___state____state.reflex_app____counter.add";
+    const name = "reflex___state____state.app____counter.add";
     socket.emit("event", { token, name, router_data: { pathname: "/" }, payload: {} });
   });
 }

@@ -1,9 +1,7 @@
 """The chat next to this file, mounted in an application, which is how Chainlit is run without a server of its own."""
 
-from pathlib import Path
-
 from chainlit.utils import mount_chainlit
 from fastapi import FastAPI
 
 app = FastAPI()
-mount_chainlit(app, target=str(Path(__file__).with_name("chainlit_chat.py")), path="/chat")
+mount_chainlit(app, target="chat.py", path="/chat")
