@@ -23,6 +23,7 @@ On loopback the kernel's work for what a client sends is done while it sends, so
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import functools
 import importlib.metadata
@@ -142,6 +143,7 @@ def main() -> None:
     options = arguments()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, end)
+    compileall.compile_dir(HERE.parent / "limpet", quiet=1)  # as an installer does; else processes are slow to start
     wanted = options.parts or list(PARTS)
     kept = json.loads(options.output.read_text()) if options.output and options.output.exists() else {"parts": {}}
     done = kept["parts"] if options.resume or options.parts else {}

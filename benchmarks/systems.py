@@ -172,7 +172,8 @@ class System:
         self._patience_s = 4 * PATIENCE_S if prefix else PATIENCE_S
         self._log = open(where / "log", "w+")  # noqa: SIM115 -- closed in `stop`
         self._processes: list[subprocess.Popen[bytes]] = []
-        env = {**os.environ, "PYTHONPATH": str(HERE)}
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        env["PYTHONPATH"] = str(HERE)
         try:
             for line in self.plan.lines:
                 started = subprocess.Popen(
