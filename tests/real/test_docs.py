@@ -72,6 +72,7 @@ ELSEWHERE = {  # by page and language, or by page and how it begins
     ("docs/fronts.md", "yaml"): "unit/test_front.py prints it",
     ("docs/docker.md", "dockerfile"): "test_containers.py runs its CMD",
     ("docs/lifecycle.md", "mermaid"): "unit/test_lifecycle.py makes it",
+    ("docs/tls.md", "text"): "a picture",
 }
 SHOWN = re.compile(r"INFO  |WARNING |Set-Cookie: |\$ limpet (?:explain|front)")  # what limpet says; below, too
 FOREIGN = re.compile(
