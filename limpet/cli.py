@@ -321,12 +321,16 @@ def stack(control: str | None, slot: int) -> None:
 def status_text(answer: dict[str, Any]) -> str:
     """Return the answer to `status` as people read it."""
     columns = ("slot", "state", "pid", "generation", "connections", "requests", "queued")
+    fronts = answer.get("terminators", ())
     totals = ", ".join(f"{name} {value}" for name, value in answer["totals"].items() if value) or "all 0"
     return "\n".join(
         [
             f"pid {answer['pid']}, {', '.join(answer['binds'])}, by {answer['by']}, backend {answer['backend']}",
             "",
             *_aligned(columns, [[slot[column] for column in columns] for slot in answer["slots"]]),
+            *map(
+                "terminator {state}: pid {pid}, {connections} connections, {handshakes} handshakes".format_map, fronts
+            ),
             "",
             f"totals: {totals}",
         ]

@@ -22,8 +22,8 @@ from websockets.sync.client import connect
 from limpet.errors import ControlError
 from limpet.health import memory
 from limpet.proxy_protocol import Origin, write
-from tests.harness import PATIENCE_S, Limpet, wait_until
-from tests.public import Public, Seen, reload
+from tests.harness import PATIENCE_S, Limpet, limpet_command, wait_until
+from tests.public import Public, Seen, finished, reload
 from tests.real.browser import PROGRAMS, chromium, until
 from tests.secure import NAMES, ask, client, flags, make_pair, secured, shown_name
 from tests.traffic import Exchange, batches, get, homes, huge, large, perform, post_large
@@ -88,6 +88,14 @@ def test_application_sees_client_and_scheme(server: Limpet) -> None:
             assert (told["client"], told["scheme"]) == ([source, connection.getsockname()[1]], "https")
             assert told["slot"] == server.where(f"ip={source}")[0]["slot"]
     assert f"at https://127.0.0.1:{server.port}" in server.log
+
+
+def test_status_shows_the_terminator(server: Limpet) -> None:
+    """Whoever looks for the process that is busy must find it."""
+    with wire(server) as connection:
+        perform(connection, [get("user-1", "/x")], homes(server))
+        shown = limpet_command("status", "--control", server.control).stdout
+    assert f"terminator ready: pid {terminator(server)['pid']}, 1 connections, 0 handshakes" in shown
 
 
 def test_name_that_the_client_asks_for_is_a_key(server: Limpet) -> None:
@@ -251,7 +259,7 @@ def test_new_certificate_comes_with_a_reload_that_nobody_notices(tmp_path: Path)
     """Certificates of today last weeks. Connections go on, pooled ones too; a pair that is none is refused."""
     make_pair(tmp_path, "first.example")
     with serve(tmp_path, "--keep-alive-timeout", "60", app="tests.apps:echo") as server:
-        public, old = Public(server, by_address=False, clients=8, sockets=0, tls=client()), terminator(server)["pid"]
+        public, old = Public(server, by_address=False, clients=8, sockets=4, tls=client()), terminator(server)["pid"]
 
         async def both() -> Seen:
             async with public.present() as seen:
@@ -353,6 +361,58 @@ def test_end_of_the_supervisor_ends_all_after_what_has_begun(pair: Path) -> None
             server.signal(signal.SIGKILL)
             assert busy.reply().status == 200
         server.wait_gone()
+
+
+@pytest.mark.slow
+def test_nobody_notices_what_changes_behind_the_terminator(pair: Path) -> None:
+    """Workers and dispatchers come and go as without TLS: what they have are client connections like any others."""
+    with serve(pair, app="tests.apps:echo") as server:
+        public = Public(server, by_address=False, clients=16, sockets=8, tls=client())
+
+        async def play() -> Seen:
+            async with public.present() as seen:
+                await asyncio.to_thread(reload, server)
+                await public.served()
+                for slot in range(3):
+                    worker = server.worker(slot)["pid"]
+                    os.kill(worker, signal.SIGTERM)
+                    await asyncio.to_thread(server.wait_ready, slot, worker)
+                    await public.served()
+                public.homes_may_change = True
+                for number in (4, 3):
+                    change = server.ask(command="scale", slots=number)["change"]
+                    assert (await asyncio.to_thread(finished, server, change))["state"] == "done"
+                await public.at_home(public.homes)
+            return seen
+
+        assert asyncio.run(play()).failures == []
+
+
+@pytest.mark.slow
+def test_killed_dispatcher_costs_no_connection_that_has_a_worker(server: Limpet) -> None:
+    """What terminators pass on meanwhile waits in the inner channel, which the supervisor keeps."""
+    at_home, old = homes(server), server.dispatcher()
+    with wire(server) as lasting:
+        perform(lasting, [get("user-1", "/x")], at_home)
+        os.kill(old, signal.SIGKILL)
+        with contextlib.ExitStack() as stack:
+            for number in range(20):
+                waits = stack.enter_context(wire(server))
+                waits.send(get(f"user-{number}", "/y").data)
+                perform(lasting, [get("user-2", "/z")], at_home)
+                get(f"user-{number}", "/y").check(waits.reply(), at_home)
+    assert server.dispatcher() != old
+
+
+@pytest.mark.slow
+def test_connections_of_an_address_are_counted_by_the_client(pair: Path) -> None:
+    """All inner connections have the terminator at their other end; who counts is who stands in the PROXY header."""
+    with serve(pair, "--max-connections-per-address", "2") as server, contextlib.ExitStack() as stack:
+        for address, statuses in (("127.0.0.5", [200, 200, 429]), ("127.0.0.6", [200])):
+            for status in statuses:
+                each = Wire(("127.0.0.1", server.port), address, tls=client())
+                stack.enter_context(each)
+                assert each.send(request("/x", x_user="user-1")).reply().status == status
 
 
 @pytest.mark.slow
