@@ -308,6 +308,8 @@ class Mover:
             if verdict is not Verdict.FORGET:
                 self._batons.end(baton)
             copy.drop(verdict)
+        while len(self._copies) > self._most_copies and self._evict():  # those that were under way
+            pass
         self._row.set("copies", len(self._copies))
 
     def close_copies(self) -> None:

@@ -30,6 +30,7 @@ def _frontend(plan: Plan) -> Iterator[str]:
 defaults limpet
     mode http
     timeout connect 2s
+    timeout check 2s                      # a busy host may take so long to say that it is ready
     timeout client 1h                     # websockets and streams may be silent for so long
     timeout server 1h
     timeout tunnel 1h
