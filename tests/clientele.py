@@ -72,7 +72,7 @@ class Client:
     async def socketio(self) -> None:
         """Open a Socket.IO session by long polls, which becomes a websocket, and ask it five times."""
         peer = socketio.AsyncClient(http_session=self.session, reconnection=False)
-        await peer.connect(self.url)
+        await peer.connect(self.url, wait_timeout=30)
         try:
             for _ in range(5):
                 told = await peer.call("where", timeout=30)

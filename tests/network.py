@@ -22,6 +22,7 @@ from typing import Any, Final, Self
 
 from limpet import fronts
 from limpet.settings import Settings
+from tests.foreground import Foreground
 from tests.harness import PATIENCE_S, Limpet, wait_until
 
 FRONT: Final = "10.77.0.1"
@@ -35,20 +36,6 @@ FRAMES: Final = {
     "events {{ worker_connections 4096; }}\nhttp {{ access_log off;\n{text}\n}}",
     "caddy": "{text}",
     "traefik": "{text}",
-}
-COMMANDS: Final = {
-    "haproxy": ["haproxy", "-W", "-db", "-f", "{file}"],
-    "nginx": ["nginx", "-e", "stderr", "-p", "{folder}", "-c", "{file}"],
-    "caddy": ["caddy", "run", "--adapter", "caddyfile", "--config", "{file}"],
-    "traefik": [
-        "traefik",
-        "--entryPoints.web.address=:{listen}",
-        "--providers.file.filename={file}",
-        "--providers.file.watch=true",
-        "--log.level=WARN",
-        "--global.checkNewVersion=false",
-        "--global.sendAnonymousUsage=false",
-    ],
 }
 
 
@@ -150,68 +137,32 @@ class Machine:
         self._folder.cleanup()
 
 
-class PrintedFront:
+class PrintedFront(Foreground):
     """A running front with the configuration that `limpet front` prints, before the *machines*."""
 
     def __init__(
         self, kind: str, program: str, machines: Sequence[Machine], listen: int = LISTEN, **given: Any
     ) -> None:
-        self.kind = kind
+        super().__init__(kind, program, listen)
         self.url = f"http://{FRONT}:{listen}"
-        self._program = program
-        self._listen = listen
+        self._machines = machines
         self._settings = Settings(app="tests.front_app:asgi", admin=f":{ADMIN}", **given)
-        self._folder = tempfile.TemporaryDirectory(prefix="limpet-front-")
-        self._file = Path(self._folder.name, "limpet.yml" if kind == "traefik" else f"{kind}.conf")
-        self._write(machines)
 
-    def _write(self, machines: Sequence[Machine]) -> None:
-        hosts = ",".join(machine.target for machine in machines)
-        text = fronts.configuration(self.kind, self._settings, hosts, listen=self._listen)
-        self._file.write_text(FRAMES[self.kind].format(text=text, folder=self._folder.name))
-
-    def _words(self, kind: str) -> list[str]:
-        words = (word.format(file=self._file, folder=self._folder.name, listen=self._listen) for word in COMMANDS[kind])
-        return [self._program, *list(words)[1:]]
-
-    def __enter__(self) -> Self:
-        env = os.environ | {"XDG_DATA_HOME": self._folder.name, "XDG_CONFIG_HOME": self._folder.name}
-        self._log = open(Path(self._folder.name, "log"), "w+")  # closed in __exit__
-        self._process = subprocess.Popen(
-            self._words(self.kind), stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL, env=env
-        )
-        try:
-            wait_until(lambda: self._serves() or self._process.poll() is not None, f"{self.kind} serves or has ended")
-            assert self._process.poll() is None, Path(self._log.name).read_text()
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(PATIENCE_S)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            if error is not None:
-                sys.stderr.write(f"\n--- {self.kind}'s log ---\n{Path(self._log.name).read_text()[-5000:]}")
-            self._log.close()
-            self._folder.cleanup()
+    def text(self) -> str:
+        hosts = ",".join(machine.target for machine in self._machines)
+        text = fronts.configuration(self.kind, self._settings, hosts, listen=self.listen)
+        return FRAMES[self.kind].format(text=text, folder=self.folder)
 
     def change(self, machines: Sequence[Machine]) -> None:
         """Have these machines from now on, as an operator does it: by the file, and a reload."""
-        self._write(machines)
+        self._machines = machines
+        self.file.write_text(self.text())
         if self.kind == "haproxy":
-            self._process.send_signal(signal.SIGUSR2)
+            self.signal(signal.SIGUSR2)
         elif self.kind == "nginx":
-            self._process.send_signal(signal.SIGHUP)
+            self.signal(signal.SIGHUP)
         elif self.kind == "caddy":
-            words = ["reload", "--adapter", "caddyfile", "--config", str(self._file)]
-            subprocess.run([self._program, *words], check=True, capture_output=True)
+            self.run("reload", "--adapter", "caddyfile", "--config", str(self.file))
 
     def drain(self, machine: Machine, rest: Sequence[Machine]) -> None:
         """Send the clients of *machine* to the *rest*, and wait until that is so."""
@@ -223,11 +174,11 @@ class PrintedFront:
 
     def _tell(self, command: str) -> None:
         with socket.socket(socket.AF_UNIX) as admin:
-            admin.connect(str(Path(self._folder.name, "admin")))
+            admin.connect(str(self.folder / "admin"))
             admin.sendall(command.encode())
             assert admin.recv(100).strip() == b""
 
-    def _serves(self) -> bool:
+    def serves(self) -> bool:
         """Return whether it sends clients on: some accept before they have read where to."""
         try:
             return bool(self._served_by(1))
@@ -238,7 +189,7 @@ class PrintedFront:
         """Return the names of the machines that *number* new clients come to."""
         names = set()
         for _ in range(number):
-            with contextlib.closing(http.client.HTTPConnection(FRONT, self._listen, timeout=PATIENCE_S)) as asking:
+            with contextlib.closing(http.client.HTTPConnection(FRONT, self.listen, timeout=PATIENCE_S)) as asking:
                 asking.request("GET", "/")
                 names.add(json.loads(asking.getresponse().read())["host"])
         return names

@@ -8,7 +8,9 @@ reads the settings and prints.
    would tear apart on machines what limpet keeps together.
 2. What a front cannot express is refused, with what can be had instead. Nothing is left out in silence.
 3. A request that may not be repeated (POST, PATCH) is sent to a second host only if the first took no connection.
-4. A key that the application makes (`affinity`, minted ids) comes too late: the first request has none. The front makes
+4. Where TLS ends in limpet, or it serves no HTTP, the front passes on bytes (`passes_bytes`), by what it knows of a
+   connection. With `--proxy-protocol required` it says who the client is in front of them, and `ip` is a key like any.
+5. A key that the application makes (`affinity`, minted ids) comes too late: the first request has none. The front makes
    a cookie of its own then, before it chooses the host, and knows nothing of limpet's.
 """
 
@@ -40,9 +42,9 @@ _FIT: Final = re.compile(r"[!#%&'*+.^_`|~0-9A-Za-z/?()\[\]{}<>:=,@$\\-]*")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the front looks for a key; `made` is its own cookie, and the last one."""
+    """Where the front looks for a key; `made` is its own cookie, and the last one; `sni` is the name in TLS."""
 
-    kind: Literal["address", "header", "cookie", "query", "path", "made"]
+    kind: Literal["address", "sni", "header", "cookie", "query", "path", "made"]
     name: str = ""
     """Of the header, cookie or parameter; or the regular expression."""
     prefixes: tuple[int, int] = (32, 128)
@@ -65,6 +67,8 @@ class Plan:
     @property
     def trust(self) -> Sequence[str]:
         """Return the networks whose X-Forwarded-For is believed, in front of the front as behind it."""
+        if self.is_proxied:  # `--trust` says whose PROXY headers are, and those name the front's own peer
+            return []
         return [network for network in self.settings.trust if network != "unix"]
 
     @property
@@ -75,6 +79,16 @@ class Plan:
         parts += [f"Domain={given.domain}"] * bool(given.domain) + [f"Max-Age={given.max_age}"] * bool(given.max_age)
         parts += ["HttpOnly"] * given.http_only + ["Secure"] * bool(given.secure)
         return "; ".join(parts + ["Partitioned"] * given.partitioned)
+
+    @property
+    def is_proxied(self) -> bool:
+        """Whether limpet takes connections with a PROXY header alone."""
+        return self.settings.proxy_protocol == "required"
+
+    @property
+    def passes_bytes(self) -> bool:
+        """Whether the front is to see no requests: TLS ends in limpet, or what it serves is not HTTP."""
+        return self.settings.tls_cert is not None or self.settings.server == "stream"
 
     def refuse(self, what: str, instead: str) -> NoReturn:
         """Raise SettingsError: this kind of front cannot do *what*."""
@@ -88,14 +102,40 @@ class Plan:
                 "`limpet front haproxy` can; or let clients bring a key of their own: `--by cookie:user`",
             )
 
-    def refuse_parts_of_addresses(self) -> None:
-        """Raise SettingsError if addresses are to be cut: this front hashes whole ones."""
+    def refuse_bytes(self) -> None:
+        """Raise SettingsError if the front is to pass on bytes: what is printed for this one reads requests."""
+        if self.passes_bytes:
+            what = "`--tls-cert`" if self.settings.tls_cert else "`--server stream`"
+            self.refuse(
+                f"is configured here for HTTP, and {what} has it pass on bytes that it cannot read",
+                "`limpet front haproxy` can; or let TLS end in the front: no `--tls-cert` here and for `limpet run`",
+            )
+
+    def refuse_proxy_headers(self) -> None:
+        """Raise SettingsError if limpet waits for PROXY headers: this front sends none with HTTP."""
+        if self.is_proxied:
+            self.refuse(
+                "sends no PROXY header with HTTP (`--proxy-protocol required`)",
+                "`limpet front haproxy` does; or X-Forwarded-For: `--by forwarded --trust ADDRESS_OF_THE_FRONT`",
+            )
+
+    def refuse_all_but_whole_keys(self) -> None:
+        """Raise SettingsError for what a front cannot that hashes what is in a request as it stands."""
+        self.refuse_bytes()
+        self.refuse_learning()
+        for source in self.sources:
+            if source.kind == "sni":
+                self.refuse("has no key by the name in TLS (`sni`)", "`limpet front haproxy` has")
+        self._refuse_parts_of_addresses()
+
+    def _refuse_parts_of_addresses(self) -> None:
         for source in self.sources:
             if source.kind == "address" and source.prefixes != (32, 128):
                 self.refuse(
                     f"hashes whole addresses, and `{self.settings.by}` takes the first {source.prefixes[0]} bits of "
                     f"IPv4 and {source.prefixes[1]} of IPv6",
-                    "`--by forwarded/32/128` here and for `limpet run`; `limpet front haproxy` can cut them",
+                    f"`--by {'ip' if self.is_proxied else 'forwarded'}/32/128` here and for `limpet run`; "
+                    "`limpet front haproxy` can cut them",
                 )
 
     def only(self, *kinds: str, can: str) -> Source:
@@ -116,6 +156,10 @@ class Plan:
         for flag, given in (("--trust", settings.trust), ("--learn", settings.learn)):
             flags += [flag, ",".join(given)] if given else []
         flags += ["--mint", settings.mint] if settings.mint != "none" else []
+        flags += ["--server", "stream"] if settings.server == "stream" else []
+        flags += ["--proxy-protocol", "required"] if self.is_proxied else []
+        flags += ["--tls-cert", settings.tls_cert] if settings.tls_cert else []
+        flags += ["--tls-key", settings.tls_key] if settings.tls_key else []
         flags += ["--keep-alive-timeout", str(KEEP_ALIVE_S), "--secret-file", "FILE"]
         yield "On every host, with the same secret, so that a client has the same slot wherever it comes to:"
         yield f"  {shlex.join(['limpet', 'run', *flags])}"
@@ -146,6 +190,11 @@ def configuration(
         image=image,
         sources=list(_sources(settings)),
     )
+    if plan.passes_bytes and (unread := [each for each in plan.sources if each.kind not in ("address", "sni")]):
+        raise SettingsError(
+            f"where no front can read requests it has no `{unread[0].kind}` to go by (`--by {settings.by}`)",
+            hint="`--by sni,ip --proxy-protocol required`; or let TLS end in the front, without `--tls-cert`",
+        )
     text: str = import_module(f"limpet.fronts.{kind}").write(plan)
     return text
 
@@ -203,6 +252,13 @@ def _source(element: Element, settings: Settings) -> Source:
             f"`{element.spec}` runs in limpet, and no front can ask it",
             hint="`--by header:x-user`, with a front or a service before it that sets the header",
         )
+    if kind == "sni":
+        if not (settings.tls_cert or settings.proxy_protocol == "required"):
+            raise SettingsError(
+                "`sni` is the name in TLS, and behind a front that ends TLS limpet is not told it",
+                hint="`--proxy-protocol required`, or `--tls-cert cert.pem`: the front passes TLS on",
+            )
+        return Source("sni")
     if isinstance(element, Ip):
         return _address(element, settings)
     if not _FIT.fullmatch(name):
@@ -216,10 +272,19 @@ def _source(element: Element, settings: Settings) -> Source:
 
 
 def _address(element: Ip, settings: Settings) -> Source:
+    is_proxied = settings.proxy_protocol == "required"
+    if element.kind == "ip" and is_proxied:
+        return Source("address", prefixes=element.prefixes)
+    if is_proxied:
+        raise SettingsError(
+            "`forwarded` with `--proxy-protocol required`: the front's PROXY header says already who the client is",
+            hint="`--by ip --proxy-protocol required`; or `--by forwarded` alone",
+        )
     if element.kind == "ip":
         raise SettingsError(
             "behind a front `ip` is the address of the front: everybody would be on one worker",
-            hint="`--by forwarded --trust ADDRESS_OF_THE_FRONT` takes the client's, which the front passes on",
+            hint="`--by forwarded --trust ADDRESS_OF_THE_FRONT` takes the client's, which the front passes on; or "
+            "`--proxy-protocol required`",
         )
     if not settings.trust:
         raise SettingsError(

@@ -21,8 +21,7 @@ _NOTES = (
 
 def write(plan: Plan) -> str:
     """Return a Caddyfile. Raises SettingsError."""
-    plan.refuse_learning()
-    plan.refuse_parts_of_addresses()
+    plan.refuse_all_but_whole_keys()
     return "\n".join([plan.head(_NOTES), *_options(plan), *_site(plan)]) + "\n"
 
 
@@ -81,17 +80,20 @@ def _proxy(plan: Plan) -> Iterator[str]:
     yield "# What no host took is tried elsewhere; what was sent is repeated only if it is a GET (Caddy's default)."
     yield "lb_retries 100                       # not a duration: it may take long to notice that a host has vanished"
     yield "lb_try_interval 100ms"
-    if plan.health:
+    if plan.health and not plan.is_proxied:
         port, path = plan.health
         yield f"health_uri {path}"
         yield from [f"health_port {port}"] if port else []
         yield "health_interval 1s\n			health_timeout 2s\n			health_fails 2\n			health_passes 2"
     else:
+        if plan.is_proxied:
+            yield "# Caddy has no health checks where it sends PROXY headers."
         yield "# After 100 failures within 5 s a host gets no clients: fewer would take it out with one worker."
         yield "fail_duration 5s\n			max_fails 100"
     yield f"header_up -{_HEADER}"
     yield "flush_interval -1                    # events reach the client when they happen"
-    yield f"""transport http {{
+    header = "\n				proxy_protocol v2                    # idle connections are for the same client alone"
+    yield f"""transport http {{{header * plan.is_proxied}
 				dial_timeout 2s
 				keepalive {IDLE_S}s
 				keepalive_interval 1s                # of probes: 24 s after its last word a silent host is lost

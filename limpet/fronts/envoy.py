@@ -15,6 +15,8 @@ from limpet.fronts import COOKIE, IDLE_S, Plan, Source
 _CONNECT = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 _OPTIONS = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_RAW = "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
+_PROXY = "type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport"
 _NOTES = (
     "By the documented schema of Envoy 1.30; the project's tests run no Envoy.",
     "Drain a host: `health_status: DRAINING` in its endpoint (with EDS, or a file that is watched); its clients go",
@@ -24,8 +26,7 @@ _NOTES = (
 
 def write(plan: Plan) -> str:
     """Return the configuration. Raises SettingsError."""
-    plan.refuse_learning()
-    plan.refuse_parts_of_addresses()
+    plan.refuse_all_but_whole_keys()
     return "\n".join([plan.head(_NOTES), *_listener(plan), *_route(plan), *_cluster(plan)]) + "\n"
 
 
@@ -130,7 +131,7 @@ def _cluster(plan: Plan) -> Iterator[str]:
           common_http_protocol_options: {{idle_timeout: {IDLE_S}s}}
       upstream_connection_options:                    # a host that vanishes without a word
         tcp_keepalive: {{keepalive_probes: 5, keepalive_time: 5, keepalive_interval: 1}}
-      health_checks:
+{_sockets(plan)}      health_checks:
         - timeout: 2s
           interval: 1s
           unhealthy_threshold: 2
@@ -148,4 +149,25 @@ def _cluster(plan: Plan) -> Iterator[str]:
 
 
 def _check(plan: Plan) -> str:
-    return f"http_health_check: {{path: {plan.health[1]}}}" if plan.health else "tcp_health_check: {}"
+    plain = "\n          transport_socket_match_criteria: {check: true}" * plan.is_proxied
+    return f"http_health_check: {{path: {plan.health[1]}}}{plain}" if plan.health else "tcp_health_check: {}"
+
+
+def _sockets(plan: Plan) -> str:
+    """Return that connections begin with a PROXY header, and those of health checks do not."""
+    if not plan.is_proxied:
+        return ""
+    raw = f'transport_socket: {{name: envoy.transport_sockets.raw_buffer, typed_config: {{"@type": {_RAW}}}}}'
+    return f"""      transport_socket_matches:                       # the admin address takes no PROXY header
+        - name: check
+          match: {{check: true}}
+          {raw}
+        - name: web
+          match: {{}}
+          transport_socket:
+            name: envoy.transport_sockets.upstream_proxy_protocol
+            typed_config:
+              "@type": {_PROXY}
+              config: {{version: V2}}
+              {raw}
+"""

@@ -1,7 +1,8 @@
 """HAProxy 2.6 or newer: what `limpet front haproxy` prints.
 
 Can express every chain but functions, and is the only front here that learns ids from responses. Knows the syntax of
-HAProxy and nothing of limpet. A key is put together in the variable txn.key, and hashed on a consistent ring.
+HAProxy and nothing of limpet. A key is put together in the variable txn.key, and hashed on a consistent ring. Idle
+connections that began with a PROXY header are used for the same client alone, which HAProxy sees to by itself.
 """
 
 from __future__ import annotations
@@ -28,12 +29,32 @@ def _frontend(plan: Plan) -> Iterator[str]:
     )
     yield f"""
 defaults limpet
-    mode http
+    mode {"tcp" if plan.passes_bytes else "http"}
     timeout connect 2s
     timeout check 2s                      # a busy host may take so long to say that it is ready
     timeout client 1h                     # websockets and streams may be silent for so long
-    timeout server 1h
-    timeout tunnel 1h
+    timeout server 1h"""
+    if plan.passes_bytes:
+        yield from _stream(plan)
+    else:
+        yield from _web(plan)
+    yield "    default_backend limpet"
+
+
+def _stream(plan: Plan) -> Iterator[str]:
+    """Yield a frontend that reads no requests."""
+    yield f"\nfrontend limpet_web from limpet\n    bind :{plan.listen}"
+    yield f"    # The key of the client: {plan.settings.by}"
+    if any(source.kind == "sni" for source in plan.sources):
+        yield "    tcp-request inspect-delay 5s          # for the first message of TLS, which has the name"
+        yield "    tcp-request content set-var(txn.key) req.ssl_sni,lower if { req.ssl_hello_type 1 }"
+    for source in plan.sources:
+        if source.kind == "address":
+            yield f"    tcp-request content set-var(txn.key) {_fetch(source)} {_UNLESS}"
+
+
+def _web(plan: Plan) -> Iterator[str]:
+    yield f"""    timeout tunnel 1h
     timeout http-request 10s
     timeout http-keep-alive {IDLE_S}s
 
@@ -53,7 +74,6 @@ frontend limpet_web from limpet
             f'    http-after-response add-header Set-Cookie "{COOKIE}=%[var(txn.made)]; {plan.set_cookie}" '
             "if { var(txn.made) -m found }"
         )
-    yield "    default_backend limpet"
 
 
 _UNLESS = "unless { var(txn.key) -m len ge 1 }"
@@ -82,6 +102,7 @@ def _fetch(source: Source) -> str:
     if source.kind == "path":
         return f"""'path,url_dec,regsub("^.*?(?:{source.name}).*$","\\1")'"""
     return {
+        "sni": "ssl_fc_sni,lower",
         "header": f"req.fhdr({source.name})",
         "cookie": f"req.cook({source.name})",
         "query": f"url_param({source.name}),url_dec(1)",
@@ -92,13 +113,14 @@ def _backend(plan: Plan) -> Iterator[str]:
     yield """backend limpet from limpet
     balance hash var(txn.key)             # without a key: one after the other
     hash-type consistent sdbm avalanche   # a host that comes or goes moves its own share of the clients
-    # A connection that no host took is tried again, and at last elsewhere. What was sent, or
-    # answered with 503, is repeated only if it may be.
+    # A connection that no host took is tried again, and at last elsewhere.
     retries 3
-    option redispatch
+    option redispatch"""
+    if not plan.passes_bytes:
+        yield """    # What was sent, or answered with 503, is repeated only if it may be.
     retry-on conn-failure empty-response 503
-    http-request disable-l7-retry unless { method GET HEAD OPTIONS TRACE PUT DELETE }
-    # A host that vanishes without a word: what it does not acknowledge fails after 5 s.
+    http-request disable-l7-retry unless { method GET HEAD OPTIONS TRACE PUT DELETE }"""
+    yield """    # A host that vanishes without a word: what it does not acknowledge fails after 5 s.
     option srvtcpka
     srvtcpka-idle 5s
     srvtcpka-intvl 1s
@@ -110,8 +132,12 @@ def _backend(plan: Plan) -> Iterator[str]:
         port, path = plan.health
         yield f"    option httpchk GET {path}"
         yield "    http-check expect status 200"
-        check += f" port {port}" if port else ""
-    yield f"    default-server weight {WEIGHT} {check} tcp-ut 5s pool-purge-delay {IDLE_S}s"
+        check += f" port {port}" if port else " check-ssl verify none" * bool(plan.settings.tls_cert)
+    check += " tcp-ut 5s" if plan.passes_bytes else f" tcp-ut 5s pool-purge-delay {IDLE_S}s"
+    if plan.is_proxied:  # HAProxy sends none with checks of another port
+        is_named = any(source.kind == "sni" for source in plan.sources) and not plan.passes_bytes
+        check += " send-proxy-v2" + " proxy-v2-options ssl,authority" * is_named
+    yield f"    default-server weight {WEIGHT} {check}"
     for number, host in enumerate(plan.hosts, start=1):
         yield f"    server host{number} {host}"
 

@@ -28,8 +28,8 @@ _NOTES = (
 
 def write(plan: Plan) -> str:
     """Return the manifests. Raises SettingsError."""
-    plan.refuse_learning()
-    plan.refuse_parts_of_addresses()
+    plan.refuse_all_but_whole_keys()
+    plan.refuse_proxy_headers()
     if plan.hosts:
         plan.refuse("finds its pods by the Service", "leave out `--hosts`; `--image IMAGE` is what pods run")
     head = plan.head(_NOTES)

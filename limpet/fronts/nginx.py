@@ -1,8 +1,8 @@
 """nginx 1.22 or newer, open source: what `limpet front nginx` prints.
 
 The key is put together by maps, each falling back to the next, and hashed with `consistent`. Knows the syntax of nginx
-and nothing of limpet. nginx learns no ids, looks at hosts only when it sends them requests, and cuts addresses at whole
-bytes.
+and nothing of limpet. nginx learns no ids, looks at hosts only when it sends them requests, cuts addresses at whole
+bytes, and sends PROXY headers only where it passes on bytes.
 """
 
 from __future__ import annotations
@@ -12,21 +12,54 @@ from collections.abc import Iterator
 
 from limpet.fronts import COOKIE, IDLE_S, Plan, Source
 
-_NOTES = (
-    "This belongs into `http { ... }`, for example as /etc/nginx/conf.d/limpet.conf.",
+_DRAIN = (
     "Drain a host: write `down` behind it, then `nginx -s reload`; what is open there ends in its own time.",
     "A host that vanishes without a word is noticed by the kernel alone, after 15 minutes, or 2 hours if a request is",
     "under way. This makes that 13 s, and 10 s:",
     "  sysctl net.ipv4.tcp_retries2=5 net.ipv4.tcp_keepalive_time=5 net.ipv4.tcp_keepalive_intvl=1 \\",
     "    net.ipv4.tcp_keepalive_probes=5",
-    "nginx has no health checks: failed requests tell it that a host is down.",
+    "nginx has no health checks: what fails tells it that a host is down.",
 )
+_NOTES = ("This belongs into `http { ... }`, for example as /etc/nginx/conf.d/limpet.conf.", *_DRAIN)
+_STREAM_NOTES = ("This belongs beside `http { ... }`, and needs nginx's stream module.", *_DRAIN)
 
 
 def write(plan: Plan) -> str:
-    """Return what belongs into the `http` block. Raises SettingsError."""
+    """Return what belongs into the `http` block, or beside it a `stream` block. Raises SettingsError."""
     plan.refuse_learning()
+    if plan.passes_bytes:
+        return "\n".join([plan.head(_STREAM_NOTES), "", *_block("stream", list(_stream(plan)))]) + "\n"
+    plan.refuse_proxy_headers()
     return "\n".join([plan.head(_NOTES), "", *_maps(plan), *_upstream(plan), *_server(plan)]) + "\n"
+
+
+def _stream(plan: Plan) -> Iterator[str]:
+    """Yield servers that read no requests. A client without any key comes to a host at random."""
+    yield f"# The key of the client: {plan.settings.by}"
+    for number, source in enumerate(plan.sources):
+        after = f"$limpet_key_{number + 2}" if number < len(plan.sources) - 1 else "$connection"
+        yield from _map(plan, source, f"$limpet_key_{number + 1}", after)
+    yield from _block(
+        "upstream limpet",
+        [
+            "zone limpet 256k;                     # all nginx processes know which hosts are down",
+            "hash $limpet_key_1 consistent;        # a host that comes or goes moves its own share of the clients",
+            *(f"server {host} max_fails=3 fail_timeout=5s;" for host in plan.hosts),
+        ],
+    )
+    yield from _block(
+        "server",
+        [
+            f"listen {plan.listen};",
+            *["ssl_preread on;                   # for the name in TLS"]
+            * any(source.kind == "sni" for source in plan.sources),
+            "proxy_pass limpet;",
+            *["proxy_protocol on;"] * plan.is_proxied,
+            "proxy_connect_timeout 2s;",
+            "proxy_timeout 1h;                 # websockets and streams may be silent for so long",
+            "proxy_socket_keepalive on;",
+        ],
+    )
 
 
 def _maps(plan: Plan) -> Iterator[str]:
@@ -68,6 +101,8 @@ def _map(plan: Plan, source: Source, to: str, after: str) -> Iterator[str]:
 
 
 def _variable(plan: Plan, source: Source) -> str:
+    if source.kind == "sni":
+        return "$ssl_preread_server_name"
     if source.kind in ("address", "path", "made"):
         return {"address": "$binary_remote_addr", "path": "$uri", "made": f"$cookie_{COOKIE}"}[source.kind]
     prefix = {"header": "$http_", "cookie": "$cookie_", "query": "$arg_"}[source.kind]
@@ -95,6 +130,7 @@ def _upstream(plan: Plan) -> Iterator[str]:
     yield from _block(
         "upstream limpet",
         [
+            "zone limpet 256k;                     # all nginx processes know which hosts are down",
             "hash $limpet_key_1 consistent;        # a host that comes or goes moves its own share of the clients",
             "# After 100 failures within 5 s a host gets no clients for 5 s: fewer would take it out with one worker.",
             *(f"server {host} max_fails=100 fail_timeout=5s;" for host in plan.hosts),

@@ -14,8 +14,8 @@ from limpet.fronts import COOKIE, IDLE_S, Plan
 
 def write(plan: Plan) -> str:
     """Return the dynamic configuration; a comment has the static one. Raises SettingsError."""
-    plan.refuse_learning()
-    plan.refuse_parts_of_addresses()
+    plan.refuse_all_but_whole_keys()
+    plan.refuse_proxy_headers()
     source = plan.only("made", "address", can="a cookie of its own (`--by affinity`) or its address")
     if source.kind == "address" and len(plan.trust) > 1:
         plan.refuse(

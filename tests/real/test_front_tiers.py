@@ -95,14 +95,20 @@ class Tier:
         return len(went)
 
     async def noticed(self, machine: Machine) -> None:
-        """Wait until new clients come to *machine*, then let each client come home."""
-        async with asyncio.timeout(30):
+        """Wait until new clients come to *machine*, and each client comes to one place twice: it has come home.
+
+        A process of a front that is being replaced may still have connections of clients.
+        """
+        async with asyncio.timeout(60):
             found = False
             while not found:
                 async with Crowd(self.front.url, 20) as probes:
                     await probes.each(Client.get)
                     found = any(client.homes and client.home.host == machine.name for client in probes.clients)
-        await self.crowd.each(Client.get)
+            before: list[Home] = []
+            while before != self.crowd.homes():
+                before = self.crowd.homes()
+                await self.crowd.each(Client.get)
 
 
 async def play_steady(tier: Tier) -> None:

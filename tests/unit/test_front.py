@@ -28,7 +28,7 @@ def text(kind: str, *, hosts: str = HOSTS, health: str | None = None, **given: A
 
 def test_page_shows_what_is_printed() -> None:
     """Readers copy configurations from the page: it must be what the command gives them."""
-    assert len(page.BLOCK.findall(PAGE.read_text())) == 7
+    assert len(page.BLOCK.findall(PAGE.read_text())) == 9
     assert page.renewed(PAGE.read_text()) == PAGE.read_text()
 
 
@@ -72,6 +72,17 @@ def test_requests_that_may_not_be_repeated_are_not(kind: str) -> None:
 
 
 REFUSED = [
+    ("haproxy", {"by": "forwarded", "trust": ("10.0.0.0/8",), "proxy_protocol": "required"}, "says already who"),
+    ("haproxy", {"by": "sni"}, "is not told it"),
+    ("haproxy", {"by": "cookie:user", "tls_cert": "cert.pem"}, "no `cookie` to go by"),
+    ("haproxy", {"by": "ip", "tls_cert": "cert.pem"}, "the address of the front"),
+    ("nginx", {"by": "cookie:user", "proxy_protocol": "required"}, "no PROXY header with HTTP"),
+    ("traefik", {"by": "affinity", "proxy_protocol": "required"}, "no PROXY header with HTTP"),
+    ("kubernetes", {"by": "affinity", "proxy_protocol": "required"}, "no PROXY header with HTTP"),
+    *((kind, {"by": "sni", "tls_cert": "cert.pem"}, "pass on bytes") for kind in ("caddy", "envoy", "traefik")),
+    ("caddy", {"by": "sni,ip", "proxy_protocol": "required"}, "no key by the name in TLS"),
+    ("envoy", {"by": "ip", "server": "stream", "proxy_protocol": "required"}, "`--server stream`"),
+    ("caddy", {"by": "ip/24", "proxy_protocol": "required"}, "`ip/24` takes the first 24"),
     ("haproxy", {"by": "python:keys:of"}, "python:keys:of"),
     ("haproxy", {"by": "ip"}, "the address of the front"),
     ("haproxy", {"by": "forwarded"}, "without `--trust`"),
