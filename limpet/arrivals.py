@@ -11,6 +11,8 @@ knows; who takes a connection out of here, the dispatcher, hands it over, answer
 from __future__ import annotations
 
 import itertools
+import os
+import resource
 import select
 import socket
 from collections.abc import Iterator
@@ -37,6 +39,9 @@ class Arrivals:
         self._slow: dict[int, Arrival] = {}  # those of them that are slow
         self._round: list[Arrival] = []  # slow ones that are still to be looked at
         self._settings = settings
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = descriptors - len(os.listdir("/proc/self/fd"))
+        self._most = min(settings.max_pending, max(1, free // 4 * 3))  # slow clients leave some for the others
         self._chain = chain
         self._is_proxied = [is_inner or each.proxy_protocol == "required" for each in settings.served]  # of each bind
         self._speaks_tls = settings.tls_cert is not None and not is_inner
@@ -80,7 +85,7 @@ class Arrivals:
                 self._slow[fd] = arrival
                 self._epoll.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
             return None
-        if len(self._waiting) >= self._settings.max_pending:
+        if len(self._waiting) >= self._most:
             oldest = next(iter(self))
             self.forget(oldest)
             self._row.add("crowded_out")

@@ -30,7 +30,12 @@ LIMITS: Final = (
         "408 when so much time has passed since the connection was accepted, or since a later head began, however fast "
         "bytes come; without an answer where none has come",
     ),
-    Limit("max-pending", ("pending", "crowded_out"), "503 to the one that has waited longest; the new one may wait"),
+    Limit(
+        "max-pending",
+        ("pending", "crowded_out"),
+        "503 to the one that has waited longest; the new one may wait; the bound is three quarters of the dispatcher's "
+        "free descriptors where those are fewer",
+    ),
     Limit("max-connections-per-address", ("refused_429", "address_refused"), "429"),
     Limit(
         "queue", ("refused_503",), "503; at once, and after `--wait-timeout` in a dispatcher's own part of the queue"
@@ -49,8 +54,8 @@ LIMITS: Final = (
     Limit(
         "descriptors of a dispatcher (`ulimit -n`)",
         ("accept_errors", "no_descriptor"),
-        "503 to as many at a time as descriptors are kept for that (32); the others wait in the backlog, and a quarter "
-        "of a second later accepting is tried again",
+        "none for 5 s: clients wait in the backlog, and accepting is tried again each quarter of a second; then, until "
+        "somebody can be taken again, 503 to as many at a time as descriptors are kept for that (32)",
     ),
     Limit(
         "descriptors of a terminator, two for each connection of TLS",

@@ -6,7 +6,6 @@ together from it. A failure goes up the line to the supervisor, which alone spea
 
 from __future__ import annotations
 
-import errno
 import functools
 import gc
 import logging
@@ -78,14 +77,15 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
     )
     listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
 
-    def reach(slot: int, fds: list[int]) -> None:
-        if slot < len(outboxes):  # inherited already
+    def reach(slot: int, fds: list[int]) -> bool:
+        while len(outboxes) <= slot:
+            outboxes.append(Outbox(None, board.waiting(place.row, len(outboxes))))
+        if len(fds) == 2 and not outboxes[slot].has_channel:
+            outboxes[slot].attach(Channel.inherit((fds[0], fds[1])))
+        else:  # inherited already, or there were too few free numbers
             for fd in fds:
                 os.close(fd)
-        elif len(fds) < 2:  # the next dispatcher inherits them
-            raise OSError(errno.EMFILE, f"there is no descriptor number for the channel of slot {slot}")
-        else:
-            outboxes.append(Outbox(Channel.inherit((fds[0], fds[1])), board.waiting(place.row, slot)))
+        return outboxes[slot].has_channel
 
     _collect_rarely()
     link.send({"news": "ready"})

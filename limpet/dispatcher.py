@@ -52,11 +52,11 @@ class Dispatcher:
         listeners: list[tuple[socket.socket, str]],
         link: Link,
         row: Row,
-        reach: Callable[[int, list[int]], None],
+        reach: Callable[[int, list[int]], bool],
         *,
         is_inner: bool,
     ) -> None:
-        """*reach* adds the outbox of a new slot, of which it gets the number and the channel's descriptors.
+        """*reach* adds the outbox of a new slot by its number and the channel's descriptors, and says if that is all.
 
         *is_inner* says that *listeners* are channels by which terminators pass inner connections on.
         """
@@ -108,7 +108,7 @@ class Dispatcher:
                 self.refusals.turn_away(connection, peer, "proxy_untrusted", "it is not in `--trust`")
             else:
                 self._look(arrival, now)
-        for connection in self.listening.spare(fd):
+        for connection in self.listening.spare(fd, now):
             self.refusals.answer(connection, 503, now, "the server has as many connections as it may")
 
     def _look(self, arrival: Arrival, now: float, *, hung_up: bool = False) -> None:
@@ -184,6 +184,7 @@ class Dispatcher:
         self.refusals.expire(now)
         if 0 < self.listening.again_at <= now:
             self._orders.accept_again(now)
+        self._orders.ask_again(now)
         return len(due) == _PER_TURN or self.arrivals.is_in_round
 
     def _give_up(self, arrival: Arrival, now: float) -> None:
@@ -200,4 +201,4 @@ class Dispatcher:
 
     def _in_hand(self) -> bool:
         """Whether anything has a deadline, so that the loop must not sleep for long."""
-        return bool(self.arrivals or self.refusals or self.listening.again_at or any(self.outboxes))
+        return bool(self.arrivals or self.refusals or self._orders or self.listening.again_at or any(self.outboxes))

@@ -119,6 +119,19 @@ class Channel:
                 raise ChannelFullError from error
             raise
 
+    def take_back(self) -> Iterator[tuple[socket.SocketType, Handoff]]:
+        """Yield who waits in the channel now, the caller's to pass on. EMFILE ends it early."""
+        receiver = Receiver(self.receiving)
+        for _ in range(self.queued()):
+            try:
+                connection, handoff = receiver.take()
+            except OSError:  # BlockingIOError as well: somebody else has taken the rest
+                break
+            if handoff.listener == _PROBE.listener:
+                connection.close()
+            else:
+                yield connection, handoff
+
 
 class Outbox:
     """A dispatcher's side of one slot: its channel, and in order those for whom the channel has no room now.
@@ -128,7 +141,8 @@ class Outbox:
 
     __slots__ = ("_channel", "_room", "_waiting", "row")
 
-    def __init__(self, channel: Channel, row: Row) -> None:
+    def __init__(self, channel: Channel | None, row: Row) -> None:
+        """Without *channel* all wait until `attach`."""
         self._channel = channel
         self.row = row  # what this dispatcher counts of the slot
         self._waiting: deque[tuple[socket.SocketType, Handoff, float]] = deque()
@@ -137,9 +151,18 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def has_channel(self) -> bool:
+        """Whether connections can leave here."""
+        return self._channel is not None
+
+    def attach(self, channel: Channel) -> None:
+        """Use *channel* from now on."""
+        self._channel = channel
+
     def queued(self) -> int:
         """Return how many connections wait for the slot's worker, in the channel or here."""
-        return self._channel.queued() + len(self._waiting)
+        return (self._channel.queued() if self._channel is not None else 0) + len(self._waiting)
 
     def put(self, connection: socket.SocketType, handoff: Handoff, deadline: float, bound: int) -> bool:
         """Hand *connection* over, or keep it until *deadline*. False, and still the caller's, if *bound* wait."""
@@ -169,22 +192,16 @@ class Outbox:
 
         For a slot without a worker: what one that reads meanwhile takes is not yielded.
         """
-        receiver = Receiver(self._channel.receiving)
-        for _ in range(self._channel.queued()):
-            try:
-                connection, handoff = receiver.take()
-            except OSError:  # BlockingIOError as well: somebody else has taken the rest
-                break
-            if handoff.listener == _PROBE.listener:
-                connection.close()
-            else:
-                yield connection, handoff
+        if self._channel is not None:
+            yield from self._channel.take_back()
         waiting, self._waiting = self._waiting, deque()
         self.row.set("waiting", 0)
         for waited, handoff, _ in waiting:
             yield waited, handoff
 
     def _send(self, connection: socket.SocketType, handoff: Handoff) -> bool:
+        if self._channel is None:
+            return False
         try:
             self._channel.send(connection, handoff)
         except ChannelFullError:

@@ -5,26 +5,34 @@ Owns the listening sockets and whether the loop is woken by them. Who has been a
 
 1. After accepting has failed there is a pause, `again_at`, in which clients wait in the backlog: else the loop would
    spin.
-2. Descriptors are kept in reserve for a 503 to a few of those who cannot be taken.
+2. A shortage of descriptors costs nobody a request unless it lasts: only when nobody could be taken for _PATIENCE_S
+   some clients get 503, by descriptors that are kept in reserve for that.
 3. Who is taken after `stop` may have come through a door that was closed behind it (kernel.py), and is let in.
 """
 
 from __future__ import annotations
 
+import logging
 import select
 import socket
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from limpet.errors import reason
 from limpet.handoff import Receiver
 from limpet.kernel import open_door
+from limpet.logs import Hourly
 from limpet.request import Peer
 from limpet.reserve import Reserve
 from limpet.scoreboard import Row
 
 ACCEPTS_PER_TURN: Final = 16  # of one listener, so that heads that have arrived do not wait behind a storm
 _PAUSE_S: Final = 0.25  # after accepting failed, as without free descriptors
+_PATIENCE_S: Final = 5.0  # that clients wait in the backlog then: balancers wait for 10 s and more before they give up
+_HINT: Final = "`ulimit -n` shows how many descriptors are allowed"
 _RESERVE: Final = 32  # descriptors with which clients are refused when there are no others
+
+log = logging.getLogger("limpet")
 
 
 class _Listener(NamedTuple):
@@ -66,6 +74,8 @@ class Listening:
     ) -> None:
         """*is_inner* says that all of them are ends of inner channels."""
         self.again_at = 0.0  # monotonic; 0: there is no pause
+        self._short_since = 0.0  # monotonic; 0: the last attempt to accept did not fail
+        self._hourly = Hourly()
         self._listeners: dict[int, _Listener | _Inner] = {
             sock.fileno(): _Inner(sock, Receiver(sock), name, index)
             if is_inner
@@ -118,18 +128,23 @@ class Listening:
                 return
             except ConnectionError:  # reset while it waited in the backlog
                 continue
-            except OSError:
+            except OSError as error:
                 self._row.add("accept_errors")
+                self._short_since = self._short_since or now
                 self.pause(until=now + _PAUSE_S)
+                if self._hourly.allows(listener.name, now):
+                    log.warning("%s: clients wait in the backlog: %s (hint: %s)", listener.name, reason(error), _HINT)
                 return
             self._row.add("accepted")
+            self._short_since = 0.0
             if self._is_ending:
                 let_in(accepted[0])
             yield accepted
 
-    def spare(self, fd: int) -> Iterator[socket.SocketType]:
-        """In a pause, yield as many of those who wait at listener *fd* as there are descriptors for a refusal."""
-        for _ in range(self._reserve.release() if self.again_at else 0):
+    def spare(self, fd: int, now: float) -> Iterator[socket.SocketType]:
+        """In a long shortage, yield as many who wait at listener *fd* as there are descriptors for a refusal."""
+        is_long = self._short_since and now - self._short_since >= _PATIENCE_S
+        for _ in range(self._reserve.release() if is_long else 0):
             try:
                 connection, _ = self._listeners[fd].accept()
             except OSError:  # nobody waits any more, or somebody else has taken the number

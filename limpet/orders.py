@@ -17,6 +17,7 @@ from limpet.request import Peer
 if TYPE_CHECKING:
     from limpet.dispatcher import Dispatcher
 
+_ASK_AGAIN_S: Final = 0.5  # for what there was no room for
 _SILENT_S: Final = 0.5  # for clients that have connected before the end, but whose first byte is still under way
 _LAST_WORD_S: Final = 0.25  # before the end, for 408 to those whose head has not come
 
@@ -24,11 +25,17 @@ _LAST_WORD_S: Final = 0.25  # before the end, for 408 to those whose head has no
 class Orders:
     """The orders to one dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, link: Link, reach: Callable[[int, list[int]], None]) -> None:
+    def __init__(self, dispatcher: Dispatcher, link: Link, reach: Callable[[int, list[int]], bool]) -> None:
         self._dispatcher = dispatcher
         self._link = link
         self._reach = reach
         self._refused_slots: list[int] = []
+        self._missing: set[int] = set()  # slots whose channel could not be taken in: there were no free descriptors
+        self._ask_at = 0.0
+
+    def __bool__(self) -> bool:
+        """Whether something is to be done by the clock, whoever waits for it."""
+        return bool(self._missing) and self._dispatcher.stop_at is None
 
     def fileno(self) -> int:
         """Return the descriptor to watch for readability."""
@@ -58,7 +65,10 @@ class Orders:
                     for slot in [slot for slot, is_up in enumerate(command["up"]) if not is_up]:
                         self._fail_over(slot, now)
             elif command["do"] == "slot":
-                self._reach(command["slot"], command["fds"])
+                self._missing -= {command["slot"]}
+                if not self._reach(command["slot"], command["fds"]):
+                    self._missing |= {command["slot"]}
+                    self._ask_at = now + _ASK_AGAIN_S
             elif command["do"] in ("stop", "drain"):
                 self._stop(now, command["timeout"], last=command["do"] == "stop")
 
@@ -77,6 +87,13 @@ class Orders:
                 dispatcher.refusals.answer(connection, 503, now, "all workers have as many connections as they may")
             else:
                 dispatcher.hand(connection, handoff._replace(slot=instead), now)
+
+    def ask_again(self, now: float) -> None:
+        """Ask for the channels that are missing; whoever goes there waits in the outbox meanwhile."""
+        if self._missing and now >= self._ask_at:
+            self._ask_at = now + _ASK_AGAIN_S
+            for slot in self._missing:
+                self._link.send({"news": "missing", "slot": slot})
 
     def accept_again(self, now: float) -> None:
         """Accept again after a pause."""

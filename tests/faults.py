@@ -27,7 +27,7 @@ class Loses(Enum):
 
     NOTHING = "nothing"
     OF_THE_WORKER = "what that worker had: its connections, requests on them that are not answered, websockets"
-    REFUSED = "a few new connections are refused with 503 and `Retry-After` (`no_descriptor`)"
+    REFUSED = "nothing for 5 s; then some new connections get 503 and `Retry-After` (`no_descriptor`)"
     HEADS = "connections whose request head was still under way, or waited in the dispatcher since a channel was full"
 
 

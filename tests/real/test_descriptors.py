@@ -50,9 +50,25 @@ def at_most(pid: int, more: int) -> Iterator[None]:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
-def test_dispatcher_without_descriptors_says_503_until_it_has_some() -> None:
-    """Clients that are left in the backlog would look at a dead server, and who holds descriptors may be hostile."""
+def test_short_shortage_in_the_dispatcher_costs_no_request() -> None:
+    """Who waits in the backlog loses a moment; a 503 would be a lost request to every client that is no balancer."""
     with Limpet("tests.apps:echo", "--by", "header:x-user", "--workers", "1") as server:
+        before = at_rest(server.dispatcher())
+        with contextlib.ExitStack() as stack, at_most(server.dispatcher(), 20):
+            crowd = [stack.enter_context(Wire(tcp(server))).send(UNFINISHED) for _ in range(40)]
+            waiting = [stack.enter_context(Wire(tcp(server))).send(request(x_user="honest")) for _ in range(5)]
+            wait_until(lambda: server.totals()["accept_errors"] > 1, "nobody is let in")
+            for wire in crowd:
+                wire.close()
+            assert [wire.reply().status for wire in waiting] == [200] * 5
+        assert server.totals()["no_descriptor"] == 0
+        assert server.log.count("clients wait in the backlog") == 1
+        wait_until(lambda: open_numbers(server.dispatcher()) == before, "no descriptor is left open")
+
+
+def test_dispatcher_that_stays_without_descriptors_says_503_until_it_has_some() -> None:
+    """Clients that are left in the backlog would look at a dead server, and who holds descriptors may be hostile."""
+    with Limpet("tests.apps:echo", "--by", "header:x-user", "--workers", "1", "--head-timeout", "60") as server:
         assert server.request(x_user="before").status == 200
         dispatcher = server.dispatcher()
         before = at_rest(dispatcher)
@@ -69,6 +85,36 @@ def test_dispatcher_without_descriptors_says_503_until_it_has_some() -> None:
             wait_until(lambda: server.request(x_user="honest").status == 200, "it serves again by itself")
         wait_until(lambda: open_numbers(dispatcher) == before, "no descriptor is left open")
         assert server.dispatcher() == dispatcher
+
+
+def test_slow_clients_cannot_have_all_descriptors_of_a_dispatcher() -> None:
+    """`--max-pending` allows more than `ulimit -n` may: the slow ones have to make room for each other, not others."""
+    enough = resource.getrlimit(resource.RLIMIT_NOFILE)
+    server = Limpet("tests.apps:echo", "--by", "header:x-user", "--workers", "1", "--head-timeout", "60")
+    with contextlib.ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, enough[1]))
+        try:
+            stack.enter_context(server)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, enough)
+        for _ in range(200):
+            stack.enter_context(Wire(tcp(server))).send(UNFINISHED)
+        assert server.request(x_user="honest").status == 200
+        assert server.totals()["crowded_out"] >= 50
+        assert server.totals()["no_descriptor"] == 0
+
+
+def test_dispatcher_without_descriptors_learns_of_a_new_slot_later() -> None:
+    """Its death would cost all whose head it awaits, and the reason is a moment's."""
+    with Limpet("tests.apps:echo", "--by", "header:x-user", "--workers", "1") as server:
+        dispatcher = server.dispatcher()
+        with at_most(dispatcher, 0):
+            server.command("scale", "2")
+        users = [f"user {number}" for number in range(20)]
+        at_home_in_1 = users[[home["slot"] for home in server.where(*users)].index(1)]
+        assert server.request(x_user=at_home_in_1).json()["slot"] == 1
+        assert server.dispatcher() == dispatcher
+        assert "Traceback" not in server.log
 
 
 def test_worker_without_descriptors_lets_clients_wait_and_then_503() -> None:
