@@ -77,8 +77,8 @@ class System:
     """One system under test: its processes and its port."""
 
     def __init__(self, name: str, workers: int, where: Path) -> None:
-        """Start it, and wait until it is up and sticky. *where* has the application and the certificate."""
-        self.name, self.port, self._where = name, free_port(), where
+        """Start it. *where* has the application and the certificate."""
+        self.name, self.port, self._workers, self._where = name, free_port(), workers, where
         lines = [self._limpet(self.port, workers, "--tls-cert", "cert.pem", "--tls-key", "key.pem")]
         if name != "limpet":
             ports = [free_port() for _ in range(workers if name == "nginx, uvicorn" else 1)]
@@ -90,7 +90,6 @@ class System:
             file.write_text(NGINX.format(where=where, port=self.port, workers=workers, servers=servers))
             lines.append(["nginx", "-c", str(file)])
         self.processes = [subprocess.Popen(line, cwd=where) for line in lines]
-        self._wait_up(workers)
 
     def _limpet(self, port: int, workers: int, *more: str) -> list[str]:
         line = [
@@ -111,12 +110,13 @@ class System:
         line = [sys.executable, "-m", "uvicorn", "bench_app:app", "--port", str(port), "--log-level", "warning"]
         return [*line, "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
 
-    def _wait_up(self, workers: int) -> None:
+    def wait_up(self) -> None:
+        """Wait until all workers answer, and each user meets one."""
         self._homes: dict[str, int] = {}
         deadline = time.monotonic() + PATIENCE_S
-        while len(set(self._homes.values())) != workers:  # while one is missing, nginx asks another in its place
+        while len(set(self._homes.values())) != self._workers:  # while one is missing, nginx asks another in its place
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name}: not {workers} workers have answered")
+                raise TimeoutError(f"{self.name}: not {self._workers} workers have answered")
             try:
                 self._homes = self._ask_all()
             except (OSError, ValueError, http.client.HTTPException, RuntimeError):
@@ -197,7 +197,9 @@ def main() -> None:
         make_pair(where)
         systems: list[System] = []
         try:
-            systems += [System(name, options.workers, where) for name in SYSTEMS]
+            for name in SYSTEMS:
+                systems.append(System(name, options.workers, where))
+                systems[-1].wait_up()
             results = {kind: compare(systems, kind, options.rounds, options.seconds) for kind in options.kind or KINDS}
         finally:
             for system in systems:

@@ -313,9 +313,16 @@ class Terminator:
             if command["do"] == "accept":
                 self._start_accepting()
             elif command["do"] == "certificate":
-                self._context = tls.context(command["pem"])
+                self._renew(command["pem"])
             elif command["do"] in ("stop", "drain"):
                 self._stop(now, command["timeout"], last=command["last"])
+
+    def _renew(self, pem: str) -> None:
+        """Use *pem*, which the supervisor has tried, from now on."""
+        try:
+            self._context = tls.context(pem)
+        except OSError as error:  # there is no descriptor for it
+            log.error("the terminator goes on with the certificate that it has: %s", error)
 
     def _start_accepting(self) -> None:
         self._accepting, self._accept_again_at = True, 0.0

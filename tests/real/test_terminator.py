@@ -221,8 +221,18 @@ def test_who_does_not_finish_a_handshake_delays_nobody_and_is_closed(hasty: Limp
             perform(connection, [get("user-1", "/x")], homes(hasty))
         with Wire(("127.0.0.1", hasty.port)) as plain, contextlib.suppress(ConnectionResetError):
             assert b"HTTP" not in plain.send(request()).rest()
+        odd = [
+            "openssl",
+            "s_client",
+            "-connect",
+            f"127.0.0.1:{hasty.port}",
+            "-servername",
+            os.fsdecode(b"\xff.example"),
+        ]
+        assert subprocess.run(odd, input=b"", capture_output=True, timeout=PATIENCE_S, check=False).returncode == 1
+        assert "UnicodeDecodeError" not in hasty.log
         wait_until(lambda: terminator(hasty)["handshakes"] == 0, "their time is over")
-        assert hasty.totals()["tls_failures"] == 101
+        assert hasty.totals()["tls_failures"] == 102
         assert all(each.rest() == b"" for each in slow)
 
 
