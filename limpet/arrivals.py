@@ -91,7 +91,8 @@ class Arrivals:
             self._row.add("crowded_out")
         self._waiting[fd] = arrival
         self._row.set("pending", len(self._waiting))
-        self._epoll.register(fd, _NEWS)
+        # Of unix sockets the kernel reports each byte that is there, whatever SO_RCVLOWAT says: so only new ones wake.
+        self._epoll.register(fd, _NEWS | select.EPOLLET if arrival.connection.family == socket.AF_UNIX else _NEWS)
         return oldest
 
     def forget(self, arrival: Arrival) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -19,9 +20,15 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
+from limpet.arrivals import Arrivals
 from limpet.errors import ControlError
+from limpet.forwarded import Trust
 from limpet.health import memory
+from limpet.key import KeyChain
 from limpet.proxy_protocol import Origin, write
+from limpet.request import Peer
+from limpet.scoreboard import Scoreboard
+from limpet.settings import Settings
 from tests.harness import PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.public import Public, Seen, finished, reload
 from tests.real.browser import PROGRAMS, chromium, until
@@ -343,6 +350,25 @@ def test_without_descriptors_who_comes_waits(server: Limpet) -> None:
             waits.sock = client().wrap_socket(waits.sock)
             waits._file = waits.sock.makefile("rb")
             perform(waits, [get("user-3", "/x")], homes(server))
+
+
+def test_half_a_head_on_an_inner_connection_wakes_a_dispatcher_once() -> None:
+    """The PROXY header is there before the request: a loop that it wakes again and again would call the client slow."""
+    settings, row = Settings(app="app:app", by="header:x-user"), Scoreboard.create().dispatcher(0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, select.epoll() as epoll:
+        arrivals = Arrivals(settings, KeyChain.parse("header:x-user", Trust()), epoll, row, is_inner=True)
+        ours.send(write(Origin("203.0.113.7", 4711, is_tls=True)))
+        arrival = arrivals.begin(theirs, Peer(None, None, ""), 0.0)
+        assert arrival is not None
+        for part, is_complete in ((b"GET / HTTP/1.1\r\n", False), (b"x-user: a\r\n\r\n", True)):
+            assert not arrival.look()
+            arrivals.keep(arrival)
+            epoll.poll(0)
+            assert epoll.poll(0) == []
+            ours.send(part)
+            assert [fd for fd, _ in epoll.poll(PATIENCE_S)] == [theirs.fileno()]
+            assert arrival.look() == is_complete
 
 
 @pytest.mark.parametrize("number", ["1", pytest.param("2", marks=pytest.mark.slow)])
