@@ -6,6 +6,8 @@ supervisor at each tick, which kills, renews or warns.
 1. A worker's heartbeat comes through its event loop. While the loop is blocked it is missing, and that is warned of:
    every client of the slot waits. It is no reason to kill: code in C may be busy for seconds.
 2. A worker that has neither a heartbeat nor used any CPU time for `--hang-timeout` hangs, as one that is stopped does.
+   The others have no heartbeat, since they sleep while nothing comes: of them the kernel is asked whether they are
+   stopped.
 3. Nobody hangs while this process itself was not running: after a pause everybody gets his time anew.
 """
 
@@ -43,6 +45,7 @@ class Health:
         self._settings = settings
         self._board = board
         self._signs: dict[int, _Signs] = {}  # by serial number
+        self._stopped_since: dict[int, float] = {}  # by pid: processes without a heartbeat that are stopped
         self._looked_at = float("inf")
 
     def begin_look(self, now: float, serials: set[int]) -> None:
@@ -51,11 +54,16 @@ class Health:
         if now - self._looked_at > _PAUSE_S:
             for signs in self._signs.values():
                 signs.moved_at = now
+            self._stopped_since.clear()
         self._looked_at = now
 
     def fault(self, member: Member, now: float) -> str | None:
         """Return what is wrong with the process in charge of *member*, None if nothing is. *now* is monotonic."""
-        if member.child is None or member.role == "terminator":  # where no code of users runs
+        if member.child is None:
+            return None
+        if member.role != "worker" and (why := self._look_whether_stopped(member.child.pid, now)):
+            return why
+        if member.role == "terminator":  # where no code of users runs
             return None
         limit_s = self._settings.key_timeout_s
         is_worker = member.role == "worker"
@@ -65,6 +73,14 @@ class Health:
             return f"has not moved for {limit_s:g} s (a key function that hangs?)"
         if is_worker and member.life.state.serves and row["beat_ns"]:
             return self._look_at_worker(member.child, row["beat_ns"] / 1e9, now)
+        return None
+
+    def _look_whether_stopped(self, pid: int, now: float) -> str | None:
+        if not is_stopped(pid):
+            self._stopped_since.pop(pid, None)
+            return None
+        if now - self._stopped_since.setdefault(pid, now) > self._settings.hang_timeout_s:
+            return f"was stopped for {self._settings.hang_timeout_s:g} s"
         return None
 
     def _look_at_worker(self, child: Child, beat: float, now: float) -> str | None:
@@ -105,11 +121,21 @@ class Health:
 
 def cpu_ticks(pid: int) -> int:
     """Return the CPU time that process *pid* has used, in ticks; 0 when it is no more."""
+    fields = _stat(pid)
+    return int(fields[11]) + int(fields[12]) if fields else 0
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal, or a debugger, has stopped process *pid*."""
+    return _stat(pid)[:1] in (["T"], ["t"])
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what the kernel says of process *pid* from its state on; nothing when it is no more."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])
+        return []
 
 
 def memory(pid: int) -> int:

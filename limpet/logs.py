@@ -184,6 +184,12 @@ def take_over(*names: str) -> None:
         logger.propagate = False
 
 
+def warn_hourly(cause: str, text: str, *args: object) -> None:
+    """Warn of *cause*, unless this process has done so within the last hour. Runs in workers."""
+    if _HOURLY.allows(cause, time.monotonic()):
+        logging.getLogger("limpet.worker").warning(text, *args)
+
+
 class Hourly:
     """Lets a warning through once an hour for each cause: what goes on for long must not fill the log."""
 
@@ -196,3 +202,6 @@ class Hourly:
             return False
         self._next[cause] = now + _HOUR_S
         return True
+
+
+_HOURLY: Final = Hourly()

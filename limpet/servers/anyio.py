@@ -17,6 +17,7 @@ from anyio import abc, from_thread, lowlevel
 from limpet.apps import takes
 from limpet.door import Door
 from limpet.errors import reason
+from limpet.logs import warn_hourly
 from limpet.servers import loops
 from limpet.worker import Seat
 
@@ -61,7 +62,7 @@ async def _accept(app: Callable[..., Any], door: Door, listener: Any, handlers: 
         except BlockingIOError:
             continue
         except OSError as error:
-            log.warning("cannot take connections: %s", reason(error))
+            warn_hourly("take", "cannot take connections: %s", reason(error))
             await anyio.sleep(_NO_DESCRIPTOR_PAUSE_S)
             continue
         door.tally.took()

@@ -25,6 +25,7 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 
 from limpet.link import LinkClosedError
+from limpet.logs import warn_hourly
 from limpet.proxy_protocol import Origin
 from limpet.servers.counted import framed
 from limpet.servers.lifespan import Lifespan
@@ -157,7 +158,7 @@ class _Server:
             except BlockingIOError:
                 return False
             except OSError as error:  # no free descriptor number
-                log.warning("worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
+                warn_hourly("take", "worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
                 self._loop.remove_reader(self._seat.receiver.fileno())
                 self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, self._take_again)
                 return False

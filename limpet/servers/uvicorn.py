@@ -27,6 +27,7 @@ from limpet.baton import Baton
 from limpet.forwarded import Trust
 from limpet.handoff import Handoff
 from limpet.link import LinkClosedError
+from limpet.logs import warn_hourly
 from limpet.moved import Arrived
 from limpet.moving import TAKES_PER_TURN
 from limpet.servers.corked import Turn
@@ -299,7 +300,7 @@ class SeatedServer(uvicorn.Server):
         if self._seat.mover.spare_numbers():
             return
         self._seat.row.add("take_errors")
-        log.warning("worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
+        warn_hourly("take", "worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
         self._loop.remove_reader(fd)
         self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, lambda: self.should_exit or self._loop.add_reader(fd, take))
 

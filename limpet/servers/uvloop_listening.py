@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Callable
 from typing import Any, Final
 
 from limpet.fd_listener import FdListener, SlotListener
+from limpet.logs import warn_hourly
 
 _TAKES_PER_TURN: Final = 32  # connections, so that those already here do not wait behind a storm
 _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before accepting is tried again after EMFILE
-log = logging.getLogger("limpet.worker")
 
 
 def install() -> None:
@@ -110,7 +109,7 @@ class _Server(asyncio.AbstractServer):
             except BlockingIOError:
                 return
             except OSError as error:
-                log.warning("cannot take connections: %s", error.strerror)
+                warn_hourly("take", "cannot take connections: %s", error.strerror)
                 self._loop.remove_reader(self._listener.fileno())
                 self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, self._again)
                 return

@@ -145,6 +145,7 @@ def test_worker_without_descriptors_lets_clients_wait_and_then_503() -> None:
                 assert wire.reply().status == 200
                 wire.close()
             assert {wire.reply().json()["pid"] for wire in waiting} == {worker}
+        assert server.log.count("cannot take connections") == 1
         wait_until(lambda: open_numbers(worker) == before, "no descriptor is left open")
         assert server.request(x_user=here).json()["pid"] == worker
 

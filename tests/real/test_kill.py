@@ -186,3 +186,13 @@ def test_a_hundred_kills(backend: str, capsys: pytest.CaptureFixture[str]) -> No
     with capsys.disabled():
         print(f"\n{backend}: 100 kills, {seen.served} served, {len(seen.lost)} lost in flight, 0 refused, 0 misplaced")
     check(seen, 100)
+
+
+def test_dispatcher_that_was_stopped_while_idle_is_replaced() -> None:
+    """It waits for nothing then, so it looks as it does when all is well; but whoever connects would wait for ever."""
+    with Limpet("tests.apps:echo", "--by", "header:x-user", "--workers", "1", "--hang-timeout", "1") as server:
+        stopped = server.dispatcher()
+        os.kill(stopped, signal.SIGSTOP)
+        assert server.request(x_user="ada").status == 200
+        assert server.wait_dispatcher(other_than=stopped)
+        assert f"(pid {stopped}) was stopped for 1 s; it is killed" in server.log
