@@ -100,10 +100,20 @@ class Machine:
         )
         self.limpet.start()
 
-    def start_again(self) -> None:
-        """Start limpet anew, and wait until it serves."""
-        self.start()
+    def wait_ready(self) -> None:
+        """Wait until it serves, and says so: HAProxy takes out a host that is not ready when it is asked first."""
         self.limpet.wait_serving()
+        wait_until(self._is_ready, f"{self.name} is ready")
+
+    def _is_ready(self) -> bool:
+        with contextlib.closing(http.client.HTTPConnection(self.address, ADMIN, timeout=PATIENCE_S)) as asking:
+            asking.request("GET", "/ready")
+            return asking.getresponse().status == 200
+
+    def start_again(self) -> None:
+        """Start limpet anew, and wait until it is ready."""
+        self.start()
+        self.wait_ready()
 
     def kill(self) -> None:
         """SIGKILL the supervisor, and wait until the workers have ended, too."""

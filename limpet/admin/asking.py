@@ -34,6 +34,7 @@ class Server:
         """Return all figures, of now or a moment ago. Raises ControlError."""
         async with self._one_at_a_time:
             if time.monotonic() - self._asked_at > _FRESH_S:
+                now = time.monotonic()  # the answer may be as old as the question
                 self._figures = await self.ask("figures")
-                self._asked_at = time.monotonic()
+                self._asked_at = now
             return self._figures

@@ -66,6 +66,7 @@ def pid_of_admin(server: Limpet) -> int | None:
 
 def test_every_declared_figure_is_in_a_scrape(server: Limpet) -> None:
     """What is declared and not shown is forgotten by who declared it; what is shown is in docs/metrics.md."""
+    wait_until(lambda: scraped(server)["limpet_slot_heartbeat_age_seconds"].samples, "workers had a heartbeat")
     families = scraped(server)
     assert families.keys() == {family.name for family in FAMILIES}
     page = (ROOT / "docs" / "metrics.md").read_text()

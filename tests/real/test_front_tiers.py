@@ -66,7 +66,7 @@ class Tier:
                 self.stack = stack
                 self.machines = [stack.enter_context(Machine(n + 1, *self.flags)) for n in range(machines)]
                 for machine in self.machines:
-                    machine.limpet.wait_serving()
+                    machine.wait_ready()
                 front = PrintedFront(self.kind, program(self.kind), self.machines[:in_use], **self.given)
                 self.front = stack.enter_context(front)
                 asyncio.run(self._play(play))
