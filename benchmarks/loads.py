@@ -298,6 +298,8 @@ def paced(port: int, rate: float, seconds: float, seed: int) -> list[float]:
         if not select.select([epoll], [], [], pause)[0] and not due:  # epoll itself waits whole milliseconds
             raise TimeoutError(f"{len(busy)} requests were not answered within {PATIENCE_S:g} s")
         for fd, _ in epoll.poll(0):
+            if fd not in busy:
+                raise RuntimeError("a connection ended while it waited for its next request")
             client, since = busy[fd]
             if not client.receive():
                 raise RuntimeError("the connection ended")

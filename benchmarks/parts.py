@@ -28,7 +28,14 @@ from targets import DISPATCHER, KERNEL, Round, held
 
 READERS: Final = 200  # of server-sent events
 EVERY: Final = 3  # rounds have those that no target names
-FAILURES: Final = (OSError, RuntimeError, ValueError, http.client.HTTPException, subprocess.SubprocessError)
+FAILURES: Final = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    http.client.HTTPException,
+    subprocess.SubprocessError,
+)
 ASGI: Final = [KERNEL, DISPATCHER, "uvicorn", "nginx", "haproxy", "gunicorn", "granian"]
 NODE: Final = ["node cluster", "node sticky ip", "node sticky header"]
 OPERATOR: Final = [DISPATCHER, "limpet metrics", "limpet everything"]
