@@ -53,6 +53,7 @@ class Wire:
             self.sock.close()
             raise
         self._file = self.sock.makefile("rb")
+        self.answered = False  # the response that was read last has begun at least
 
     def __enter__(self) -> Wire:
         return self
@@ -102,7 +103,9 @@ class Wire:
 
     def head(self) -> tuple[int, Mapping[str, str]]:
         """Return status and headers of the next response, and leave its body."""
+        self.answered = False
         status = self._line()
+        self.answered = True
         assert status.startswith(b"HTTP/1.1 "), f"not a response: {status!r}"
         headers: dict[str, str] = {}
         while line := self._line():
