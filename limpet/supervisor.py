@@ -19,6 +19,7 @@ import functools
 import logging
 import selectors
 import signal
+import sys
 import time
 from typing import Final
 
@@ -210,6 +211,8 @@ class Supervisor:
             child = self.estate.spawn(member)
         except OSError as error:
             hint = "`ulimit -n` and `ulimit -u` show how many descriptors and processes are allowed"
+            if isinstance(error, PermissionError):
+                hint = f"whom `--user` names must be allowed to run {sys.executable}, and so to enter its directories"
             member.cause = LimpetError(f"cannot start {member.role} {member.number}: {reason(error)}", hint=hint)
             is_successor = member.life.state is State.RENEWING
             self.happened(member, Event.SUCCESSOR_DIED if is_successor else Event.DIED)

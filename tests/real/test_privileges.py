@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import SECRET, Limpet, limpet_command, wait_until
+from tests.harness import HERE, SECRET, Limpet, limpet_command, wait_until
 from tests.real.test_kill import NOBODY, nobody
 from tests.secure import ask, flags, make_pair, secured
 from tests.wire import Wire, request
@@ -154,6 +155,19 @@ def test_who_or_what_is_not_known_is_refused(more: list[str], says: str) -> None
     ended = limpet_command("check", "tests.apps:echo", *more)
     assert ended.returncode == 2
     assert says in ended.stderr
+
+
+def test_python_that_the_user_may_not_run_is_named(tmp_path: Path) -> None:
+    """As in a virtual environment in root's home: the error is the system's, the way out is not to be guessed."""
+    how = for_nobody()
+    hidden = tmp_path / "python"
+    hidden.symlink_to(how["python"])
+    tmp_path.chmod(0o700)
+    env = {**how["env"], "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
+    with Limpet("tests.apps:echo", *AS_NOBODY, python=str(hidden), env=env).launched() as server:
+        assert server.wait_ended() == 1
+    assert "error: cannot start worker 0: permission denied" in server.log
+    assert f"must be allowed to run {hidden}" in server.log
 
 
 def test_user_without_rights_cannot_become_another() -> None:
