@@ -84,9 +84,11 @@ status` and the [metrics](metrics.md) then moves:
 """
 
 POSTSCRIPT = """
-Slow clients cost descriptors and memory, not time: bytes that stand still are not looked at, and a head that comes byte
-by byte is looked at 20 times a second at most after its first 32 looks. `make slowloris` measures what 10,000 of them
-do to others, `make slowhttp` has slowhttptest try its four modes.
+Slow clients cost descriptors and memory, not time: bytes that stand still are not looked at, and a head that comes
+byte by byte is looked at 20 times a second at most after its first 32 looks. `make slowloris` measures what 10,000 of
+them do to 1,000 honest requests a second on 2 cores: with them the 99th percentile is 2.27 times that without, and
+1.87 times if they sit at another server of the same machine. The dispatcher grows from 22 to 39 MiB, and the kernel
+keeps 4 KiB for each of them. `make slowhttp` has slowhttptest try its four modes.
 An answer that is refused is followed by FIN; the client has two seconds to read it and close.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -265,3 +266,13 @@ def test_limits_in_the_docs_are_those_of_the_code() -> None:
     assert (Path(__file__).parents[2] / "docs" / "bounds.md").read_text() == bounds_page.page()
     keys = {each.key for each in settings.SETTINGS}
     assert all(limit.setting in keys or " " in limit.setting for limit in bounds_page.LIMITS)
+
+
+def test_figures_of_slow_clients_are_those_that_were_measured() -> None:
+    """What `make slowloris` has found last stands in docs/bounds.md."""
+    found = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "slowloris.json").read_text())
+    mib = [each["dispatcher_kib"] / 1024 for each in found["rounds"]]
+    kernel = max(each["kernel_tcp_kib"] for each in found["rounds"]) / found["crowd"]
+    said = " ".join(bounds_page.POSTSCRIPT.split())
+    assert f"percentile is {found['p99_ratio']} times that without, and {found['p99_ratio_elsewhere']} times" in said
+    assert f"grows from {min(mib):.0f} to {max(mib):.0f} MiB, and the kernel keeps {kernel:.0f} KiB for each" in said
