@@ -75,6 +75,7 @@ def pack(server: Supervisor) -> Packed:
         "past": {name: getattr(estate.past, name) for name in ("slots", "dispatchers", "terminators")},
         "newest_serial": estate.newest_serial,
         "members": [_pack_member(member) for member in server.members()],
+        "scaled": server.scaling.has_scaled,
         "changes": [_pack_change(change) for change in server.rolling.changes.known()],
         "upgrades": server.upgrade.done + 1,
     }

@@ -38,12 +38,13 @@ log = logging.getLogger("limpet")
 class Scaling:
     """The number of slots of one server."""
 
-    def __init__(self, server: Supervisor) -> None:
+    def __init__(self, server: Supervisor, *, has_scaled: bool = False) -> None:
+        """*has_scaled* says whether the supervisor that this one replaces has changed their number."""
         self._server = server
         self._change: Change | None = None
         self._target = 0
         self._told = len(server.slots)  # how many slots all children know
-        self._has_scaled = False
+        self.has_scaled = has_scaled  # connections may be where an old table has sent them
 
     @property
     def slots(self) -> int:
@@ -124,7 +125,7 @@ class Scaling:
         server = self._server
         server.settings = server.estate.settings = dataclasses.replace(server.settings, workers=slots)
         server.router.resize(slots)
-        self._has_scaled = True
+        self.has_scaled = True
         self._tell_slots()
         server.tell_workers()
         server.backend.follow(server.router.owners)
@@ -137,7 +138,7 @@ class Scaling:
         return {
             "do": "workers",
             "slots": count,
-            "scaled": self._has_scaled,
+            "scaled": self.has_scaled,
             "up": up[:count],
             "held": [slot.number for slot in server.slots if slot.is_held],
             "refused": [number for number, child in enumerate(ready) if refuses and not child],

@@ -95,7 +95,7 @@ class Supervisor:
         if program is not None:
             program.watch(self, self._selector)
         self._care = Care(settings, self.estate.board, self.rolling)
-        self.scaling = Scaling(self)
+        self.scaling = Scaling(self, has_scaled=bool(before and before.get("scaled")))
         self._told_up: list[bool] = []  # what children know of which slots are up
         self._watch: Watch | None = None
         self.beside = Beside(self, self._selector, lambda: self._obey(signal.SIGHUP), before)

@@ -13,6 +13,7 @@ import pytest
 from tests.crowd import freeze
 from tests.harness import Limpet, fetch, limpet_command, wait_until
 from tests.public import Public, finished
+from tests.real.test_upgrade import upgrade
 
 CHAINS = {"kernel": "ip", "dispatcher": "header:x-user"}
 
@@ -65,9 +66,9 @@ def test_commands_and_signals_scale() -> None:
         assert "is not a number of workers" in refused.stderr
 
 
-@pytest.mark.parametrize("backend", ["kernel", "dispatcher"])
-def test_connection_that_waited_for_its_worker_meanwhile_goes_home(backend: str) -> None:
-    """Its slot's next worker never knew another table, so nothing changes there that would make it look."""
+@pytest.mark.parametrize(("backend", "upgraded"), [("kernel", True), ("dispatcher", False)])
+def test_connection_that_waited_for_its_worker_meanwhile_goes_home(backend: str, upgraded: bool) -> None:
+    """Its slot's next worker never knew another table, nor does a supervisor that was *upgraded* since."""
     arguments = ["--by", "ip", "--backend", backend, "--keep-alive-timeout", "60", "--hang-timeout", "60"]
     with Limpet("tests.apps:echo", "--workers", "2", *arguments) as server:
         addresses = [f"127.0.{number}.1" for number in range(1, 60)]
@@ -83,6 +84,8 @@ def test_connection_that_waited_for_its_worker_meanwhile_goes_home(backend: str)
                     clients.append((client, address))
             wait_until(lambda: server.worker(0)["queued"] == len(clients), "all of them wait for slot 0")
             scale(server, 3)
+            if upgraded:
+                upgrade(server)
             os.kill(pid, signal.SIGKILL)
             for client, _ in clients:
                 assert json.loads(client.getresponse().read())["slot"] == 0
