@@ -30,7 +30,7 @@ from limpet.orders import Orders
 from limpet.peek import Arrival, ClientGoneError
 from limpet.placement import Placement
 from limpet.proxy_protocol import BadHeaderError
-from limpet.refusal import Refusals
+from limpet.refusal import Refusals, turn_away
 from limpet.request import Peer, Request
 from limpet.router import Router
 from limpet.scoreboard import Row
@@ -105,7 +105,7 @@ class Dispatcher:
             if arrival is None:
                 self._dispatch(connection, peer, None, now)
             elif arrival.awaits_header and peer.address not in self._trust:
-                self.refusals.turn_away(connection, peer, "proxy_untrusted", "it is not in `--trust`")
+                turn_away(connection, peer, self.row, "proxy_untrusted", "it is not in `--trust`")
             else:
                 self._look(arrival, now)
         for connection in self.listening.spare(fd, now):
@@ -122,7 +122,7 @@ class Dispatcher:
         except (BadHelloError, BadHeaderError) as bad:
             self.arrivals.forget(arrival)
             cell = "hellos_bad" if isinstance(bad, BadHelloError) else "proxy_headers_bad"
-            self.refusals.turn_away(arrival.connection, arrival.peer, cell, str(bad))
+            turn_away(arrival.connection, arrival.peer, self.row, cell, str(bad))
         except BadHead as bad:
             self.arrivals.forget(arrival)
             self.refusals.answer(arrival.connection, bad.status, now, bad.reason)
@@ -192,7 +192,7 @@ class Dispatcher:
         self.arrivals.forget(arrival)
         if arrival.awaits_header:
             why = "no PROXY header came in time"
-            self.refusals.turn_away(arrival.connection, arrival.peer, "proxy_headers_bad", why)
+            turn_away(arrival.connection, arrival.peer, self.row, "proxy_headers_bad", why)
         elif arrival.silent and not arrival.has_more():  # a browser opens some to have them; it would take an answer
             self.row.add("refused_408")  # for that of the request which it is just about to send
             arrival.connection.close()

@@ -1,6 +1,7 @@
 """How limpet itself answers a client: the few responses that no worker gives.
 
-Owns the bytes of these answers and the manner of closing after one. Called by the dispatcher; knows nothing of why.
+Owns the bytes of these answers and the manner of closing after one. Called by dispatchers and terminators; knows
+nothing of why.
 
 A socket that is closed while unread bytes wait in it sends RST, which may destroy the answer before the client has
 read it. So a refused connection is half-closed and drained for a moment first.
@@ -35,6 +36,7 @@ _TEXT: Final[Mapping[int, str]] = {
     431: "the request head is too large",
     503: "no worker can take this request now",
 }
+_HOURLY: Final = Hourly()
 log = logging.getLogger("limpet")
 
 
@@ -48,6 +50,14 @@ def answer(status: int, reason: str = "") -> bytes:
         f"Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n"
     )
     return head.encode() + body
+
+
+def turn_away(connection: socket.SocketType, peer: Peer, row: Row, cell: str, why: str) -> None:
+    """Close *connection*, on which nothing came that is believed: whoever is there speaks no HTTP yet."""
+    row.add(cell)
+    if _HOURLY.allows(f"{cell} {peer.listener}", time.monotonic()):
+        log.warning("%s: a connection from %s was closed: %s", peer.listener, peer.address or "unix", why)
+    connection.close()
 
 
 class Refused:
@@ -81,13 +91,12 @@ class Refused:
 
 
 class Refusals:
-    """All whom a dispatcher refuses; those who have an answer, by the number of their descriptor. Closes them."""
+    """Those whom a dispatcher has answered, by the number of their descriptor. Closes them."""
 
     def __init__(self, epoll: select.epoll, row: Row) -> None:
         self._epoll = epoll
         self._row = row
         self._refused: dict[int, Refused] = {}
-        self._hourly = Hourly()
 
     def __len__(self) -> int:
         return len(self._refused)
@@ -97,13 +106,6 @@ class Refusals:
         self._row.add(f"refused_{status}")
         self._refused[connection.fileno()] = Refused(connection, status, reason, now)
         self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
-
-    def turn_away(self, connection: socket.SocketType, peer: Peer, cell: str, why: str) -> None:
-        """Close *connection*, on which nothing came that is believed: whoever is there speaks no HTTP yet."""
-        self._row.add(cell)
-        if self._hourly.allows(f"{cell} {peer.listener}", time.monotonic()):
-            log.warning("%s: a connection from %s was closed: %s", peer.listener, peer.address or "unix", why)
-        connection.close()
 
     def read(self, fd: int) -> None:
         """Take what came from *fd*, if it is one of these."""

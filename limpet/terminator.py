@@ -30,13 +30,12 @@ from typing import Final
 from limpet import proxy_protocol, tls
 from limpet.forwarded import Trust
 from limpet.handoff import Handoff, Outbox
-from limpet.kernel import open_door
 from limpet.link import Link, LinkClosedError
-from limpet.logs import Hourly
+from limpet.listening import let_in
 from limpet.peek import Arrival, ClientGoneError
 from limpet.per_address import PerAddress
 from limpet.proxy_protocol import BadHeaderError, Origin
-from limpet.refusal import answer
+from limpet.refusal import answer, turn_away
 from limpet.relay import Relay
 from limpet.request import Peer
 from limpet.scoreboard import Row
@@ -88,7 +87,6 @@ class Terminator:
         self._row = row
         self._trust = Trust.parse(",".join(settings.trust))
         self._is_proxied = [each.proxy_protocol == "required" for each in settings.served]
-        self._hourly = Hourly()
         self._handshakes: dict[int, Handshake] = {}  # in the order of their deadlines
         self._relays: dict[int, Relay] = {}  # by both descriptors
         self._per_address = PerAddress(settings.max_connections_per_address)  # of those in `_handshakes`
@@ -163,16 +161,14 @@ class Terminator:
         """Begin with the PROXY header, where the bind has them, or the handshake."""
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._stop_at is not None:
-                open_door(connection)  # it may have come through one that was closed behind it
+        if self._stop_at is not None:
+            let_in(connection)
         is_proxied = self._is_proxied[peer.bind]
         if is_proxied and peer.address not in self._trust:
-            self._turn_away(connection, peer, "proxy_untrusted", "it is not in `--trust`")
+            turn_away(connection, peer, self._row, "proxy_untrusted", "it is not in `--trust`")
             return
         if len(self._handshakes) >= self._settings.max_pending:
-            self._row.add("crowded_out")
-            self._forget(oldest := next(iter(self._handshakes.values())))
-            oldest.client.close()
+            self._drop(next(iter(self._handshakes.values())), "crowded_out")
         deadline = now + self._settings.head_timeout_s
         arrival = Arrival(connection, peer, deadline, None, awaits_header=True) if is_proxied else None
         handshake = Handshake(connection, peer, deadline, arrival)
@@ -194,9 +190,7 @@ class Terminator:
             self._epoll.modify(handshake.client.fileno(), select.EPOLLOUT)
         except (OSError, ValueError, ClientGoneError) as error:  # it is gone, or speaks no TLS
             log.debug("a TLS handshake failed: %s", error)
-            self._forget(handshake)
-            self._row.add("tls_failures")
-            handshake.client.close()
+            self._drop(handshake, "tls_failures")
         else:
             self._forget(handshake)
             self._relay(handshake.client, handshake.peer, now)
@@ -210,7 +204,7 @@ class Terminator:
                 return False
         except BadHeaderError as bad:
             self._forget(handshake)
-            self._turn_away(handshake.client, handshake.peer, "proxy_headers_bad", str(bad))
+            turn_away(handshake.client, handshake.peer, self._row, "proxy_headers_bad", str(bad))
             return False
         handshake.client.recv(handshake.arrival.header)
         handshake.peer, handshake.arrival = handshake.arrival.peer, None
@@ -222,9 +216,7 @@ class Terminator:
             return True
         handshake.has_entered = self._per_address.enter(handshake.peer.address)
         if not handshake.has_entered:
-            self._row.add("address_refused")
-            self._forget(handshake)
-            handshake.client.close()
+            self._drop(handshake, "address_refused")
             return False
         handshake.client = self._context.wrap_socket(handshake.client, server_side=True, do_handshake_on_connect=False)
         return True
@@ -278,19 +270,16 @@ class Terminator:
         if handshake.has_entered:
             self._per_address.leave(handshake.peer.address)
 
-    def _turn_away(self, connection: socket.socket, peer: Peer, cell: str, why: str) -> None:
-        """Close *connection*, on which nothing came that is believed."""
+    def _drop(self, handshake: Handshake, cell: str) -> None:
+        """Close the connection of *handshake*, and count that in *cell*."""
+        self._forget(handshake)
         self._row.add(cell)
-        if self._hourly.allows(f"{cell} {peer.listener}", time.monotonic()):
-            log.warning("%s: a connection from %s was closed: %s", peer.listener, peer.address or "unix", why)
-        connection.close()
+        handshake.client.close()
 
     def _tick(self, now: float) -> None:
         """Do what is due: deadlines, full channels, accepting again, the end of what is to be passed on."""
         for handshake in list(itertools.takewhile(lambda each: each.deadline <= now, self._handshakes.values())):
-            self._forget(handshake)
-            self._row.add("tls_failures")
-            handshake.client.close()
+            self._drop(handshake, "tls_failures")
         for outbox in self._outboxes:
             for theirs in outbox.flush(now) if outbox else ():
                 self._refuse(theirs)
@@ -350,8 +339,7 @@ class Terminator:
                 *(each.client for each in self._handshakes.values()),
                 *(each.client for each in self._all()),
             ]:
-                if connection.family != socket.AF_UNIX:
-                    open_door(connection)
+                let_in(connection)
             if is_first:
                 self._take_rest(now)
             for handshake in self._handshakes.values():

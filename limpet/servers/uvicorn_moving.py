@@ -29,12 +29,7 @@ from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools,
 
 _RETRY_S: Final = 0.01  # between tries to send into a full channel
 _BLANK_LINE: Final = b"\r\n\r\n"
-_SAFE: Final = (
-    b"GET ",
-    b"HEAD ",
-    b"OPTIONS ",
-    b"TRACE ",
-)  # clients repeat them after an end without an answer
+_SAFE: Final = (b"GET ", b"HEAD ", b"OPTIONS ", b"TRACE ")  # repeated by clients after an end without an answer
 
 
 class _Moving(Seated):
