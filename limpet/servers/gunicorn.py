@@ -31,7 +31,7 @@ from limpet.errors import reason
 from limpet.fd_listener import FdListener, SlotListener
 from limpet.kernel import close_behind
 from limpet.link import LinkClosedError
-from limpet.logs import Hourly, take_over
+from limpet.logs import take_over, warn_hourly
 from limpet.servers import gunicorn_classes, gunicorn_file
 from limpet.servers.counted import framed_wsgi
 from limpet.settings import Settings
@@ -119,7 +119,6 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         self._may_accept = False
         self._accept_after = 0.0  # monotonic
         self._is_last = False
-        self._hourly = Hourly()
 
     def init_signals(self) -> None:
         """Drain on a signal that somebody sent to this very process."""
@@ -173,8 +172,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         try:
             super().accept(listener)
         except OSError as error:
-            if self._hourly.allows("accept", time.monotonic()):
-                log.warning("worker %d cannot take connections: %s", self._seat.info.slot, reason(error))
+            warn_hourly("take", "worker %d cannot take connections: %s", self._seat.info.slot, reason(error))
             if self._accepting:
                 self.set_accept_enabled(False)
             self._accept_after = time.monotonic() + _NO_DESCRIPTOR_PAUSE_S

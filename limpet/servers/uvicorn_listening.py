@@ -14,7 +14,6 @@ makes the protocols. The listeners are the server's; this process closes its cop
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import resource
 import socket
@@ -26,13 +25,12 @@ from weakref import ref
 
 from limpet.errors import reason
 from limpet.kernel import close_behind, open_door
-from limpet.logs import Hourly
+from limpet.logs import warn_hourly
 
 _SPARE: Final = 512  # descriptor numbers: what a burst may take that the loop accepts in one go, and an application
 _TAKES_PER_TURN: Final = 32  # connections, so that those already here do not wait behind a storm
 _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before accepting is tried again after EMFILE
 _HINT: Final = "`ulimit -n 65536` before the start, or `LimitNOFILE=65536` in a unit of systemd"
-log = logging.getLogger("limpet.worker")
 
 
 class Listening:
@@ -60,7 +58,6 @@ class Listening:
         self._opening: asyncio.Task[None] | None = None
         self._is_open = False
         self._latest: deque[ref[Any]] = deque(maxlen=backlog)  # protocols of those that the loop has accepted
-        self._hourly = Hourly()
 
     async def prepare(self) -> None:
         """Get all ready but accept nobody."""
@@ -154,8 +151,9 @@ class Listening:
         except ConnectionError:  # reset while it waited
             return True
         except OSError as error:
-            if self._hourly.allows("accept", self._loop.time()):
-                log.warning("worker (pid %d) cannot take connections: %s (hint: %s)", os.getpid(), reason(error), _HINT)
+            warn_hourly(
+                "take", "worker (pid %d) cannot take connections: %s (hint: %s)", os.getpid(), reason(error), _HINT
+            )
             self._loop.remove_reader(listener.fileno())
             self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, self._again, listener)
             return False
