@@ -1,13 +1,15 @@
 """A real limpet for a test: started as users start it, asked as clients and operators ask it, and gone afterwards.
 
 Its verbs read like operations. Every wait is for a state and has a deadline; nothing sleeps and nothing is mocked.
-What a server logged is in `log`, shown when a wait fails.
+What a server logged is in `log`, shown when a wait fails. It goes to a file in memory, not through a pipe that somebody
+has to read: what is logged before a test sees its effect is in `log` then, however busy the machine is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import random
@@ -107,14 +109,18 @@ class Limpet:
             self._user = {"user": user, "group": user, "extra_groups": ()}
             for path in (self.state, secret):
                 os.chown(path, user, user)
-        self.lines: list[str] = []
+        self._lines: list[str] = []
+        self._log_fd = -1
+        self._log_at = 0  # bytes of the file that are in `_lines`
+        self._log_lock = threading.Lock()  # a test's clients ask for the port at the same time
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> Self:
         """Start it without waiting."""
+        self._open_log()
         self.process = subprocess.Popen(
             [self._python, "-m", "limpet", *self.arguments],
-            stderr=subprocess.PIPE,
+            stderr=self._log_fd,
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
             text=True,
@@ -124,8 +130,6 @@ class Limpet:
             start_new_session=True,  # a process group of its own, as a shell gives it in a terminal
             **self._user,
         )
-        self._reader = threading.Thread(target=self._read_log, args=(self.process,), daemon=True)
-        self._reader.start()
         return self
 
     def __enter__(self) -> Self:
@@ -170,6 +174,12 @@ class Limpet:
         return "".join(self.lines)
 
     @property
+    def lines(self) -> list[str]:
+        """The lines that the server has logged; a test may append what it has written elsewhere."""
+        self._read_log()
+        return self._lines
+
+    @property
     def running(self) -> bool:
         """Whether the supervisor lives."""
         return self.process is not None and self.process.poll() is None
@@ -196,15 +206,12 @@ class Limpet:
         """Wait until it says that it serves."""
         wait_until(lambda: "serving " in self.log or not self.running, "limpet serves or ended", self._start_s)
         if "serving " not in self.log:
-            self._reader.join(PATIENCE_S)
             raise AssertionError(f"limpet ended with {self.wait_ended()}:\n{self.log}")
 
     def wait_ended(self) -> int:
         """Wait until it has ended; return its exit code."""
         assert self.process is not None
-        code = self.process.wait(PATIENCE_S)
-        self._reader.join(PATIENCE_S)
-        return code
+        return self.process.wait(PATIENCE_S)
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         """Send the supervisor a signal."""
@@ -224,9 +231,7 @@ class Limpet:
             for pid in self.processes():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self._reader.join(PATIENCE_S)
-            if self.process.stderr is not None:
-                self.process.stderr.close()
+            self._close_log()
 
     def processes(self) -> set[int]:
         """Return the pids of all its processes that live, orphans and what an application started included."""
@@ -325,10 +330,24 @@ class Limpet:
         finally:
             connection.close()
 
-    def _read_log(self, process: subprocess.Popen[str]) -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            self.lines.append(line)
+    def _open_log(self) -> None:
+        self._close_log()
+        self._log_fd, self._log_at = os.memfd_create("log"), 0
+
+    def _read_log(self, *, to_the_end: bool = False) -> None:
+        """Take over the lines that are new; one that is not whole only *to_the_end*."""
+        with self._log_lock:
+            size = os.fstat(self._log_fd).st_size if self._log_fd >= 0 else 0
+            data = os.pread(self._log_fd, size - self._log_at, self._log_at) if size > self._log_at else b""
+            data = data if to_the_end else data[: data.rfind(b"\n") + 1]
+            self._log_at += len(data)
+            self._lines += io.StringIO(data.decode(errors="backslashreplace")).readlines()
+
+    def _close_log(self) -> None:
+        self._read_log(to_the_end=True)
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
 
 
 def limpet_command(*args: str, cwd: Path = HERE.parent) -> subprocess.CompletedProcess[str]:

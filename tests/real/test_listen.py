@@ -36,18 +36,17 @@ class Program(Limpet):
         self._command = [sys.executable, str(HERE / "programs" / "script.py"), *arguments]
 
     def start(self) -> Self:
+        self._open_log()
         self.process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._log_fd,
             text=True,
             env=self._env,
             cwd="/",
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read_log, args=(self.process,), daemon=True)
-        self._reader.start()
         return self
 
     def kill(self) -> None:

@@ -65,7 +65,7 @@ def refused(server: Limpet, cell: str, data: bytes, source: str | None = None) -
     with tcp(server, source) as wire, contextlib.suppress(ConnectionResetError):  # as for any bytes that nobody read
         assert wire.send(data).rest() == b""
     wait_until(lambda: server.totals()[cell] == before[cell] + 1, f"{cell} is counted")
-    assert server.totals()["requests"] == before["requests"]
+    assert server.totals()["received"] == before["received"]
 
 
 @pytest.mark.parametrize("header", [v1, v2])
