@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PRODUCTS ?= .venv-products
-JOBS ?= 2
+JOBS ?= 3
 CHAIN := query:user,cookie:user
 
 .PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz hostile slowloris slowhttp bench docs site screenshots fronts capacity products measure-products clean
@@ -16,7 +16,7 @@ run: $(VENV)/.base ## start the example chat on 4 sticky workers
 	cd examples/chat && $(abspath $(BIN))/limpet run app:app --workers 4 --by $(CHAIN)
 
 test: check node_modules ## style, types and the whole quick test suite, under 10 minutes
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.dev ## the tests that start no process, in seconds
 	$(BIN)/pytest tests/unit

@@ -321,8 +321,13 @@ def test_reload_returns_to_the_same_worker_and_its_memory(people: list[Person]) 
         assert person.complaints() == []
 
 
-def test_cookie_alone_brings_a_browser_home(limpet: Limpet, tmp_path: Path) -> None:
-    """The first request of a browser has no key; all that follow, on the same connection too, have the cookie."""
+def test_new_browser_is_at_home_by_its_cookie_and_then_each_of_its_tabs_on_its_own(
+    limpet: Limpet, neighbours: list[Neighbour], tmp_path: Path
+) -> None:
+    """The first request of a browser has no key; all that follow, on the same connection too, have the cookie.
+
+    A browser uses its connections for all its tabs, so each of them carries the keys of several people.
+    """
     require(*browser.PROGRAMS)
     with browser.chromium(tmp_path) as driver:
         person = Person(driver, limpet.url)
@@ -335,13 +340,6 @@ def test_cookie_alone_brings_a_browser_home(limpet: Limpet, tmp_path: Path) -> N
         assert [before, person.worker()] == [(home["slot"], home["pid"])] * 2
         assert person.complaints() == []
 
-
-def test_tabs_of_one_browser_are_at_home_each_on_its_own(
-    limpet: Limpet, neighbours: list[Neighbour], tmp_path: Path
-) -> None:
-    """A browser uses its connections for all its tabs, so each of them carries the keys of several people."""
-    require(*browser.PROGRAMS)
-    with browser.chromium(tmp_path) as driver:
         slots = []
         for user, _ in neighbours:
             driver.switch_to.new_window("tab")
