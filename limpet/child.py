@@ -94,22 +94,17 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
 
 
 def _terminate(place: boot.Boot, link: Link) -> None:
+    from limpet import tls
     from limpet.terminator import Terminator  # pulls in OpenSSL, which a dispatcher does without
 
     _leave_signals_to_the_supervisor()
-    sys.unraisablehook = _leave_names_alone
+    tls.ignore_names_that_are_no_text()
     row = Scoreboard(place.scoreboard_fd).terminator(place.row)
     outboxes = [Outbox(Channel.inherit(fds), row) for fds in place.channel_fds]
     listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
     terminator = Terminator(place.settings, place.pem, listeners, outboxes, link, row)
     link.send({"news": "ready"})
     terminator.run()
-
-
-def _leave_names_alone(found: sys.UnraisableHookArgs) -> None:
-    """Do not let clients that ask for a server whose name is no text fill the log: `ssl` ends their handshake."""
-    if not isinstance(found.exc_value, UnicodeDecodeError):
-        sys.__unraisablehook__(found)
 
 
 def _leave_signals_to_the_supervisor() -> None:

@@ -8,6 +8,7 @@ gets one that was good, and none needs the right to read the key.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,20 @@ def asked_for(connection: Any) -> str | None:
     """Return the name of the server that the client of *connection*, an object of `ssl`, has asked for."""
     name: str | None = getattr(connection, "asked_for", None)
     return name
+
+
+def ignore_names_that_are_no_text() -> None:
+    """Have this process write no traceback when a client asks for a server whose name is no text.
+
+    `ssl` ends the handshake, and reports what cannot be raised: clients could fill the log.
+    """
+    before = sys.unraisablehook
+
+    def report(found: sys.UnraisableHookArgs) -> None:
+        if not (isinstance(found.exc_value, UnicodeDecodeError) and found.exc_value.object == found.object):
+            before(found)
+
+    sys.unraisablehook = report
 
 
 def _remember(connection: Any, name: str | None, _: object) -> None:

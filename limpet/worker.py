@@ -107,6 +107,8 @@ def work(place: Boot, link: Link) -> None:
         listeners=tuple(socket.socket(fileno=fd) for fd, _ in place.listeners if fd >= 0),
         per_address=PerAddress(settings.max_connections_per_address),
     )
+    if place.pem:
+        tls.ignore_names_that_are_no_text()
     apps.refuse_misfits(settings, router.chain)
     serve = apps.adapter(settings)  # first: gevent has to be there before the application
     app = apps.load(settings)

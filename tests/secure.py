@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import socket
 import ssl
 import subprocess
@@ -47,6 +48,15 @@ def ask(connection: ssl.SSLSocket, path: str = "/", body: bytes | None = None) -
     spoken = http.client.HTTPConnection("limpet.test")
     spoken.sock = connection
     return fetch(spoken, path, "POST" if body else "GET", body)
+
+
+def ask_for_no_text(server: Limpet) -> None:
+    """Ask for a server whose name is no text; that is no handshake."""
+    where = ["-connect", f"127.0.0.1:{server.port}", "-servername", os.fsdecode(b"\xff.example")]
+    ended = subprocess.run(
+        ["openssl", "s_client", *where], input=b"", capture_output=True, timeout=PATIENCE_S, check=False
+    )
+    assert ended.returncode == 1
 
 
 def shown_name(server: Limpet) -> str:

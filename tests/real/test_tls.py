@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from limpet.proxy_protocol import Origin, write
 from tests.harness import PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.real.browser import PROGRAMS, chromium, until
-from tests.secure import NAMES, ask, client, flags, make_pair, secured, shown_name
+from tests.secure import NAMES, ask, ask_for_no_text, client, flags, make_pair, secured, shown_name
 from tests.wire import Wire, request
 
 
@@ -68,6 +68,14 @@ def test_client_is_at_home_by_address(by_ip: Limpet) -> None:
                 assert (told["client"][0], told["slot"], told["scheme"]) == (source, homes[source], "https")
                 assert told["size"] == len(body or b"")
     assert f"at https://127.0.0.1:{by_ip.port}" in by_ip.log
+
+
+def test_name_that_is_no_text_is_refused_without_a_word(by_ip: Limpet) -> None:
+    """Python's `ssl` would write a traceback for each, and strangers could fill the log."""
+    failed = by_ip.totals()["tls_failures"]
+    ask_for_no_text(by_ip)
+    wait_until(lambda: by_ip.totals()["tls_failures"] == failed + 1, "it is counted")
+    assert "UnicodeDecodeError" not in by_ip.log
 
 
 def test_client_is_at_home_by_the_name_it_asks_for(by_name: Limpet) -> None:
