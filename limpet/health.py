@@ -7,7 +7,7 @@ supervisor at each tick, which kills, renews or warns.
    every client of the slot waits. It is no reason to kill: code in C may be busy for seconds.
 2. A worker that has neither a heartbeat nor used any CPU time for `--hang-timeout` hangs, as one that is stopped does.
    The others have no heartbeat, since they sleep while nothing comes: of them the kernel is asked whether they are
-   stopped.
+   stopped, and a terminator hangs when it has been in one turn of its loop for as long.
 3. Nobody hangs while this process itself was not running: after a pause everybody gets his time anew.
 """
 
@@ -45,7 +45,8 @@ class Health:
         self._settings = settings
         self._board = board
         self._signs: dict[int, _Signs] = {}  # by serial number
-        self._stopped_since: dict[int, float] = {}  # by pid: processes without a heartbeat that are stopped
+        # By pid, of processes without a heartbeat: whether it is stopped, its turn, and since when that is so.
+        self._still: dict[int, tuple[tuple[bool, int], float]] = {}
         self._looked_at = float("inf")
 
     def begin_look(self, now: float, serials: set[int]) -> None:
@@ -54,14 +55,14 @@ class Health:
         if now - self._looked_at > _PAUSE_S:
             for signs in self._signs.values():
                 signs.moved_at = now
-            self._stopped_since.clear()
+            self._still.clear()
         self._looked_at = now
 
     def fault(self, member: Member, now: float) -> str | None:
         """Return what is wrong with the process in charge of *member*, None if nothing is. *now* is monotonic."""
         if member.child is None:
             return None
-        if member.role != "worker" and (why := self._look_whether_stopped(member.child.pid, now)):
+        if member.role != "worker" and (why := self._look_whether_still(member.role, member.child, now)):
             return why
         if member.role == "terminator":  # where no code of users runs
             return None
@@ -75,12 +76,15 @@ class Health:
             return self._look_at_worker(member.child, row["beat_ns"] / 1e9, now)
         return None
 
-    def _look_whether_stopped(self, pid: int, now: float) -> str | None:
-        if not is_stopped(pid):
-            self._stopped_since.pop(pid, None)
-            return None
-        if now - self._stopped_since.setdefault(pid, now) > self._settings.hang_timeout_s:
-            return f"was stopped for {self._settings.hang_timeout_s:g} s"
+    def _look_whether_still(self, role: str, child: Child, now: float) -> str | None:
+        """Return what is wrong if *child* is stopped for too long, or as a terminator in one turn of its loop."""
+        turn_ns = self._board.terminator(child.row)["busy_since_ns"] if role == "terminator" else 0
+        sign = (is_stopped(child.pid), turn_ns)
+        seen, since = self._still.get(child.pid, (None, now))
+        if sign != seen:
+            self._still[child.pid] = sign, now
+        elif any(sign) and now - since > self._settings.hang_timeout_s:
+            return f"{'was stopped' if sign[0] else 'has not moved'} for {self._settings.hang_timeout_s:g} s"
         return None
 
     def _look_at_worker(self, child: Child, beat: float, now: float) -> str | None:

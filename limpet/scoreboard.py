@@ -114,6 +114,7 @@ TERMINATOR_CELLS: Final[Mapping[str, Figure]] = {
         "connections closed: the bind takes the PROXY protocol alone, and the peer is not in `--trust`"
     ),
     "proxy_headers_bad": Figure("connections closed: a trusted proxy sent no valid PROXY header"),
+    "busy_since_ns": Figure("monotonic time at which the current turn began; 0 in between", Kind.CLOCK),
 }
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
     "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),

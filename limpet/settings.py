@@ -275,7 +275,10 @@ class Settings:
         "time after which a blocked event loop of a worker is warned of", 5, low=0.1, high=DAY_S
     )
     hang_timeout_s: float = setting(
-        "time after which a worker without a heartbeat that uses no CPU time is replaced", 30, low=1, high=DAY_S
+        "time after which a worker without a heartbeat that uses no CPU time is replaced; a stopped process, too",
+        30,
+        low=1,
+        high=DAY_S,
     )
     max_requests: int = setting(
         "requests after which a worker is renewed, up to a tenth fewer; 0 for no limit", 0, low=0, high=1 << 40

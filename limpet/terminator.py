@@ -102,8 +102,10 @@ class Terminator:
         """Serve until the supervisor says stop, or is gone, and what is here has ended."""
         next_tick = next_sweep = 0.0
         while self._stop_at is None or (self._in_hand() and time.monotonic() < self._stop_at):
+            self._row.set("busy_since_ns", 0)
             events = self._epoll.poll(self._wait_s(), _EVENTS_PER_TURN)
             now = time.monotonic()
+            self._row.set("busy_since_ns", int(now * 1e9))
             for fd, mask in events:
                 if fd in self._relays:
                     self._go_on(self._relays[fd], fd, mask)

@@ -29,7 +29,7 @@ from limpet.proxy_protocol import Origin, write
 from limpet.request import Peer
 from limpet.scoreboard import Scoreboard
 from limpet.settings import Settings
-from tests.harness import PATIENCE_S, Limpet, limpet_command, wait_until
+from tests.harness import HERE, PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.public import Public, Seen, finished, reload
 from tests.real.browser import PROGRAMS, chromium, until
 from tests.secure import NAMES, ask, ask_for_no_text, client, flags, make_pair, secured, shown_name
@@ -47,9 +47,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def serve(folder: Path, *more: str, app: str = "tests.moving_app:app", by: str = CHAIN) -> Limpet:
+def serve(folder: Path, *more: str, app: str = "tests.moving_app:app", by: str = CHAIN, **how: Any) -> Limpet:
     """Return a server, not started, whose keys are in requests, with the certificate in *folder*."""
-    return Limpet(app, "--workers", "3", "--by", by, "--debug-header", *flags(folder), *more)
+    return Limpet(app, "--workers", "3", "--by", by, "--debug-header", *flags(folder), *more, **how)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,34 @@ def test_application_sees_client_and_scheme(server: Limpet) -> None:
             assert (told["client"], told["scheme"]) == ([source, connection.getsockname()[1]], "https")
             assert told["slot"] == server.where(f"ip={source}")[0]["slot"]
     assert f"at https://127.0.0.1:{server.port}" in server.log
+
+
+HANGING = """
+import sys
+if "terminator" in sys.orig_argv:
+    import select, limpet.tls
+    remember = limpet.tls._remember
+    def hang(connection, name, context):
+        if name == "hang.example":
+            select.select([], [], [])
+        remember(connection, name, context)
+    limpet.tls._remember = hang
+"""
+
+
+def test_terminator_that_hangs_is_replaced(pair: Path, tmp_path: Path) -> None:
+    """A fault in it, or in OpenSSL, must not be the end of all TLS until somebody looks."""
+    (tmp_path / "sitecustomize.py").write_text(HANGING)
+    env = {"PYTHONPATH": f"{tmp_path}:{HERE.parent}"}
+    with serve(pair, "--hang-timeout", "1", env=env) as server, socket.socket() as plain:
+        hung = terminator(server)["pid"]
+        plain.connect(("127.0.0.1", server.port))
+        with contextlib.suppress(OSError):
+            client().wrap_socket(plain, server_hostname="hang.example")  # until its terminator is killed
+        with wire(server) as connection:
+            perform(connection, [get("user-1", "/x")], homes(server))
+        assert terminator(server)["pid"] != hung
+        assert f"(pid {hung}) has not moved for 1 s; it is killed" in server.log
 
 
 def test_status_shows_the_terminator(server: Limpet) -> None:
