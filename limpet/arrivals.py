@@ -4,17 +4,19 @@ Owns who is among them, what has to come of each, how many there may be, and wha
 knows; who takes a connection out of here, the dispatcher, hands it over, answers or closes it.
 
 1. They are in the order of their deadlines, since all get the same time: the first is the next to go.
-2. A slow one (peek.py) is looked at by the clock: only its end wakes the loop. All are looked at in rounds, some at a
-   time, since there may be thousands.
+2. A slow one (peek.py) is looked at by the clock: an epoll of its own keeps what is new of the slow ones until then, so
+   those that stand still cost nothing. It is asked for some at a time, since there may be thousands.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import resource
 import select
 import socket
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
@@ -27,7 +29,7 @@ from limpet.scoreboard import Row
 from limpet.settings import Settings
 
 HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP
+NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET  # what is there stays there: once is enough
 
 
 class Arrivals:
@@ -35,9 +37,10 @@ class Arrivals:
 
     def __init__(self, settings: Settings, chain: KeyChain, epoll: select.epoll, row: Row, *, is_inner: bool) -> None:
         """*is_inner* says that all are inner connections: plain, and behind a PROXY header."""
-        self._waiting: dict[int, Arrival] = {}
-        self._slow: dict[int, Arrival] = {}  # those of them that are slow
-        self._round: list[Arrival] = []  # slow ones that are still to be looked at
+        self._waiting: OrderedDict[int, Arrival] = OrderedDict()  # a dict looks for its first among all that have left
+        self._slow: set[int] = set()  # those of them that are slow
+        self._slow_epoll = select.epoll()
+        self._left = 0  # so many of them may still be looked at in this round
         self._settings = settings
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         free = descriptors - len(os.listdir("/proc/self/fd"))
@@ -81,9 +84,10 @@ class Arrivals:
         """Keep *arrival* until more of it has come. Return the one that has to go if there are too many."""
         fd, oldest = arrival.connection.fileno(), None
         if fd in self._waiting:
-            if arrival.slow:
-                self._slow[fd] = arrival
-                self._epoll.modify(fd, select.EPOLLRDHUP | select.EPOLLET)
+            if arrival.slow and fd not in self._slow:
+                self._slow.add(fd)
+                self._epoll.unregister(fd)
+                self._slow_epoll.register(fd, NEWS)
             return None
         if len(self._waiting) >= self._most:
             oldest = next(iter(self))
@@ -91,39 +95,57 @@ class Arrivals:
             self._row.add("crowded_out")
         self._waiting[fd] = arrival
         self._row.set("pending", len(self._waiting))
-        # Of unix sockets the kernel reports each byte that is there, whatever SO_RCVLOWAT says: so only new ones wake.
-        self._epoll.register(fd, _NEWS | select.EPOLLET if arrival.connection.family == socket.AF_UNIX else _NEWS)
+        self._epoll.register(fd, NEWS)
         return oldest
 
-    def forget(self, arrival: Arrival) -> None:
-        """Keep *arrival*, if it is here, no longer."""
-        fd = arrival.connection.fileno()
+    def forget(self, arrival: Arrival, *, keep_watch: bool = False) -> bool:
+        """Keep *arrival*, if it is here, no longer; return whether its news still wake the loop.
+
+        They do so with *keep_watch*, unless it was slow.
+        """
+        fd, is_watched = arrival.connection.fileno(), False
         if self._waiting.pop(fd, None) is not None:
-            self._slow.pop(fd, None)
-            self._epoll.unregister(arrival.connection)
+            if fd in self._slow:
+                self._slow.remove(fd)
+                self._slow_epoll.unregister(fd)
+            elif keep_watch:
+                is_watched = True
+            else:
+                self._epoll.unregister(fd)
             self._row.set("pending", len(self._waiting))
         if arrival.entered_from is not None:
             self._per_address.leave(arrival.entered_from)
             arrival.entered_from = None
+        return is_watched
+
+    @property
+    def due_at(self) -> float:
+        """The first deadline."""
+        for first in self:
+            return first.deadline
+        return math.inf
 
     def due(self, now: float, most: int) -> list[Arrival]:
         """Return those whose deadline has passed, the first *most* of them."""
         return list(itertools.takewhile(lambda each: each.deadline <= now, itertools.islice(self, most)))
 
-    def slow(self, most: int) -> list[Arrival]:
-        """Look at the next *most* slow ones of this round, or begin another; return those of which more has come."""
-        if not self._round:
-            self._round = list(self._slow.values())
-        some, self._round = self._round[-most:], self._round[:-most]
-        return [each for each in some if self._slow.get(each.connection.fileno()) is each and each.has_more()]
+    def slow(self, most: int) -> list[tuple[Arrival, int]]:
+        """Return slow ones of which there is news, with what epoll says: the next *most* of this round, or of another.
+
+        A round has as many looks as there are slow ones, so that those who write all the time cannot make it last.
+        """
+        most = min(most, self._left or len(self._slow))
+        events = self._slow_epoll.poll(0, most) if most else []
+        self._left = (self._left or len(self._slow)) - most if len(events) == most else 0
+        return [(self._waiting[fd], mask) for fd, mask in events]
 
     @property
     def is_in_round(self) -> bool:
-        """Whether slow ones are still to be looked at in this round."""
-        return bool(self._round)
+        """Whether there may be news of others in this round."""
+        return self._left > 0
 
     def hurry(self, latest: float, latest_silent: float) -> None:
         """Let nobody wait longer than until *latest*, and nobody who says nothing longer than *latest_silent*."""
         for arrival in self:
             arrival.deadline = min(arrival.deadline, latest, latest_silent if arrival.silent else latest)
-        self._waiting = dict(sorted(self._waiting.items(), key=lambda item: item[1].deadline))
+        self._waiting = OrderedDict(sorted(self._waiting.items(), key=lambda item: item[1].deadline))

@@ -36,8 +36,9 @@ from limpet.router import Router
 from limpet.scoreboard import Row
 from limpet.settings import Settings
 
-_TICK_S: Final = 0.05  # how late a deadline may be noticed, and how often outboxes and slow heads are tried
-_PER_TURN: Final = 16  # events, heads that are late, slow ones: others must not wait for thousands, so all take turns
+_TICK_S: Final = 0.05  # how often outboxes and slow heads are tried
+_PER_TURN: Final = 16  # events and slow heads: others must not wait for thousands, so all take turns
+_LATE_PER_TURN: Final = 4  # heads whose time is over: a moment later is as good for them, but not for others
 
 
 class Dispatcher:
@@ -77,11 +78,10 @@ class Dispatcher:
 
     def run(self) -> None:
         """Serve until the supervisor says stop, and what is in hand has ended, or the supervisor is gone."""
-        next_tick, is_behind = 0.0, False
+        next_tick = now = 0.0
         while self.stop_at is None or (self._in_hand() and time.monotonic() < self.stop_at):
             self.row.set("busy_since_ns", 0)
-            wait_s = 0.0 if is_behind else _TICK_S if self._in_hand() else None
-            events = self._epoll.poll(wait_s, _PER_TURN)
+            events = self._epoll.poll(self._wait_s(now), _PER_TURN)
             now = time.monotonic()
             self.row.set("busy_since_ns", int(now * 1e9))
             for fd, mask in events:
@@ -90,12 +90,15 @@ class Dispatcher:
                 elif (arrival := self.arrivals.find(fd)) is not None:
                     self._look(arrival, now, hung_up=bool(mask & HUNG_UP))
                 else:
-                    self.refusals.read(fd)
+                    self.refusals.read(fd, hung_up=bool(mask & HUNG_UP))
             for fd, _ in events:  # last, so that no number of a descriptor closed above means a new one in this turn
                 if self.listening.accepts(fd):
                     self.accept(fd, now)
-            if is_behind or now >= next_tick:
-                is_behind = self._tick(now)
+            if now >= self.arrivals.due_at:
+                for arrival in self.arrivals.due(now, _LATE_PER_TURN):
+                    self._give_up(arrival, now)
+            if now >= next_tick or self.arrivals.is_in_round:
+                self._tick(now)
                 next_tick = now + _TICK_S
 
     def accept(self, fd: int, now: float, most: int = ACCEPTS_PER_TURN) -> None:
@@ -171,13 +174,10 @@ class Dispatcher:
         else:
             self.refusals.answer(connection, 503, now)
 
-    def _tick(self, now: float) -> bool:
-        """Do what is due: deadlines, slow heads, full channels, accepting again; return whether more may be due."""
-        due = self.arrivals.due(now, _PER_TURN)
-        for arrival in due:
-            self._give_up(arrival, now)
-        for arrival in self.arrivals.slow(_PER_TURN):
-            self._look(arrival, now)
+    def _tick(self, now: float) -> None:
+        """Do what is done by the clock: slow heads, full channels, accepting again."""
+        for arrival, mask in self.arrivals.slow(_PER_TURN):
+            self._look(arrival, now, hung_up=bool(mask & HUNG_UP))
         for outbox in self.outboxes:
             for connection in outbox.flush(now) if outbox else ():
                 self.refusals.answer(connection, 503, now)
@@ -185,11 +185,10 @@ class Dispatcher:
         if 0 < self.listening.again_at <= now:
             self._orders.accept_again(now)
         self._orders.ask_again(now)
-        return len(due) == _PER_TURN or self.arrivals.is_in_round
 
     def _give_up(self, arrival: Arrival, now: float) -> None:
         """End *arrival*, whose head has not come in time."""
-        self.arrivals.forget(arrival)
+        is_watched = self.arrivals.forget(arrival, keep_watch=True)
         if arrival.awaits_header:
             why = "no PROXY header came in time"
             turn_away(arrival.connection, arrival.peer, self.row, "proxy_headers_bad", why)
@@ -197,7 +196,13 @@ class Dispatcher:
             self.row.add("refused_408")  # for that of the request which it is just about to send
             arrival.connection.close()
         else:
-            self.refusals.answer(arrival.connection, 408, now)
+            self.refusals.answer(arrival.connection, 408, now, is_watched=is_watched)
+
+    def _wait_s(self, now: float) -> float | None:
+        """Return how long the loop may sleep at *now*; None until something comes."""
+        if self.arrivals.is_in_round:
+            return 0.0
+        return min(_TICK_S, max(0.0, self.arrivals.due_at - now)) if self._in_hand() else None
 
     def _in_hand(self) -> bool:
         """Whether anything has a deadline, so that the loop must not sleep for long."""

@@ -6,10 +6,11 @@ drives it and decides what to do then.
 
 1. MSG_PEEK only. What the worker reads is all that the client sent: no byte is re-injected, so none can be lost.
    A PROXY header is taken by who receives the connection (handoff.py).
-2. SO_RCVLOWAT of one more byte than was seen keeps a level-triggered loop from spinning on a partial head. It lives
-   on the socket and would delay the worker's reads: it is set back before the connection leaves here.
-3. A client that sent FIN wakes the loop for ever, so a partial head with the far end closed ends at once.
-4. A client that writes byte by byte would cost one wake-up and one copy of all earlier bytes each: after
+2. What stays in the kernel must not wake the loop again: it is told of new bytes only (EPOLLET).
+3. SO_RCVLOWAT of one more byte than was seen makes the kernel have room for a long head, none of which is taken off.
+   It lives on the socket and would delay the worker's reads: it is set back before the connection leaves here.
+4. A FIN is told once as well, so a partial head with the far end closed ends at once.
+5. A client that writes byte by byte would cost one wake-up and one copy of all earlier bytes each: after
    _EAGER_LOOKS looks the connection is only looked at when the dispatcher's clock ticks, and only if more has come:
    thousands of large heads that stand still would be copied at each tick.
 """
@@ -28,6 +29,7 @@ from limpet.head import BadHead, HeadParser
 from limpet.request import Peer, Request
 
 _EAGER_LOOKS: Final = 32
+_LONG: Final = 4096  # bytes for which each socket has room: the least that net.ipv4.tcp_rmem should be
 _PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # here: `|` of two enum members takes CPython 3.11 1 us
 
 
@@ -120,7 +122,8 @@ class Arrival:
                 raise ClientGoneError
             raise BadHead(400, "the connection was closed in the middle of the request head")
         self._seen = len(data)
-        self._wait_for(len(data) + 1)
+        if self._seen >= _LONG:
+            self._wait_for(self._seen + 1)
         return False
 
     def _is_complete(self, data: bytes) -> bool:

@@ -7,6 +7,7 @@ A socket that is closed while unread bytes wait in it sends RST, which may destr
 read it. So a refused connection is half-closed and drained for a moment first.
 
 1. Refusals are in the order of their deadlines, since all get the same time.
+2. The loop is told of news only, so all that has come is taken each time, and before the end.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from limpet.request import Peer
 from limpet.scoreboard import Row
 
 LINGER_S: Final = 2.0  # how long a refused client may take to read its answer and close
-_SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL | socket.MSG_MORE)  # it leaves together with the FIN
+_DRAIN: Final = int(socket.MSG_DONTWAIT)
 _DRAIN_BYTES: Final = 65536  # read at once of what a refused client still sends
+_DRAINS: Final = 16  # in a row: others must not wait for one who sends all the time
+_NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _TEXT: Final[Mapping[int, str]] = {
     400: "bad request",
     408: "the request head did not arrive in time",
@@ -76,14 +80,21 @@ class Refused:
         """Return the descriptor to watch for readability."""
         return self._socket.fileno()
 
-    def drained(self) -> bool:
-        """Throw away what came; return True when the client has closed. Blocks never."""
+    def drained(self, *, hung_up: bool = False) -> bool | None:
+        """Throw away what came; return whether the client has closed, None if there may be more. Blocks never.
+
+        *hung_up* says that it has, so that nothing comes behind what is there.
+        """
         try:
-            return not self._socket.recv(_DRAIN_BYTES, socket.MSG_DONTWAIT)
+            for _ in range(_DRAINS):
+                size = len(self._socket.recv(_DRAIN_BYTES, _DRAIN))
+                if size < _DRAIN_BYTES:
+                    return hung_up or not size
         except BlockingIOError:
             return False
         except OSError:
             return True
+        return None
 
     def close(self) -> None:
         """Close the connection."""
@@ -101,18 +112,34 @@ class Refusals:
     def __len__(self) -> int:
         return len(self._refused)
 
-    def answer(self, connection: socket.SocketType, status: int, now: float, reason: str = "") -> None:
-        """Answer *connection* with *status*, and close it when the client has, or has had its time to."""
-        self._row.add(f"refused_{status}")
-        self._refused[connection.fileno()] = Refused(connection, status, reason, now)
-        self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
+    def answer(
+        self, connection: socket.SocketType, status: int, now: float, reason: str = "", *, is_watched: bool = False
+    ) -> None:
+        """Answer *connection* with *status*, and close it when the client has, or has had its time to.
 
-    def read(self, fd: int) -> None:
-        """Take what came from *fd*, if it is one of these."""
-        if fd in self._refused and self._refused[fd].drained():
-            self._refused.pop(fd).close()
+        *is_watched* says that its news wake the loop already, and that none has been told that was not looked at.
+        """
+        self._row.add(f"refused_{status}")
+        fd = connection.fileno()
+        self._refused[fd] = Refused(connection, status, reason, now)
+        if not is_watched:
+            self._epoll.register(fd, _NEWS)
+
+    def read(self, fd: int, *, hung_up: bool) -> None:
+        """Take what came from *fd*, if it is one of these; *hung_up* says that the client has closed its side."""
+        refused = self._refused.get(fd)
+        if refused is None:
+            return
+        is_drained = refused.drained(hung_up=hung_up)
+        if is_drained:
+            del self._refused[fd]
+            refused.close()
+        elif is_drained is None:
+            self._epoll.modify(fd, _NEWS)  # makes it tell again what is there
 
     def expire(self, now: float) -> None:
         """Close those who have had their time."""
         for fd in [fd for fd, _ in itertools.takewhile(lambda item: item[1].deadline <= now, self._refused.items())]:
-            self._refused.pop(fd).close()
+            refused = self._refused.pop(fd)
+            refused.drained()
+            refused.close()

@@ -176,7 +176,7 @@ class Terminator:
         handshake = Handshake(connection, peer, deadline, arrival)
         self._handshakes[connection.fileno()] = handshake
         self._row.set("handshakes", len(self._handshakes))
-        self._epoll.register(connection.fileno(), select.EPOLLIN)
+        self._epoll.register(connection.fileno(), select.EPOLLIN | select.EPOLLET)  # a PROXY header stays there
         self._shake(handshake, now)
 
     def _shake(self, handshake: Handshake, now: float) -> None:

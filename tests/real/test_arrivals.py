@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from limpet.arrivals import Arrivals
+from limpet.arrivals import HUNG_UP, Arrivals
 from limpet.head import HeadParser
 from limpet.key import KeyChain, Trust
 from limpet.peek import Arrival
@@ -49,6 +49,12 @@ class Crowd:
             for _ in range(LOOKS):
                 arrival.look()
             self.arrivals.keep(arrival)
+        while self.slow(CROWD):  # what was there before they were slow
+            pass
+
+    def slow(self, most: int) -> list[Arrival]:
+        """Return who is to be looked at next."""
+        return [arrival for arrival, _ in self.arrivals.slow(most)]
 
 
 @pytest.fixture
@@ -63,18 +69,40 @@ def test_a_round_comes_to_each_slow_client_once_some_at_a_time(crowd: Crowd) -> 
     for client in crowd.clients:
         client.send(b" ")
     crowd.arrivals.forget(crowd.waiting[0])  # it has had its time, in the middle of the round
-    turns = [crowd.arrivals.slow(AT_A_TIME)]
+    turns = [crowd.slow(AT_A_TIME)]
     while crowd.arrivals.is_in_round:
-        turns.append(crowd.arrivals.slow(AT_A_TIME))
+        turns.append(crowd.slow(AT_A_TIME))
     assert [len(turn) for turn in turns] == [AT_A_TIME, AT_A_TIME, CROWD - 2 * AT_A_TIME - 1]
     assert {id(arrival) for turn in turns for arrival in turn} == {id(arrival) for arrival in crowd.waiting[1:]}
+
+
+def test_who_writes_all_the_time_does_not_make_a_round_last(crowd: Crowd) -> None:
+    """All get one look in a round: else those who write faster than the dispatcher looks would have all its time."""
+    crowd.be_slow()
+    found: list[Arrival] = []
+    for _ in range(CROWD):
+        for client in crowd.clients:
+            client.send(b" ")
+        found += crowd.slow(AT_A_TIME)
+        if not crowd.arrivals.is_in_round:
+            break
+    assert found == crowd.waiting
+
+
+def test_the_end_of_a_slow_client_is_noticed(crowd: Crowd) -> None:
+    """It would keep its place until the deadline."""
+    crowd.be_slow()
+    crowd.clients[3].close()
+    [(arrival, mask)] = crowd.arrivals.slow(CROWD)
+    assert arrival is crowd.waiting[3]
+    assert mask & HUNG_UP
 
 
 def test_who_sent_nothing_new_is_not_looked_at(crowd: Crowd) -> None:
     """Each look copies all that has come so far: thousands of large heads that stand still would cost a core."""
     crowd.be_slow()
     crowd.clients[3].send(b" ")
-    found = crowd.arrivals.slow(CROWD)
+    found = crowd.slow(CROWD)
     assert found == [crowd.waiting[3]]
 
 
