@@ -8,7 +8,6 @@ Owns when it looks, and how often it says the same: once an hour for each cause.
 from __future__ import annotations
 
 import logging
-import resource
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -91,6 +90,6 @@ class Adviser:
             moves=served_by.moves,
             closes=served_by.closes and served_by.http,
             has_dispatcher=bool(server.dispatchers),
-            descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            descriptors=server.estate.descriptors,
             clock=clock,
         )

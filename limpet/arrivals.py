@@ -45,6 +45,7 @@ class Arrivals:
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         free = descriptors - len(os.listdir("/proc/self/fd"))
         self._most = min(settings.max_pending, max(1, free // 4 * 3))  # slow clients leave some for the others
+        row.set("room", self._most)
         self._chain = chain
         self._is_proxied = [is_inner or each.proxy_protocol == "required" for each in settings.served]  # of each bind
         self._speaks_tls = settings.tls_cert is not None and not is_inner

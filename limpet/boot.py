@@ -31,6 +31,7 @@ class Boot:
     generation: int = 0  # how many workers the slot has had, this one included
     row: int = 0  # of the scoreboard
     serial: int = 0  # of the worker, in the order in which all workers of the server were started
+    descriptors: int = 0  # that a worker may have; 0: as many as the supervisor
     is_inner: bool = False  # for a dispatcher: its listeners are channels, by which terminators pass connections on
     move_fds: tuple[int, ...] = ()  # for a worker: the sending ends of all slots' move channels, then its receiving one
 

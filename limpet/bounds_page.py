@@ -32,9 +32,9 @@ LIMITS: Final = (
     ),
     Limit(
         "max-pending",
-        ("pending", "crowded_out"),
+        ("pending", "room", "crowded_out"),
         "503 to the one that has waited longest; the new one may wait; the bound is three quarters of the dispatcher's "
-        "free descriptors where those are fewer",
+        "free descriptors where those are fewer: `room` is what is in effect, `max_pending` in `limpet status`",
     ),
     Limit("max-connections-per-address", ("refused_429", "address_refused"), "429"),
     Limit(
@@ -52,24 +52,24 @@ LIMITS: Final = (
         "none: the id that was seen longest ago is forgotten; requests with it go where its hash says",
     ),
     Limit(
-        "descriptors of a dispatcher (`ulimit -n`)",
+        "descriptors of a dispatcher (`ulimit -Hn`)",
         ("accept_errors", "no_descriptor"),
         "none for 5 s: clients wait in the backlog, and accepting is tried again each quarter of a second; then, until "
         "somebody can be taken again, 503 to as many at a time as descriptors are kept for that (32)",
     ),
     Limit(
-        "descriptors of a terminator, two for each connection of TLS",
-        ("accept_errors",),
+        "descriptors of a terminator (`ulimit -Hn`), two for each connection of TLS",
+        ("room", "accept_errors"),
         "none: who comes waits in the backlog, and a quarter of a second later accepting is tried again",
     ),
     Limit(
-        "descriptors of a worker",
+        "descriptors of a worker (`ulimit -Sn`)",
         ("take_errors",),
         "none: connections wait in the slot's channel, where `--queue` counts (`queued` in `limpet status`), or in its "
         "listener on the kernel backend; half a second later it is tried again",
     ),
     Limit(
-        "descriptors of the supervisor",
+        "descriptors of the supervisor (`ulimit -Hn`)",
         (),
         "none: who calls at the control socket waits, and a worker that died is replaced as soon as that can be",
     ),

@@ -74,6 +74,7 @@ def pack(server: Supervisor) -> Packed:
         "inner": [channel.fds for channel in estate.inner],
         "past": {name: getattr(estate.past, name) for name in ("slots", "dispatchers", "terminators")},
         "newest_serial": estate.newest_serial,
+        "descriptors": estate.descriptors,
         "members": [_pack_member(member) for member in server.members()],
         "scaled": server.scaling.has_scaled,
         "changes": [_pack_change(change) for change in server.rolling.changes.known()],
@@ -167,6 +168,7 @@ def estate(settings: Settings, secret: bytes, chosen: backend.Backend, state: Pa
     estate.past.slots = [Counter(figures) for figures in state["past"]["slots"]]
     estate.past.dispatchers = Counter(state["past"]["dispatchers"])
     estate.newest_serial = state["newest_serial"]
+    estate.descriptors = state.get("descriptors", estate.descriptors)
     for member in state["members"]:
         for child in member["children"]:
             estate.free_rows[member["role"]].remove(child["row"])

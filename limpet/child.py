@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 
-from limpet import apps, boot, current, logs
+from limpet import apps, boot, current, descriptors, logs
 from limpet.dispatcher import Dispatcher
 from limpet.errors import LimpetError
 from limpet.handoff import Channel, Outbox
@@ -124,6 +124,7 @@ def _collect_rarely() -> None:
 
 
 def _work(place: boot.Boot, link: Link) -> None:
+    descriptors.be_content_with(place.descriptors)
     from limpet import worker  # pulls in the server, which a dispatcher does without
 
     worker.work(place, link)

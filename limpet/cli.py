@@ -321,15 +321,18 @@ def stack(control: str | None, slot: int) -> None:
 def status_text(answer: dict[str, Any]) -> str:
     """Return the answer to `status` as people read it."""
     columns = ("slot", "state", "pid", "generation", "connections", "requests", "queued")
-    fronts = answer.get("terminators", ())
+    behind, fronts = answer.get("dispatchers", ()), answer.get("terminators", ())
     totals = ", ".join(f"{name} {value}" for name, value in answer["totals"].items() if value) or "all 0"
     return "\n".join(
         [
             f"pid {answer['pid']}, {', '.join(answer['binds'])}, by {answer['by']}, backend {answer['backend']}",
             "",
             *_aligned(columns, [[slot[column] for column in columns] for slot in answer["slots"]]),
+            *map("dispatcher {state}: pid {pid}, {pending} heads awaited of {max_pending}".format_map, behind),
             *map(
-                "terminator {state}: pid {pid}, {connections} connections, {handshakes} handshakes".format_map, fronts
+                "terminator {state}: pid {pid}, {connections} connections and {handshakes} handshakes of "
+                "{max_connections}".format_map,
+                fronts,
             ),
             "",
             f"totals: {totals}",

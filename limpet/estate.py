@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Iterable
 
-from limpet import backend, boot, report, tls
+from limpet import backend, boot, descriptors, report, tls
 from limpet.errors import ControlError, SettingsError
 from limpet.handoff import Channel
 from limpet.link import Link
@@ -41,6 +41,7 @@ class Estate:
         self.inner = [Channel.create() for _ in settings.bind if chosen.terminators]
         self.past = report.Past(0)
         self.newest_serial = 0
+        self.descriptors = descriptors.take_all()  # what workers may have
         self.secret = secret
         self.pem = tls.read(settings)  # what the next process is told in which TLS ends
         self._backend = chosen
@@ -130,5 +131,6 @@ class Estate:
             pem="" if self.inner else self.pem,
             channel_fds=(self.channels[member.number].fds,),
             serial=self.newest_serial,
+            descriptors=self.descriptors,
             move_fds=(*(channel.fds[0] for channel in self.moves), self.moves[member.number].fds[1]),
         )

@@ -29,7 +29,7 @@ from limpet.scoreboard import Row
 ACCEPTS_PER_TURN: Final = 16  # of one listener, so that heads that have arrived do not wait behind a storm
 _PAUSE_S: Final = 0.25  # after accepting failed, as without free descriptors
 _PATIENCE_S: Final = 5.0  # that clients wait in the backlog then: balancers wait for 10 s and more before they give up
-_HINT: Final = "`ulimit -n` shows how many descriptors are allowed"
+_HINT: Final = "`ulimit -Hn` shows how many descriptors are allowed"
 _RESERVE: Final = 32  # descriptors with which clients are refused when there are no others
 
 log = logging.getLogger("limpet")

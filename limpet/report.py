@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from limpet import __version__, buckets, health
@@ -72,6 +73,7 @@ def status(server: Supervisor) -> dict[str, Any]:
             "pid": member.child.pid if member.child else None,
             "state": member.word,
             "pending": _pending(server, [member]),
+            "max_pending": board.dispatcher(member.child.row)["room"] if member.child else 0,
             "draining": [child.pid for child in member.predecessors],
         }
         for member in server.dispatchers
@@ -155,8 +157,8 @@ def routing(server: Supervisor) -> dict[str, Any]:
 
 def figures(server: Supervisor) -> dict[str, Any]:
     """Return all figures: of the server, of each slot with what is used of its tables, and of the dispatchers."""
-    now, board, settings = time.monotonic(), server.estate.board, server.settings
-    pending = _pending(server, server.dispatchers)
+    now, board = time.monotonic(), server.estate.board
+    awaited = _now(server.dispatchers, board.dispatcher)
     return {
         "server": {
             "serving": int(server.serving),
@@ -167,10 +169,10 @@ def figures(server: Supervisor) -> dict[str, Any]:
             **board.supervisor().of_kind(Kind.TOTAL),
         },
         "slots": [_figures_of(server, member, now) for member in _shown(server)],
-        "dispatchers": {**_of_dispatchers(server), "pending": pending},
-        "terminators": {**_of_terminators(server), **_held(server)},
+        "dispatchers": {**_of_dispatchers(server), **awaited},
+        "terminators": {**_of_terminators(server), **_now(server.terminators, board.terminator)},
         "tables": {
-            "pending": (pending, settings.max_pending * len(server.dispatchers)),
+            "pending": (awaited["pending"], awaited["room"]),
             "workers": (MAX_WORKERS - len(server.estate.free_rows["worker"]), MAX_WORKERS),
         },
     }
@@ -245,12 +247,12 @@ def _of_terminators(server: Supervisor) -> Counter[str]:
     return counted
 
 
-def _held(server: Supervisor) -> Counter[str]:
-    """Return what all terminators have in hand."""
-    held = Counter(dict.fromkeys(server.estate.board.terminator(0).of_kind(Kind.NOW), 0))
-    for child in _processes(server.terminators):
-        held.update(server.estate.board.terminator(child.row).of_kind(Kind.NOW))
-    return held
+def _now(members: list[Member], row_of: Callable[[int], Row]) -> Counter[str]:
+    """Return what all processes of *members* have in hand, and may have."""
+    found = Counter(dict.fromkeys(row_of(0).of_kind(Kind.NOW), 0))
+    for child in _processes(members):
+        found.update(row_of(child.row).of_kind(Kind.NOW))
+    return found
 
 
 def _terminator(server: Supervisor, member: Member) -> dict[str, Any]:
@@ -261,6 +263,7 @@ def _terminator(server: Supervisor, member: Member) -> dict[str, Any]:
         "state": member.word,
         "handshakes": board.terminator(in_charge.row)["handshakes"] if in_charge else 0,
         "connections": board.terminator(in_charge.row)["relayed"] if in_charge else 0,
+        "max_connections": board.terminator(in_charge.row)["room"] if in_charge else 0,
         "draining": [
             {"pid": child.pid, "connections": board.terminator(child.row)["relayed"]} for child in member.predecessors
         ],

@@ -97,6 +97,10 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "crowded_out": Figure("connections refused: `--max-pending` others came while their request head was awaited"),
     "no_descriptor": Figure("connections refused: the dispatcher had no free descriptor but those kept for that"),
     "failed_over": Figure("connections that waited for a slot, and were passed on since it stayed without a worker"),
+    "room": Figure(
+        "connections whose request head may be awaited at a time: `--max-pending`, or fewer for lack of descriptors",
+        Kind.NOW,
+    ),
 }
 TERMINATOR_CELLS: Final[Mapping[str, Figure]] = {
     "tls_accepted": Figure("client connections of TLS accepted"),
@@ -115,6 +119,7 @@ TERMINATOR_CELLS: Final[Mapping[str, Figure]] = {
     ),
     "proxy_headers_bad": Figure("connections closed: a trusted proxy sent no valid PROXY header"),
     "busy_since_ns": Figure("monotonic time at which the current turn began; 0 in between", Kind.CLOCK),
+    "room": Figure("connections and handshakes that may be there at a time, each for two descriptors", Kind.NOW),
 }
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
     "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),

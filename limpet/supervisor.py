@@ -210,7 +210,7 @@ class Supervisor:
         try:
             child = self.estate.spawn(member)
         except OSError as error:
-            hint = "`ulimit -n` and `ulimit -u` show how many descriptors and processes are allowed"
+            hint = "`ulimit -Hn` and `ulimit -u` show how many descriptors and processes are allowed"
             if isinstance(error, PermissionError):
                 hint = f"whom `--user` names must be allowed to run {sys.executable}, and so to enter its directories"
             member.cause = LimpetError(f"cannot start {member.role} {member.number}: {reason(error)}", hint=hint)

@@ -91,6 +91,7 @@ class Terminator:
         self._relays: dict[int, Relay] = {}  # by both descriptors
         self._per_address = PerAddress(settings.max_connections_per_address)  # of those in `_handshakes`
         self._most = max(1, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE) // 2)
+        row.set("room", self._most)
         self._accepting = False
         self._accept_again_at = 0.0
         self._stop_at: float | None = None

@@ -84,6 +84,7 @@ class Limpet:
         state: Path | None = None,
         fds: Sequence[int] = (),
         user: int | None = None,
+        descriptors: tuple[int, int] | None = None,
         python: str = sys.executable,
         start_s: float = PATIENCE_S,
     ) -> None:
@@ -102,7 +103,11 @@ class Limpet:
         self._env = {**inherited, "TEST_SERVER": self._mark, **(env or {})}
         self._cwd = cwd
         self._fds = fds
-        self._python = python
+        self._command = [python, "-m", "limpet"]
+        if descriptors is not None:  # the soft limit and the hard one
+            soft, hard = descriptors
+            limited = f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"'
+            self._command = ["sh", "-c", limited, "sh", *self._command]
         self._start_s = start_s  # heavy applications take longer than any other wait of a test
         self._user: dict[str, Any] = {}
         if user is not None:
@@ -119,7 +124,7 @@ class Limpet:
         """Start it without waiting."""
         self._open_log()
         self.process = subprocess.Popen(
-            [self._python, "-m", "limpet", *self.arguments],
+            [*self._command, *self.arguments],
             stderr=self._log_fd,
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from tests.harness import Limpet, wait_until
 from tests.real.test_hostile import UNFINISHED, cpu_s, tcp
+from tests.real.test_upgrade import upgrade
 from tests.wire import Wire, request
 
 
@@ -89,19 +90,32 @@ def test_dispatcher_that_stays_without_descriptors_says_503_until_it_has_some() 
 
 def test_slow_clients_cannot_have_all_descriptors_of_a_dispatcher() -> None:
     """`--max-pending` allows more than `ulimit -n` may: the slow ones have to make room for each other, not others."""
-    enough = resource.getrlimit(resource.RLIMIT_NOFILE)
-    server = Limpet("tests.apps:echo", "--by", "header:x-user", "--workers", "1", "--head-timeout", "60")
-    with contextlib.ExitStack() as stack:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (200, enough[1]))
-        try:
-            stack.enter_context(server)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, enough)
+    more = ["--by", "header:x-user", "--workers", "1", "--head-timeout", "60"]
+    with Limpet("tests.apps:echo", *more, descriptors=(200, 200)) as server, contextlib.ExitStack() as stack:
+        most = server.status()["dispatchers"][0]["max_pending"]
+        assert 100 < most < 150
         for _ in range(200):
             stack.enter_context(Wire(tcp(server))).send(UNFINISHED)
+        assert server.status()["dispatchers"][0]["pending"] == most
         assert server.request(x_user="honest").status == 200
         assert server.totals()["crowded_out"] >= 50
         assert server.totals()["no_descriptor"] == 0
+
+
+def test_soft_limit_is_raised_for_all_but_workers() -> None:
+    """With the usual 1024 `--max-pending 8192` would be 750; but an application may use select(), as far as 1023."""
+
+    def limits(server: Limpet) -> list[tuple[int, int]]:
+        pids = server.pid, server.dispatcher(), server.worker(0)["pid"]
+        return [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids]
+
+    arguments = ["--by", "header:x-user", "--workers", "1", "--max-pending", "600"]
+    with Limpet("tests.apps:echo", *arguments, descriptors=(256, 1024)) as server:
+        assert limits(server) == [(1024, 1024), (1024, 1024), (256, 1024)]
+        assert server.status()["dispatchers"][0]["max_pending"] == 600
+        upgrade(server)
+        server.kill_worker(0)
+        assert limits(server)[2] == (256, 1024)
 
 
 def test_dispatcher_without_descriptors_learns_of_a_new_slot_later() -> None:

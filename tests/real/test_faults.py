@@ -344,29 +344,17 @@ def turns(backend: str, number: int, chance: random.Random, *, together: float) 
     return made
 
 
-@contextlib.contextmanager
-def few_descriptors() -> Any:
-    """Let what is started meanwhile have few descriptor numbers."""
-    enough = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_DESCRIPTORS, enough[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, enough)
-
-
 def endure(backend: str, faults: int, folder: Path, *, crowd: tuple[int, int, int], together: float) -> dict[str, Any]:
     """Return the figures of a run with *faults* faults; *crowd* is how many clients, websockets and pools there are."""
     chance = random.Random(f"{SEED} {backend}")
     log = folder / "log"
     arguments = ["--by", CHAINS[backend], "--backend", backend, "--log-file", str(log), "--workers", str(MOST)]
     arguments += ["--hang-timeout", "1", "--websocket-spread", "0.3", "--graceful-timeout", "5"]
-    server = Limpet("tests.apps:echo", *arguments)
+    server = Limpet("tests.apps:echo", *arguments, descriptors=(FEW_DESCRIPTORS, FEW_DESCRIPTORS))
     clients, sockets, pools = crowd
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        with few_descriptors():
-            stack.enter_context(server.launched())
+        stack.enter_context(server.launched())
         stack.callback(lambda: print(log.read_text()) if log.is_file() and not log.is_symlink() else None)
         wait_until(lambda: log.exists() and "serving tests.apps:echo at" in log.read_text(), "it serves")
         pace = time.monotonic() - began

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import re
-import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -241,14 +240,7 @@ def test_client_without_a_whole_head_is_let_go(server: str) -> None:
 def test_gunicorn_takes_no_more_connections_than_it_has_descriptors_for() -> None:
     """Each thread needs one to wait for its client; without it gunicorn drops the connection."""
     arguments = Case("gunicorn", "").arguments("--workers", "1", "--threads", "4")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.ExitStack() as stack:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (120, hard))  # inherited
-        try:
-            limpet = stack.enter_context(Limpet(*arguments).launched())
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        limpet.wait_serving()
+    with Limpet(*arguments, descriptors=(120, 120)) as limpet, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(limpet.connection()) for _ in range(100)]
         for client in clients:
             client.request("GET", "/", headers={"connection": "close"})

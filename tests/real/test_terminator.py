@@ -130,7 +130,8 @@ def test_status_shows_the_terminator(server: Limpet) -> None:
     with wire(server) as connection:
         perform(connection, [get("user-1", "/x")], homes(server))
         shown = limpet_command("status", "--control", server.control).stdout
-    assert f"terminator ready: pid {terminator(server)['pid']}, 1 connections, 0 handshakes" in shown
+    pid, most = terminator(server)["pid"], terminator(server)["max_connections"]
+    assert f"terminator ready: pid {pid}, 1 connections and 0 handshakes of {most}" in shown
 
 
 def test_name_that_the_client_asks_for_is_a_key(server: Limpet) -> None:
@@ -353,6 +354,25 @@ def test_killed_terminator_is_replaced_and_its_connections_end(server: Limpet) -
     assert terminator(server)["pid"] != old
     assert [entry["pid"] for entry in server.status()["slots"]] == workers
     wait_until(lambda: server.totals()["connections"] == 0, "the workers have let their connections go")
+
+
+def test_as_many_are_let_in_as_there_are_descriptors_for(pair: Path) -> None:
+    """Half a connection is worse than one that waits: its request is read, and cannot be passed on."""
+    with serve(pair, descriptors=(100, 100)) as server, contextlib.ExitStack() as stack:
+        most = terminator(server)["max_connections"]
+        there = [stack.enter_context(wire(server)) for _ in range(most)]
+        for number, connection in enumerate(there):
+            perform(
+                connection, [get(f"user-{number % 4}", "/x")], homes(server, ["user-0", "user-1", "user-2", "user-3"])
+            )
+        failed = server.totals()["accept_errors"]
+        late = stack.enter_context(Wire(("127.0.0.1", server.port)))
+        wait_until(lambda: server.totals()["accept_errors"] > failed, "it is not let in")
+        assert (terminator(server)["connections"], terminator(server)["handshakes"]) == (most, 0)
+        there.pop().close()
+        late.sock = client().wrap_socket(late.sock)
+        late._file = late.sock.makefile("rb")
+        perform(late, [get("user-1", "/x")], homes(server))
 
 
 def test_without_descriptors_who_comes_waits(server: Limpet) -> None:
