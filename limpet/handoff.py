@@ -28,17 +28,25 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 from limpet.proxy_protocol import MAX_BYTES, BadHeaderError, Origin, parse
 from limpet.scoreboard import Row
 
-_MESSAGE: Final = struct.Struct("<HHIQQ8x")  # listener, slot, header, digest, accepted at
+_MESSAGE: Final = struct.Struct("<HHIQQH6x")  # listener, slot, header, digest, accepted at, family
 SIZE: Final = _MESSAGE.size
 FORM: Final = _MESSAGE.format  # what two versions must agree on
 _DESCRIPTOR: Final = struct.Struct("i")
 _NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
+_RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
+_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+_CUT: Final = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+_STREAM: Final = int(socket.SOCK_STREAM)
+_TCP: Final = int(socket.IPPROTO_TCP)
+_UNIX: Final = int(socket.AF_UNIX)
 _FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS})
 _SEND_BUFFER_BYTES: Final = 4 << 20  # 10,923 connections where net.core.wmem_max allows it, else what it allows
 _SO_SNDBUFFORCE: Final = 32  # Linux; beyond wmem_max for CAP_NET_ADMIN
@@ -55,8 +63,18 @@ class Handoff(NamedTuple):
     origin: Origin | None = None  # what it says, once `receive` has taken it
 
 
+_new_handoff: Final = partial(tuple.__new__, Handoff)  # skips the Python function that `Handoff()` is
 _PROBE: Final = Handoff(listener=0xFFFF, slot=0, digest=0, accepted_ns=0)
 """Carries no client: a worker sends it to itself, to see whether its server accepts."""
+
+
+class Bare(socket.socket):
+    """A connection for who asks for its kind often, as event loops do: enum members, made each time, would be 4 us."""
+
+    __slots__ = ()
+
+    family = socket.SocketType.family  # type: ignore[assignment]
+    type = socket.SocketType.type  # type: ignore[assignment]
 
 
 class ChannelFullError(Exception):
@@ -110,10 +128,11 @@ class Channel:
         Raises ChannelFullError when the buffer is full or the kernel has too many descriptors in flight (they are
         counted per user against RLIMIT_NOFILE). Blocks never.
         """
-        message = _MESSAGE.pack(*handoff[:2], handoff.header, handoff.digest, handoff.accepted_ns)
+        listener, slot, digest, accepted_ns, header, _ = handoff
+        message = _MESSAGE.pack(listener, slot, header, digest, accepted_ns, connection.family)
         fds = _DESCRIPTOR.pack(connection.fileno())
         try:
-            self.sending.sendmsg((message,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, fds),), _NO_SIGNAL)
+            self.sending.sendmsg((message,), ((*_RIGHTS, fds),), _NO_SIGNAL)
         except OSError as error:
             if error.errno in _FULL:
                 raise ChannelFullError from error
@@ -235,6 +254,13 @@ class Receiver:
         Raises BlockingIOError when none waits, OSError with EMFILE when this process has no free descriptor number:
         the connection then stays in the channel. Blocks never.
         """
+        connection, handoff = self.receive_bare()
+        whole = socket.socket(connection.family, connection.type, connection.proto, connection.detach())
+        whole.setblocking(False)  # lives on the open file description: set it whatever the sender had
+        return whole, handoff
+
+    def receive_bare(self) -> tuple[Bare, Handoff]:
+        """As `receive`, for an event loop; the connection may be blocking."""
         while True:
             connection, handoff = self.take()
             if handoff.listener != _PROBE.listener:
@@ -246,32 +272,31 @@ class Receiver:
                     return connection, handoff._replace(origin=_take_header(connection, handoff.header))
             connection.close()
 
-    def take(self) -> tuple[socket.socket, Handoff]:
-        """As `receive`, but take probes as well, and leave a PROXY header where it is.
+    def take(self) -> tuple[Bare, Handoff]:
+        """As `receive_bare`, but take probes as well, and leave a PROXY header where it is.
 
         When nobody is left who could send, nothing waits either.
         """
         os.close(os.dup(self._socket.fileno()))  # rule 2: raises EMFILE here, while nothing is lost yet
-        message, ancillary, flags, _ = self._socket.recvmsg(SIZE, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        message, ancillary, flags, _ = self._socket.recvmsg(SIZE, _ANCILLARY_BYTES, _CLOEXEC)
         if not message:
             raise BlockingIOError(errno.EAGAIN, "the other end is closed")
         fds = array.array("i")
         for level, kind, data in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            if (level, kind) == _RIGHTS:
                 fds.frombytes(data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size])
-        if len(message) != SIZE or len(fds) != 1 or flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+        if len(message) != SIZE or len(fds) != 1 or flags & _CUT:
             for fd in fds:
                 os.close(fd)
             raise RuntimeError(f"not a hand-over: {len(message)} bytes with {len(fds)} descriptors, {flags=}")
-        listener, slot, header, digest, accepted_ns = _MESSAGE.unpack(message)
-        connection = socket.socket(fileno=fds[0])
-        connection.setblocking(False)  # lives on the open file description: set it whatever the sender had
-        return connection, Handoff(listener, slot, digest, accepted_ns, header)
+        listener, slot, header, digest, accepted_ns, family = _MESSAGE.unpack(message)
+        connection = Bare(family, _STREAM, 0 if family == _UNIX else _TCP, fds[0])
+        return connection, _new_handoff((listener, slot, digest, accepted_ns, header, None))
 
 
 def _take_header(connection: socket.socket, size: int) -> Origin | None:
     """Take the PROXY header of *size* bytes off *connection*, where all of it was seen; return what it says."""
-    found = parse(connection.recv(min(size, MAX_BYTES)))
+    found = parse(connection.recv(min(size, MAX_BYTES), _DONTWAIT))
     if found is None:
         raise ConnectionResetError(errno.ECONNRESET, "the connection ends within its PROXY header")
     return found.origin

@@ -15,23 +15,23 @@ class PerAddress:
     """Counts connections; *most* of an address are let in, 0 is no limit."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._counts: dict[str, int] = {}
 
     def enter(self, address: str | None) -> bool:
         """Count a connection from *address* if it may come in, which is returned; then it has to `leave`."""
-        if not self._most or address is None:
+        if not self.most or address is None:
             return True
         network = _network(address)
         count = self._counts.get(network, 0)
-        if count >= self._most:
+        if count >= self.most:
             return False
         self._counts[network] = count + 1
         return True
 
     def leave(self, address: str | None) -> None:
         """Count a connection from *address* that has entered no more."""
-        if not self._most or address is None:
+        if not self.most or address is None:
             return
         network = _network(address)
         count = self._counts.pop(network, 0) - 1

@@ -12,53 +12,58 @@ import asyncio
 from typing import Any, Final
 
 _JOINED_BYTES: Final = 16_384  # of body that is copied to join it; more is cheaper in a write of its own
+_INTERIM: Final = b"HTTP/1.1 100"  # what comes before the head
 
 
 class Turn:
     """The heads that are held in this turn of the event loop; one for all connections of a worker."""
 
-    __slots__ = ("_held", "_loop")
+    __slots__ = ("_loop", "fields", "held")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._held: list[Corked] = []
+        self.fields = b""  # header lines of all responses, as they stand on the wire
+        self.held: list[Corked] = []
 
-    def add(self, corked: Corked) -> None:
-        """Let *corked* send at the end of the turn what it holds then."""
-        if not self._held:
-            self._loop.call_soon(self._end)
-        self._held.append(corked)
+    def begin(self) -> None:
+        """Let all that is held be sent at the end of the turn."""
+        self._loop.call_soon(self._end)
 
     def _end(self) -> None:
-        held, self._held = self._held, []
+        held, self.held = self.held, []
         for corked in held:
-            corked.flush()
+            if corked.held:
+                corked.flush()
 
 
 class Corked:
-    """A response's view of the transport. `write`, `close` and `is_closing` are all that uvicorn's cycles use."""
+    """The responses' view of the transport. `write`, `close` and `is_closing` are all that uvicorn's cycles use."""
 
-    __slots__ = ("_began", "_held", "_transport", "_turn")
+    __slots__ = ("_transport", "_turn", "awaits_head", "held", "is_bare")
 
     def __init__(self, transport: asyncio.Transport, turn: Turn) -> None:
         self._transport = transport
         self._turn = turn
-        self._held = b""
-        self._began = True
-
-    def begin(self) -> None:
-        """Let the next write wait for what comes behind it: it is the head of a response."""
-        self._began = False
+        self.held = b""
+        self.awaits_head = False  # what is written next is the head of a response, which waits for what comes behind it
+        self.is_bare = False  # and has no `fields` of the turn yet
 
     def write(self, data: bytes) -> None:
-        """Send *data*; what comes first waits for what comes next, until the end of the loop's turn."""
-        if not self._began:
-            self._began, self._held = True, data
-            self._turn.add(self)
-        elif not self._held:
+        """Send *data*; a head waits for what comes next, until the end of the loop's turn."""
+        if self.awaits_head and not data.startswith(_INTERIM):
+            self.awaits_head = False
+            turn = self._turn
+            if self.is_bare:
+                line = data.index(b"\n") + 1
+                data = data[:line] + turn.fields + data[line:]
+            self.held = data
+            if not turn.held:
+                turn.begin()
+            turn.held.append(self)
+        elif not self.held:
             self._transport.write(data)
         elif len(data) <= _JOINED_BYTES:
-            held, self._held = self._held, b""
+            held, self.held = self.held, b""
             self._transport.write(held + data)
         else:
             self.flush()
@@ -66,7 +71,8 @@ class Corked:
 
     def close(self) -> None:
         """Close the connection, after what was written."""
-        self.flush()
+        if self.held:
+            self.flush()
         self._transport.close()
 
     def is_closing(self) -> bool:
@@ -75,10 +81,9 @@ class Corked:
 
     def flush(self) -> None:
         """Send what is held, unless the connection has been lost meanwhile: uvloop would raise."""
-        if self._held:
-            held, self._held = self._held, b""
-            if not self._transport.is_closing():
-                self._transport.write(held)
+        held, self.held = self.held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
 
 
 class _Sent:

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import FrameType
 from typing import Any, Final
 
@@ -25,11 +25,11 @@ from limpet import apps
 from limpet.access import AccessLog
 from limpet.baton import Baton
 from limpet.forwarded import Trust
-from limpet.handoff import Handoff
 from limpet.link import LinkClosedError
 from limpet.logs import warn_hourly
 from limpet.moved import Arrived
 from limpet.moving import TAKES_PER_TURN
+from limpet.servers import uvicorn_lean
 from limpet.servers.corked import Turn
 from limpet.servers.lifespan import Lifespan
 from limpet.servers.proxied import Proxied
@@ -130,7 +130,7 @@ class SeatedServer(uvicorn.Server):
         if seat.tls is not None:
             self._tls = {"ssl": seat.tls, "ssl_handshake_timeout": seat.settings.head_timeout_s}
         self._wake = asyncio.Event()
-        self._adopting: set[asyncio.Task[Any]] = set()
+        self._adopting = 0
         self.servers = []
         self._is_told = False  # by the supervisor to drain, not by a signal
         self._is_last = False  # nobody comes after this worker
@@ -151,12 +151,24 @@ class SeatedServer(uvicorn.Server):
         """Start the application, then say READY; take connections when told to."""
         await self._lives.startup()
         self._loop = asyncio.get_running_loop()
+        self._turn = Turn(self._loop)
         for config, _ in self._binds.values():
             if not config.loaded:
                 config.load()
             config.ws_protocol_class = websocket_protocol(self._seat, config.ws_protocol_class)
         for protocol in self._protocols.values():
-            protocol.turn = Turn(self._loop)  # type: ignore[attr-defined]
+            protocol.turn = self._turn  # type: ignore[attr-defined]
+        self._makers = {
+            bind: uvicorn_lean.maker(
+                config.http_protocol_class,
+                config=config,
+                server_state=self.server_state,
+                app_state=state,
+                _loop=self._loop,
+            )
+            for bind, (config, state) in self._binds.items()
+        }
+        self._makers |= {bind: streams.new_protocol for bind, streams in self._streams.items()}
         for listening in self._listening:
             await listening.prepare()
         self._loop.add_reader(self._seat.link.fileno(), self._obey)
@@ -166,7 +178,7 @@ class SeatedServer(uvicorn.Server):
     async def main_loop(self) -> None:
         """Keep time until the command to drain comes."""
         while not self.should_exit:
-            await self.on_tick(0)
+            await self._keep_date()
             now = self._loop.time()
             for connection in self._http_connections():
                 connection.expire(now)
@@ -177,6 +189,12 @@ class SeatedServer(uvicorn.Server):
                 self._seat.link.send({"news": "missing", "slot": slot})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _TICK_S)
+
+    async def _keep_date(self) -> None:
+        """Let the header fields of all responses tell the time."""
+        await self.on_tick(0)
+        lines = (b"%b: %b\r\n" % (name.lower(), value) for name, value in self.server_state.default_headers)
+        self._turn.fields = b"".join(lines)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let the requests finish and the connections go, then end the application.
@@ -196,8 +214,8 @@ class SeatedServer(uvicorn.Server):
         self._loop.remove_reader(self._seat.receiver.fileno())
         if not self._is_last:
             await self._settle()
-        if self._adopting:
-            await asyncio.wait(self._adopting)
+        while self._adopting:
+            await asyncio.sleep(_CHECK_S)
         self._seat.mover.close_copies()
         if not self._is_last:
             spread_s = min(self._seat.settings.websocket_spread_s, (until - self._loop.time()) / 2)
@@ -259,25 +277,30 @@ class SeatedServer(uvicorn.Server):
         """Return the protocol of a connection that the event loop has accepted from a listener."""
         self._seat.row.add("received")
         self._seat.row.add("connections")
-        return self._new_protocol(bind)
+        protocol: asyncio.Protocol = self._makers[bind]()
+        return protocol
 
     def _adopt_accepted(self, bind: int, connection: socket.socket) -> None:
         self._seat.row.add("received")
-        self._adopt(connection, bind, lambda _: None)
+        self._adopt(connection, self._makers[bind]())
 
     def _take(self) -> bool:
         """Adopt connections from the channel; return whether there may be more."""
-        for _ in range(TAKES_PER_TURN):
+        waiting = self._seat.receiver.queued()
+        for _ in range(min(waiting, TAKES_PER_TURN)):
             try:
-                connection, handoff = self._seat.receiver.receive()
+                connection, handoff = self._seat.receiver.receive_bare()
             except BlockingIOError:
                 return False
             except OSError as error:
                 self._pause_reading_of(self._seat.receiver.fileno(), self._take, error)
                 return False
             self._seat.row.add("received")
-            self._adopt(connection, handoff.listener, functools.partial(_tell_accepted, handoff))
-        return True
+            protocol = self._makers[handoff.listener]()
+            if handoff.listener not in self._streams:
+                protocol.accepted(handoff)
+            self._adopt(connection, protocol)
+        return waiting > 0
 
     def _take_moved(self) -> None:
         """Adopt connections that other workers send."""
@@ -289,8 +312,10 @@ class SeatedServer(uvicorn.Server):
             self._pause_reading_of(self._seat.mover.fileno(), self._take_moved, error)
 
     def _adopt_moved(self, arrived: Arrived) -> None:
-        prepare = functools.partial(_tell_arrived, arrived)
-        self._adopt(arrived.connection, arrived.listener, prepare, arrived.baton)
+        protocol = self._makers[arrived.listener]()
+        if arrived.listener not in self._streams:
+            protocol.arrived(arrived)
+        self._adopt(arrived.connection, protocol, arrived.baton)
 
     def _pause_reading_of(self, fd: int, take: Callable[[], Any], error: OSError) -> None:
         """Leave what is in a channel there for a while: this process has no free descriptor number.
@@ -304,41 +329,27 @@ class SeatedServer(uvicorn.Server):
         self._loop.remove_reader(fd)
         self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, lambda: self.should_exit or self._loop.add_reader(fd, take))
 
-    def _adopt(
-        self, connection: socket.socket, bind: int, prepare: Callable[[Any], None], baton: Baton | None = None
-    ) -> None:
-        """Give *connection* to a new protocol, which is told by *prepare* how it came and will close it."""
+    def _adopt(self, connection: socket.socket, protocol: Any, baton: Baton | None = None) -> None:
+        """Give *connection* to *protocol*, a new one, which will close it."""
         self._seat.row.add("connections")
-        task = self._loop.create_task(self._connect(connection, bind, prepare, baton))
-        self._adopting.add(task)
-        task.add_done_callback(self._adopting.discard)
+        self._adopting += 1
+        protocol.fd = connection.fileno()
+        self._open(self._loop.connect_accepted_socket(lambda: protocol, connection, **self._tls), connection, baton)
 
-    def _new_protocol(self, bind: int) -> asyncio.Protocol:
-        protocol: asyncio.Protocol
-        if bind in self._streams:
-            protocol = self._streams[bind].new_protocol()
-            return protocol
-        config, state = self._binds[bind]
-        protocol = config.http_protocol_class(
-            config=config,  # type: ignore[call-arg]
-            server_state=self.server_state,
-            app_state=state,
-            _loop=self._loop,
-        )
-        return protocol
-
-    async def _connect(
-        self, connection: socket.socket, bind: int, prepare: Callable[[Any], None], baton: Baton | None
+    def _open(
+        self,
+        opening: Coroutine[Any, Any, object],
+        connection: socket.socket,
+        baton: Baton | None,
+        _: object = None,
     ) -> None:
-        def new_protocol() -> asyncio.Protocol:
-            protocol = self._new_protocol(bind)
-            if bind not in self._streams:
-                prepare(protocol)
-            return protocol
-
+        """Go on with *opening*, which waits once: a task for it would be a tenth of what a connection costs here."""
         try:
-            await self._loop.connect_accepted_socket(new_protocol, connection, **self._tls)
+            waiter = opening.send(None)
+        except StopIteration:
+            self._adopting -= 1
         except OSError as error:  # the client is gone already, or speaks no TLS, and no protocol was told of it
+            self._adopting -= 1
             if self._tls:
                 self._seat.row.add("tls_failures")
                 log.debug("a TLS handshake failed: %s", error)
@@ -346,6 +357,11 @@ class SeatedServer(uvicorn.Server):
                 self._seat.mover.ended(connection.fileno(), baton)
             connection.close()
             self._seat.row.add("connections", -1)
+        except BaseException:
+            self._adopting -= 1
+            raise
+        else:
+            waiter.add_done_callback(functools.partial(self._open, opening, connection, baton))
 
     def _begin_to_take(self) -> None:
         """Take what comes to the slot: nobody else does, but for a predecessor that is being told not to."""
@@ -378,11 +394,3 @@ class SeatedServer(uvicorn.Server):
             elif command["do"] == "workers":
                 self._seat.home.follow(command)
                 self._seat.mover.alive(command["alive"], command["newest"], self._loop.time())
-
-
-def _tell_accepted(handoff: Handoff, protocol: Seated) -> None:
-    protocol.accepted(handoff)
-
-
-def _tell_arrived(arrived: Arrived, protocol: Seated) -> None:
-    protocol.arrived(arrived)

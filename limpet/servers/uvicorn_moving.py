@@ -37,10 +37,10 @@ class _Moving(Seated):
 
     __slots__ = ()  # see Seated
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _prepare(self) -> None:
+        super()._prepare()
         self._baton: Baton | None = None
-        self._peer: Peer
+        self._peer: Peer | None = None  # not asked for before the second request
         self._initial = b""
         self._pinned = True  # the next request is served unasked
         self._was_sent = False  # by another worker, not by a dispatcher
@@ -70,7 +70,6 @@ class _Moving(Seated):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._peer = self.peer()
         if self._initial:  # here, before the loop reads the first byte itself: the order is kept
             initial, self._initial, self._was_sent = self._initial, b"", True
             self.data_received(initial)
@@ -181,7 +180,7 @@ class _Moving(Seated):
         """Give the parser *piece*, a head or, *within* a message, what comes next of it."""
         self._in_message = True
         super().feed(piece)
-        if not self.in_body():
+        if not self._in_body:
             self._in_message, self._left, self._tail = False, 0, b""
         elif not within:
             self._left = _length(piece)
@@ -228,11 +227,12 @@ class _Moving(Seated):
         """Decide, once, on the request with this *head*, unless who sent it did so; note where it wants to go."""
         home = self.seat.home
         if not self._pinned:
+            self._peer = self._peer or self.peer()
             slot, self._keyed = home.slot_of(UnparsedRequest(head, self._peer), keyed=self._keyed)
             self._wanted = None if slot == home.slot else slot
             return self._wanted is not None
         self._pinned = False
-        if self._was_sent and home.router.may_differ and home.disagrees(UnparsedRequest(head, self._peer)):
+        if self._was_sent and home.router.may_differ and home.disagrees(UnparsedRequest(head, self.peer())):
             self.seat.row.add("misrouted")
         return False
 

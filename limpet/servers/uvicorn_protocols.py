@@ -94,7 +94,7 @@ class Seated(asyncio.Protocol):
     # CPython finds attributes at once in objects with 30 of them at most, and uvicorn has 28. Slots do not count. They
     # all stand here: classes that have some of their own cannot be combined.
     __slots__ = (
-        "_at", "_away", "_baton", "_came_idle", "_corked", "_cut_short", "_give_up_at", "_has_begun", "_has_entered",
+        "_at", "_away", "_baton", "_came_idle", "_corked", "_cut_short", "_give_up_at", "_has_entered",
         "_head_bytes",
         "_head_since", "_idle_since", "_in_body", "_in_message", "_initial", "_is_long", "_keyed", "_left", "_limited",
         "_peer", "_pinned", "_refused", "_repeating", "_tail", "_took_over", "_unread", "_wanted", "_was_sent", "fd",
@@ -112,10 +112,15 @@ class Seated(asyncio.Protocol):
     client: Any
     scheme: Any
     cycle: Any  # the request being served, or the last one
+    _in_body: bool  # the parser has a head whose body has not ended
     _unset_keepalive_if_required: Callable[[], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Set what this class adds; all that its constructor does beside uvicorn's."""
         self._corked: Corked
         # loop time since which the next request head is awaited, None while there is none
         self._head_since: float | None = None
@@ -147,11 +152,15 @@ class Seated(asyncio.Protocol):
             self.client = self.origin.client
             self.scheme = "https" if self.origin.is_tls else self.scheme
         self._corked = Corked(transport, self.turn)
-        self.fd = transport.get_extra_info("socket").fileno()
         if self._came_idle:
             self._idle_since = self.loop.time()
         else:
             self._head_since = self.loop.time()
+        if self.seat.per_address.most:
+            self._enter()
+
+    def _enter(self) -> None:
+        """Count the connection with the others of its address, which may have as many as it may."""
         self._has_entered = self.seat.per_address.enter(self.client and self.client[0])
         if not self._has_entered:
             self.seat.row.add("address_refused")
@@ -166,7 +175,7 @@ class Seated(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        before, in_head = self.cycle, self.in_head()
+        before, in_head = self.cycle, not self._in_body
         if self._head_bytes + len(data) > self.seat.settings.max_head_bytes:
             self._is_long = True
         self.feed(data)
@@ -189,13 +198,9 @@ class Seated(asyncio.Protocol):
             self.cycle.half_close()
         return waits
 
-    def in_body(self) -> bool:
-        """Return whether the parser has a head whose body has not ended."""
-        raise NotImplementedError
-
     def in_head(self) -> bool:
         """Return whether the bytes that come next are those of a request head."""
-        return not self.in_body()
+        return not self._in_body
 
     def _await_head(self, size: int) -> None:
         """Note that *size* bytes of an unfinished head came; 0 when it was the rest of a body that nobody wants."""
@@ -218,7 +223,8 @@ class Seated(asyncio.Protocol):
 
     def on_response_complete(self) -> None:
         self.seat.row.add("requests")
-        self._corked.flush()  # a head without a body; nothing may be held when the connection moves
+        if self._corked.held:  # a head without a body; nothing may be held when the connection moves
+            self._corked.flush()
         before = self.cycle
         if before.response_complete:  # of pipelined requests it is the last one
             before.transport = SENT
@@ -235,7 +241,7 @@ class Seated(asyncio.Protocol):
     def _request_began(self) -> None:
         self._head_since, self._head_bytes, self._idle_since = None, 0, None
         self.cycle.transport = self._corked
-        self._corked.begin()
+        self._corked.awaits_head = True
         if self.draining and not self.is_followed():
             self.cycle.keep_alive = False
 
@@ -278,6 +284,8 @@ class Seated(asyncio.Protocol):
             return
         if not self.transport.is_closing() and not self.transport.get_write_buffer_size() and self.is_idle():
             silent = self.cycle is None and not self._came_idle
+            if self.fd < 0:
+                self.fd = self.transport.get_extra_info("socket").fileno()
             if self._give_away(self.seat.home.heir(self.peer()), silent=silent):
                 self.transport.abort()  # closes the descriptor, and no more than that
 
@@ -323,10 +331,9 @@ class _EnoughError(Exception):
 
 
 class SeatedHttpTools(Seated, HttpToolsProtocol):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _prepare(self) -> None:
+        super()._prepare()
         self._in_body = False
-        self._has_begun = False  # the parser has the first byte of a message, but not its end
         self._cut_short = False  # httptools takes what asks for an upgrade to have no body, but this one has
         self._repeating = False  # a parser is given a head that is known
 
@@ -361,12 +368,17 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
         self._repeating = False
         self.url, self.headers, self.scope, self.expect_100_continue = kept
 
-    def in_body(self) -> bool:
-        return self._in_body
+    def _request_began(self) -> None:
+        super()._request_began()
+        self.cycle.default_headers = []  # see Turn.fields
+        self._corked.is_bare = True
+        if self.pipeline:  # its response is not the next
+            self._corked.awaits_head = False
 
     def _go_on(self) -> None:
         if self.pipeline:
             super()._go_on()
+            self._corked.awaits_head = True
             return
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
@@ -374,16 +386,13 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
             self._idle_since = self.loop.time()
 
     def holds_head(self) -> bool:
-        return self._has_begun
-
-    def on_message_begin(self) -> None:
-        self._has_begun = True
-        super().on_message_begin()
+        return self._in_body or self.scope is not (self.cycle and self.cycle.scope)
 
     def on_headers_complete(self) -> None:
         if self._repeating:
             return
-        if exceeds(self.seat.settings, self.url, self.headers, is_long=self._is_long):
+        may_exceed = self._is_long or len(self.headers) > self.seat.settings.max_headers
+        if may_exceed and exceeds(self.seat.settings, self.url, self.headers, is_long=self._is_long):
             self.refuse_head()
             raise _EnoughError
         self._in_body = True
@@ -394,7 +403,7 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._cut_short:
             return
-        self._in_body = self._has_begun = False
+        self._in_body = False
         super().on_message_complete()
 
 
@@ -409,7 +418,8 @@ class SeatedH11(Seated, H11Protocol):
         else:
             super().send_400_response(msg)
 
-    def in_body(self) -> bool:
+    @property
+    def _in_body(self) -> bool:  # type: ignore[override]
         return self.conn.their_state is h11.SEND_BODY
 
     def holds_head(self) -> bool:

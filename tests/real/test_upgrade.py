@@ -246,7 +246,7 @@ def test_new_version_takes_over_and_a_broken_one_does_not(copied: Path) -> None:
         status = server.status()
         assert status["version"] == "9.9.9"
         assert pids(server) == before
-        assert "`--workers` cannot change in place and stays `2`" in server.log
+        wait_until(lambda: "`--workers` cannot change in place and stays `2`" in server.log, "it says what stays")
         assert "graceful-timeout" not in server.log
 
 
