@@ -20,7 +20,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
-from limpet.head import HeadParser
 from limpet.key import KeyChain
 from limpet.peek import Arrival
 from limpet.per_address import PerAddress
@@ -46,6 +45,7 @@ class Arrivals:
         free = descriptors - len(os.listdir("/proc/self/fd"))
         self._most = min(settings.max_pending, max(1, free // 4 * 3))  # slow clients leave some for the others
         row.set("room", self._most)
+        self._limits = settings.max_head_bytes, settings.max_headers
         self._chain = chain
         self._is_proxied = [is_inner or each.proxy_protocol == "required" for each in settings.served]  # of each bind
         self._speaks_tls = settings.tls_cert is not None and not is_inner
@@ -65,9 +65,9 @@ class Arrivals:
         needs_hello = self._speaks_tls and chain.needs_server_name
         if not (is_proxied or needs_hello or chain.needs_head):
             return None
-        parser = HeadParser(settings.max_head_bytes, settings.max_headers) if chain.needs_head else None
+        limits = self._limits if chain.needs_head else None
         deadline = now + settings.head_timeout_s
-        return Arrival(connection, peer, deadline, parser, awaits_header=is_proxied, needs_hello=needs_hello)
+        return Arrival(connection, peer, deadline, limits, awaits_header=is_proxied, needs_hello=needs_hello)
 
     def find(self, fd: int) -> Arrival | None:
         """Return the one with the descriptor *fd*."""

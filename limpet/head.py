@@ -10,19 +10,24 @@ bytes come from (peek.py takes them off a socket) and what they mean (request.py
    for its own. A head ends only at CRLF CRLF, since llhttp refuses a bare LF.
 3. The outcome does not depend on how the bytes were divided among calls of `feed`.
 4. Linear in the size of the head however it is divided, and bounded by `max_head`.
+5. The usual head is known by its look: what `plain` takes, llhttp would take as well, and find the same in it.
 
 How it works
 ------------
 
 llhttp gets the request line as it comes, so that what is no HTTP at all is refused at its first byte. It gets
 the header section in whole lines: httptools joins the pieces of a header by copying what it has for each new
-piece, which would be quadratic for bytes that come one by one. The usual head comes whole and takes one call.
+piece, which would be quadratic for bytes that come one by one.
+
+`plain` leaves out whatever has rules of its own: framing, absolute targets, bytes that are not ASCII. It is one regular
+expression, which takes a third of the time of a parser with its callbacks.
 """
 
 from __future__ import annotations
 
 import re
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Final
 
 import httptools
@@ -32,6 +37,24 @@ from limpet.request import Peer, Request
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")  # some clients send one behind the body of a POST
 _TLS_HANDSHAKE: Final = 0x16  # the first byte of a ClientHello
 _VERSIONS: Final = frozenset({"1.0", "1.1"})  # llhttp also takes 0.9, which has no headers, and 2.0
+
+
+_PLAIN: Final = (
+    rb"(?:GET|HEAD|OPTIONS|POST|PUT|PATCH|DELETE) /[!$%%&'()*+,\-./0-9:;=?@A-Z_a-z~]*+ HTTP/1\.[01]\r\n"
+    rb"(?:[!#$%%&'*+\-.^_`|~0-9A-Za-z]++:[\t -~]*+\r\n){0,%d}\r\n"
+)
+_FRAMED: Final = re.compile(rb"\n(?i:content-length|transfer-encoding):")
+
+
+def plain(data: bytes, max_headers: int) -> int:
+    """Return how long the request head at the start of *data* is, if it is whole and a plain one, else 0."""
+    found = _plain_pattern(max_headers).match(data)
+    return 0 if found is None or _FRAMED.search(data, 0, found.end()) else found.end()
+
+
+@lru_cache(maxsize=1)
+def _plain_pattern(max_headers: int) -> re.Pattern[bytes]:
+    return re.compile(_PLAIN % max_headers)
 
 
 class BadHead(Exception):

@@ -25,8 +25,8 @@ import termios
 from typing import Final
 
 from limpet import client_hello, proxy_protocol
-from limpet.head import BadHead, HeadParser
-from limpet.request import Peer, Request
+from limpet.head import BadHead, HeadParser, plain
+from limpet.request import Peer, Request, UnparsedRequest
 
 _EAGER_LOOKS: Final = 32
 _LONG: Final = 4096  # bytes for which each socket has room: the least that net.ipv4.tcp_rmem should be
@@ -41,7 +41,7 @@ class Arrival:
     """An accepted connection of which something has to be read. The dispatcher closes `connection`."""
 
     __slots__ = (
-        "_looks", "_needs_hello", "_parser", "_seen", "_waiting",
+        "_limits", "_looks", "_needs_hello", "_parser", "_seen", "_waiting",
         "awaits_header", "connection", "deadline", "entered_from", "header", "peer", "request",
     )  # fmt: skip
 
@@ -50,12 +50,14 @@ class Arrival:
         connection: socket.SocketType,
         peer: Peer,
         deadline: float,
-        parser: HeadParser | None,
+        limits: tuple[int, int] | None,
         *,
         awaits_header: bool = False,
         needs_hello: bool = False,
     ) -> None:
-        """*parser* is None where no request is read; *awaits_header* says that a PROXY header comes first.
+        """*limits* are those of a request head, its bytes and its headers; None where no request is read.
+
+        *awaits_header* says that a PROXY header comes first.
 
         With *needs_hello* the connection is one of TLS, and the server name in it is looked for.
         """
@@ -66,7 +68,8 @@ class Arrival:
         self.entered_from: str | None = None  # the address with whose connections it is counted: `peer` may change
         self.header = 0  # bytes of the PROXY header, once it is there
         self.request: Request | None = None
-        self._parser = parser
+        self._limits = limits
+        self._parser: HeadParser | None = None  # for a head that is not a plain one
         self._needs_hello = needs_hello
         self._seen = 0
         self._looks = 0
@@ -99,8 +102,8 @@ class Arrival:
         limit = proxy_protocol.MAX_BYTES if self.awaits_header else self.header
         if self._needs_hello:
             limit += client_hello.MAX_BYTES
-        if self._parser is not None:
-            limit += self._parser.max_head
+        if self._limits is not None:
+            limit += self._limits[0]
         try:
             data = self.connection.recv(limit, _PEEK)
         except BlockingIOError:
@@ -112,10 +115,11 @@ class Arrival:
         if not data:
             raise ClientGoneError
         if self._is_complete(data):
-            self._wait_for(1)
+            if self._waiting:
+                self._wait_for(1)
             return True
-        if len(data) >= limit and self._parser is not None:
-            raise BadHead(431, f"the request head is larger than {self._parser.max_head} bytes")
+        if len(data) >= limit and self._limits is not None:
+            raise BadHead(431, f"the request head is larger than {self._limits[0]} bytes")
         if hung_up:
             is_reset = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # what came before is still there
             if is_reset or self.awaits_header or self._needs_hello:
@@ -141,8 +145,16 @@ class Arrival:
             if hello is None:
                 return False
             self.peer = dataclasses.replace(self.peer, server_name=hello.server_name)
-        if self._parser is None:
+        if self._limits is None:
             return True
+        max_head, max_headers = self._limits
+        if self._parser is None:
+            head = data[self.header :] if self.header else data
+            if size := plain(head, max_headers):
+                self.request = UnparsedRequest(head[:size], self.peer)
+                return True
+            self._parser = HeadParser(max_head, max_headers)
+            self._seen = self.header
         if not self._parser.feed(data[self._seen :] if self._seen else data):
             return False
         self.request = self._parser.request(self.peer)
@@ -150,6 +162,5 @@ class Arrival:
 
     def _wait_for(self, size: int) -> None:
         """Make the kernel report the connection as readable from *size* bytes on."""
-        if self._waiting or size > 1:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
-            self._waiting = size > 1
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+        self._waiting = size > 1

@@ -85,6 +85,13 @@ async def gated_start(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await echo(scope, receive, send)
 
 
+async def gated_next(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Like `gated`, but also a worker that follows another becomes ready when the file `TEST_GATE` exists."""
+    if scope["type"] == "lifespan" and limpet.current_worker().generation > 1:
+        await _gate()
+    await gated(scope, receive, send)
+
+
 async def fragile(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Like `echo`, but it does not start while the file `TEST_FAULT` exists."""
     if scope["type"] == "lifespan" and Path(os.environ["TEST_FAULT"]).exists():

@@ -20,7 +20,7 @@ from limpet.errors import SettingsError
 from limpet.forwarded import Trust
 from limpet.handoff import SIZE, Channel, Handoff, Receiver
 from limpet.hashing import Hasher
-from limpet.head import BadHead, HeadParser
+from limpet.head import BadHead, HeadParser, plain
 from limpet.key import KeyChain
 from limpet.moved import Arrived
 from limpet.moving import Mover
@@ -29,6 +29,8 @@ from limpet.request import Peer, Request, UnparsedRequest
 from limpet.router import Clocks, Router
 from limpet.scoreboard import WORKER_CELLS, Row
 
+MAX_HEAD: Final = 4096
+MAX_HEADERS: Final = 32
 _PEERS: Final = (
     Peer("192.0.2.1", 4711, "127.0.0.1:8000"),
     Peer("10.0.0.1", 4711, "127.0.0.1:8000"),
@@ -91,6 +93,8 @@ def head(data: bytes) -> None:
     where, data = data[:2], data[2:]
     whole, divided = _outcome([data]), _outcome(_divided(data, where))
     assert whole == divided, f"{whole} in one piece, {divided} in several"
+    length = plain(data[:MAX_HEAD], MAX_HEADERS)
+    assert not length or (isinstance(whole, tuple) and whole[3] == length), f"{whole}, but plain"
     if not isinstance(whole, tuple):
         assert whole in (0, 400, 431)
         return
@@ -111,7 +115,7 @@ def _divided(data: bytes, where: bytes) -> list[bytes]:
 
 
 def _outcome(pieces: Sequence[bytes]) -> tuple[str, str, list[tuple[bytes, bytes]], int] | int:
-    parser = HeadParser(4096, 32)
+    parser = HeadParser(MAX_HEAD, MAX_HEADERS)
     try:
         for piece in pieces:
             if parser.feed(piece):

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 
 from limpet.arrivals import HUNG_UP, Arrivals
-from limpet.head import HeadParser
 from limpet.key import KeyChain, Trust
 from limpet.peek import Arrival
 from limpet.request import Peer
@@ -37,7 +36,7 @@ class Crowd:
             stack.callback(client.close)
             stack.callback(connection.close)
             client.send(b"GET")
-            arrival = Arrival(connection, Peer(None, None, "here"), float(number), HeadParser())
+            arrival = Arrival(connection, Peer(None, None, "here"), float(number), (65536, 256))
             assert not arrival.look()
             self.arrivals.keep(arrival)
             self.clients.append(client)

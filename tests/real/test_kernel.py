@@ -472,7 +472,8 @@ def test_nobody_is_accepted_before_the_application_has_started(tmp_path: Path) -
 def test_worker_that_drains_leaves_the_rest_to_its_successor(tmp_path: Path, loop: str) -> None:
     """It finishes what it has; the listener that it leaves is not shut down but waits for the next."""
     gate = tmp_path / "gate"
-    with serve("--loop", loop, app="tests.apps:gated", env={"TEST_GATE": str(gate)}) as server, ExitStack() as stack:
+    served = serve("--loop", loop, app="tests.apps:gated_next", env={"TEST_GATE": str(gate)})
+    with served as server, ExitStack() as stack:
         source, entry = address_in(server, 1), server.worker(1)
         [busy] = waiting(server, source, 1, stack)
         assert busy.head()[0] == 200

@@ -15,7 +15,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from limpet.head import BadHead, HeadParser
+from limpet.head import _PLAIN, BadHead, HeadParser, plain
 from limpet.request import Peer, Request, UnparsedRequest
 
 PEER = Peer("192.0.2.1", 4711, "127.0.0.1:8000")
@@ -142,6 +142,38 @@ def test_unparsed_request_says_what_the_parsed_one_says(data: bytes) -> None:
         assert unparsed.query_bytes(name) == parsed.query_bytes(name)
     assert (unparsed.method, unparsed.target, unparsed.path) == (parsed.method, parsed.target, parsed.path)
     assert unparsed.raw_headers == parsed.raw_headers
+
+
+@settings(max_examples=1000, deadline=None)
+@given(heads() | st.from_regex(_PLAIN % 3), st.integers(0, 4))
+@example(HEAD, 5)
+@example(HEAD, 4)
+def test_what_is_plain_the_parser_takes_as_well(data: bytes, max_headers: int) -> None:
+    """And the head is as long; what is in it the test before this one compares."""
+    length = plain(data, max_headers)
+    if length:
+        outcome = read(data, max_headers=max_headers)
+        assert isinstance(outcome, tuple)
+        assert outcome[3] == length
+
+
+@pytest.mark.parametrize("behind", [b"", b"\r\n", b"\x00", HEAD])
+def test_usual_head_is_plain(behind: bytes) -> None:
+    """Or the parser would be asked each time, for nothing."""
+    assert plain(HEAD + behind, 256) == len(HEAD)
+
+
+@pytest.mark.parametrize("cut", range(len(HEAD)))
+def test_part_of_a_head_is_not_plain(cut: int) -> None:
+    """Its end may make it a different one."""
+    assert plain(HEAD[:cut], 256) == 0
+
+
+@pytest.mark.timeout(20)  # takes milliseconds; what tries each division of the lines would take years
+def test_what_looks_plain_for_long_is_found_out_in_time() -> None:
+    """A pattern is no way to make the dispatcher busy."""
+    for line in (b"a:" + b" " * 60, b"a:", b"a" * 60_000, b"a:" + b"b" * 60_000):
+        assert plain(b"GET / HTTP/1.1\r\n" + (line + b"\r\n") * (65536 // len(line)), 65536) == 0
 
 
 @settings(max_examples=500, deadline=None)
