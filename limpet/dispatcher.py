@@ -74,24 +74,29 @@ class Dispatcher:
         self._orders = Orders(self, link, reach)
         self._epoll.register(link.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
         self._trust = Trust(unix=True) if is_inner else Trust.parse(",".join(settings.trust))
+        self._asks_functions = router.chain.asks_functions
         self._latest_address: str | None = ""
 
     def run(self) -> None:
         """Serve until the supervisor says stop, and what is in hand has ended, or the supervisor is gone."""
-        next_tick = now = 0.0
+        next_tick, now, orders = 0.0, 0.0, self._orders.fileno()
+        events: list[tuple[int, int]] = []
         while self.stop_at is None or (self._in_hand() and time.monotonic() < self.stop_at):
             self.row.set("busy_since_ns", 0)
-            events = self._epoll.poll(self._wait_s(now), _PER_TURN)
+            events = self._epoll.poll(self._wait_s(now, was_busy=bool(events)), _PER_TURN)
             now = time.monotonic()
             self.row.set("busy_since_ns", int(now * 1e9))
+            readable = []
             for fd, mask in events:
-                if fd == self._orders.fileno():
-                    self._orders.obey(now)
-                elif (arrival := self.arrivals.find(fd)) is not None:
+                if (arrival := self.arrivals.find(fd)) is not None:
                     self._look(arrival, now, hung_up=bool(mask & HUNG_UP))
+                elif self.listening.accepts(fd):
+                    readable.append(fd)
+                elif fd == orders:
+                    self._orders.obey(now)
                 else:
                     self.refusals.read(fd, hung_up=bool(mask & HUNG_UP))
-            for fd, _ in events:  # last, so that no number of a descriptor closed above means a new one in this turn
+            for fd in readable:  # last, so that no number of a descriptor closed above means a new one in this turn
                 if self.listening.accepts(fd):
                     self.accept(fd, now)
             if now >= self.arrivals.due_at:
@@ -148,7 +153,8 @@ class Dispatcher:
         self, connection: socket.SocketType, peer: Peer, request: Request | None, now: float, header: int = 0
     ) -> None:
         """Find the slot and hand the connection over, which begins with *header* bytes of a PROXY header."""
-        self.row.set("busy_since_ns", time.monotonic_ns())  # many key functions in one turn are no one that hangs
+        if self._asks_functions:
+            self.row.set("busy_since_ns", time.monotonic_ns())  # many of them in one turn are no one that hangs
         if peer.address == self._latest_address:
             self.row.add("same_address")
         self._latest_address = peer.address
@@ -198,11 +204,14 @@ class Dispatcher:
         else:
             self.refusals.answer(arrival.connection, 408, now, is_watched=is_watched)
 
-    def _wait_s(self, now: float) -> float | None:
-        """Return how long the loop may sleep at *now*; None until something comes."""
+    def _wait_s(self, now: float, *, was_busy: bool) -> float | None:
+        """Return how long the loop may sleep at *now*; None until something comes.
+
+        After a turn in which something came it does not look for what is in hand: that takes longer than an idle turn.
+        """
         if self.arrivals.is_in_round:
             return 0.0
-        return min(_TICK_S, max(0.0, self.arrivals.due_at - now)) if self._in_hand() else None
+        return min(_TICK_S, max(0.0, self.arrivals.due_at - now)) if was_busy or self._in_hand() else None
 
     def _in_hand(self) -> bool:
         """Whether anything has a deadline, so that the loop must not sleep for long."""

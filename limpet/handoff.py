@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from limpet.proxy_protocol import MAX_BYTES, BadHeaderError, Origin, parse
 from limpet.scoreboard import Row
@@ -41,6 +41,7 @@ _DESCRIPTOR: Final = struct.Struct("i")
 _NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
 _RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
+_ONE: Final = [(*_RIGHTS, _DESCRIPTOR.size)]  # what comes with a hand-over
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _CUT: Final = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -281,17 +282,23 @@ class Receiver:
         message, ancillary, flags, _ = self._socket.recvmsg(SIZE, _ANCILLARY_BYTES, _CLOEXEC)
         if not message:
             raise BlockingIOError(errno.EAGAIN, "the other end is closed")
-        fds = array.array("i")
-        for level, kind, data in ancillary:
-            if (level, kind) == _RIGHTS:
-                fds.frombytes(data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size])
-        if len(message) != SIZE or len(fds) != 1 or flags & _CUT:
-            for fd in fds:
-                os.close(fd)
-            raise RuntimeError(f"not a hand-over: {len(message)} bytes with {len(fds)} descriptors, {flags=}")
+        if len(message) != SIZE or flags & _CUT or [(*each[:2], len(each[2])) for each in ancillary] != _ONE:
+            _reject(message, ancillary, flags)
         listener, slot, header, digest, accepted_ns, family = _MESSAGE.unpack(message)
-        connection = Bare(family, _STREAM, 0 if family == _UNIX else _TCP, fds[0])
+        [fd] = _DESCRIPTOR.unpack(ancillary[0][2])
+        connection = Bare(family, _STREAM, 0 if family == _UNIX else _TCP, fd)
         return connection, _new_handoff((listener, slot, digest, accepted_ns, header, None))
+
+
+def _reject(message: bytes, ancillary: list[tuple[int, int, bytes]], flags: int) -> NoReturn:
+    """Close what came with a message that is no hand-over."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == _RIGHTS:
+            fds.frombytes(data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size])
+    for fd in fds:
+        os.close(fd)
+    raise RuntimeError(f"not a hand-over: {len(message)} bytes with {len(fds)} descriptors, {flags=}")
 
 
 def _take_header(connection: socket.socket, size: int) -> Origin | None:

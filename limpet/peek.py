@@ -18,7 +18,6 @@ drives it and decides what to do then.
 from __future__ import annotations
 
 import array
-import dataclasses
 import fcntl
 import socket
 import termios
@@ -139,12 +138,12 @@ class Arrival:
             self.awaits_header, self.header, self._seen = False, found.length, found.length
             if found.origin is not None:
                 address, port, _, server_name = found.origin
-                self.peer = dataclasses.replace(self.peer, address=address, port=port, server_name=server_name)
+                self.peer = self.peer._replace(address=address, port=port, server_name=server_name)
         if self._needs_hello:
             hello = client_hello.parse(data[self.header :])
             if hello is None:
                 return False
-            self.peer = dataclasses.replace(self.peer, server_name=hello.server_name)
+            self.peer = self.peer._replace(server_name=hello.server_name)
         if self._limits is None:
             return True
         max_head, max_headers = self._limits

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, AnyStr, Final
+from functools import lru_cache, partial
+from typing import Any, AnyStr, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes
 
 _BLANKS: Final = b" \t"
@@ -30,15 +29,17 @@ _BARE: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """The far end of a client connection, and the listener that it came in by."""
 
     address: str | None  # None: a unix socket
     port: int | None
     listener: str
-    bind: int = field(default=0, repr=False)  # which of the server's binds that is, counted from 0
-    server_name: str | None = field(default=None, repr=False)  # that the client asked for in its TLS handshake
+    bind: int = 0  # which of the server's binds that is, counted from 0
+    server_name: str | None = None  # that the client asked for in its TLS handshake
+
+    def __repr__(self) -> str:
+        return f"Peer(address={self.address!r}, port={self.port!r}, listener={self.listener!r})"
 
     @classmethod
     def of(cls, sockaddr: Any, listener: str, bind: int = 0) -> Peer:
@@ -54,7 +55,10 @@ class Peer:
             address = address.partition("%")[0]
             if address.startswith("::ffff:") and "." in address:
                 address = address[7:]
-        return cls(address, sockaddr[1], listener, bind)
+        return _new_peer((address, sockaddr[1], listener, bind, None))
+
+
+_new_peer: Final = partial(tuple.__new__, Peer)  # skips the Python function that `Peer()` is: once for each connection
 
 
 class Headers(Mapping[str, str]):

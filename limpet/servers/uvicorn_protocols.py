@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import dataclasses
 import fcntl
 import termios
 from collections.abc import Callable
@@ -304,8 +303,8 @@ class Seated(asyncio.Protocol):
         address = self.transport.get_extra_info("peername") if self.origin is None else self.origin.client
         peer = self.seat.home.peer(address, self.listener)
         if self.is_tls:
-            return dataclasses.replace(peer, server_name=asked_for(self.transport.get_extra_info("ssl_object")))
-        return peer if self.origin is None else dataclasses.replace(peer, server_name=self.origin.server_name)
+            return peer._replace(server_name=asked_for(self.transport.get_extra_info("ssl_object")))
+        return peer if self.origin is None else peer._replace(server_name=self.origin.server_name)
 
     def _give_away(self, slot: int, *, silent: bool) -> bool:
         return self.seat.mover.give(self, None, slot, b"", self.loop.time(), keyed=False, silent=silent)
