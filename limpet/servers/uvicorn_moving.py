@@ -176,14 +176,14 @@ class _Moving(Seated):
         if self._wanted is not None:
             self._start_to_move()
 
-    def _give(self, piece: bytes, *, within: bool) -> None:
+    def _give(self, piece: bytes | memoryview, *, within: bool) -> None:
         """Give the parser *piece*, a head or, *within* a message, what comes next of it."""
         self._in_message = True
         super().feed(piece)
         if not self._in_body:
             self._in_message, self._left, self._tail = False, 0, b""
         elif not within:
-            self._left = _length(piece)
+            self._left = _length(bytes(piece))
         elif self._left:
             self._left -= len(piece)
 
@@ -207,11 +207,13 @@ class _Moving(Seated):
         self._at = end
         return head
 
-    def _next_piece(self) -> bytes:
+    def _next_piece(self) -> bytes | memoryview:
         """Take as much of what is unread as surely belongs to the message being parsed."""
         start, self._at = self._at, self._end_of_piece()
+        if self._left:
+            return memoryview(self._unread)[start : self._at]  # not copied: it may be large
         piece = self._unread[start : self._at]
-        self._tail = b"" if self._left else (self._tail + piece[-3:])[-3:]
+        self._tail = (self._tail + piece[-3:])[-3:]
         return piece
 
     def _end_of_piece(self) -> int:
@@ -306,8 +308,9 @@ class MovingHttpTools(_Moving, SeatedHttpTools):
         before = self.cycle
         free = not (self._unread or self._in_message or self._refused or self._wanted is not None)
         due = before is None or before.response_complete
-        whole = 0 < data.find(_BLANK_LINE) == len(data) - len(_BLANK_LINE) <= self.seat.settings.max_head_bytes
-        if not (free and due and whole) or self.transport.is_closing():
+        may_be_one = free and due and data.endswith(_BLANK_LINE)  # else there may be a megabyte to search
+        whole = may_be_one and 0 < data.find(_BLANK_LINE) == len(data) - len(_BLANK_LINE)
+        if not whole or len(data) > self.seat.settings.max_head_bytes or self.transport.is_closing():
             super().data_received(data)
         elif self._belongs_elsewhere(data):
             self._unread = data

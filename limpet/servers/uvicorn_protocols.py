@@ -216,9 +216,9 @@ class Seated(asyncio.Protocol):
         self.seat.row.add("heads_too_large")
         self.refuse(431)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Give *data* to the parser."""
-        super().data_received(data)
+        super().data_received(data)  # type: ignore[arg-type]  # parsers take any buffer
 
     def on_response_complete(self) -> None:
         self.seat.row.add("requests")
@@ -336,7 +336,7 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
         self._cut_short = False  # httptools takes what asks for an upgrade to have no body, but this one has
         self._repeating = False  # a parser is given a head that is known
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Feed the parser as uvicorn does, but keep what follows an upgrade: frames, or HTTP still if it is ignored."""
         while data:
             try:
@@ -350,7 +350,7 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
                 return
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
-                pass_on(self.transport, data)
+                pass_on(self.transport, bytes(data))
                 return
             self._unsupported_upgrade_warning()
             if self._cut_short:
