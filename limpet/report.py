@@ -169,6 +169,7 @@ def figures(server: Supervisor) -> dict[str, Any]:
             **board.supervisor().of_kind(Kind.TOTAL),
         },
         "slots": [_figures_of(server, member, now) for member in _shown(server)],
+        "processes": [_ahead(server, member) for member in (*server.terminators, *server.dispatchers)],
         "dispatchers": {**_of_dispatchers(server), **awaited},
         "terminators": {**_of_terminators(server), **_now(server.terminators, board.terminator)},
         "tables": {
@@ -176,6 +177,27 @@ def figures(server: Supervisor) -> dict[str, Any]:
             "workers": (MAX_WORKERS - len(server.estate.free_rows["worker"]), MAX_WORKERS),
         },
     }
+
+
+def _ahead(server: Supervisor, member: Member) -> dict[str, Any]:
+    """Return the figures of a process that connections pass before their worker."""
+    child, is_dispatcher = member.child, member.role == "dispatcher"
+    row_of = server.estate.board.dispatcher if is_dispatcher else server.estate.board.terminator
+    held = row_of(child.row).of_kind(Kind.NOW) if child else Counter[str]()
+    return {
+        "name": f"{member.role} {member.number}",
+        "state": member.word,
+        "pid": child.pid if child else None,
+        "cpu_s": _cpu_s(child),
+        "resident_bytes": health.memory(child.pid) if child else 0,
+        "holds": "heads awaited" if is_dispatcher else "connections",
+        "held": held["pending"] if is_dispatcher else held["relayed"] + held["handshakes"],
+        "room": held["room"],
+    }
+
+
+def _cpu_s(child: Child | None) -> float:
+    return health.cpu_ticks(child.pid) / os.sysconf("SC_CLK_TCK") if child else 0
 
 
 def _figures_of(server: Supervisor, member: Member, now: float) -> dict[str, Any]:
@@ -196,7 +218,7 @@ def _figures_of(server: Supervisor, member: Member, now: float) -> dict[str, Any
             "draining": len(member.predecessors),
             **({"heartbeat_age_s": max(0.0, now - beat_ns / 1e9)} if beat_ns else {}),
             "resident_bytes": health.memory(child.pid) if child else 0,
-            "cpu_s": health.cpu_ticks(child.pid) / os.sysconf("SC_CLK_TCK") if child else 0,
+            "cpu_s": _cpu_s(child),
             **_of_slot(server, member),
             **{name: sum(row[name] for row in rows) for name in ("connections", "copies")},
             "lag_ns": in_charge.get("lag_ns", 0),

@@ -1,4 +1,4 @@
-"""`limpet top`: the slots of a running server, live in a terminal.
+"""`limpet top`: the slots of a running server, and what is before them, live in a terminal.
 
 Owns what is shown and the keys. Asks the control socket for figures and events once a second; the server does nothing
 that it would not do for `limpet status`. Drawn with rich, which is an extra; `--once` prints a table without it.
@@ -35,6 +35,7 @@ _LEVELS: Final = " ▁▂▃▄▅▆▇█"
 _HISTORY: Final = 240  # samples
 _FIXED: Final = 62  # columns that all but the graphs take, with room for larger numbers
 _LEAST_GRAPH: Final = 8
+_MOST_AHEAD: Final = 4  # lines on what is before the workers: 24 are all that a terminal may have
 _UP: Final = {"\x1b[A", "\x1bOA", "k"}
 _DOWN: Final = {"\x1b[B", "\x1bOB", "j"}
 _HELP: Final = "↑↓ slot  d drain or undrain  r reload slot  R reload all  q quit"
@@ -70,7 +71,7 @@ class Row:
 def rows(before: dict[str, Any] | None, now: dict[str, Any]) -> list[Row]:
     """Return the slots of the answer *now* to `figures`, with rates since *before*."""
     earlier = {slot["slot"]: slot for slot in (before or now)["slots"]}
-    passed_s = now["server"]["uptime_s"] - (before or now)["server"]["uptime_s"]
+    passed_s = _passed_s(before, now)
 
     def rate(slot: dict[str, Any], name: str) -> float:
         then = earlier.get(slot["slot"], slot)["figures"].get(name, 0)
@@ -91,6 +92,24 @@ def rows(before: dict[str, Any] | None, now: dict[str, Any]) -> list[Row]:
         )
         for slot in now["slots"]
     ]
+
+
+def ahead(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+    """Return a line on each process that connections pass before their worker, its use of a CPU since *before*."""
+    passed_s, lines = _passed_s(before, now), []
+    earlier = {each["pid"]: each["cpu_s"] for each in (before or now).get("processes", ())}
+    for each in now.get("processes", ()):  # a server of an older version does not say
+        used_s = each["cpu_s"] - earlier.get(each["pid"], each["cpu_s"])
+        lines.append(
+            f"{each['name']} {each['state']}, pid {each['pid']}, cpu {used_s / passed_s if passed_s else 0.0:.0%}, "
+            f"{each['resident_bytes'] / (1 << 20):.0f} MiB, {each['held']} of {each['room']} {each['holds']}"
+        )
+    return lines
+
+
+def _passed_s(before: dict[str, Any] | None, now: dict[str, Any]) -> float:
+    passed_s: float = now["server"]["uptime_s"] - (before or now)["server"]["uptime_s"]
+    return max(0.0, passed_s)
 
 
 def sparkline(values: Sequence[float], width: int, most: float) -> str:
@@ -130,6 +149,7 @@ class View:
     status: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Any] | None = None
     shown: list[Row] = field(default_factory=list)
+    ahead: list[str] = field(default_factory=list)
     history: dict[int, deque[float]] = field(default_factory=dict)
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=100))
     newest: int = 0
@@ -141,7 +161,7 @@ class View:
         before, self.figures = self.figures, self.ask({"command": "figures"})
         if not self.status or self.figures["server"]["upgrades"] != self.status["upgrades"]["done"]:
             self.status = self.ask({"command": "status"})
-        self.shown = rows(before, self.figures)
+        self.shown, self.ahead = rows(before, self.figures), ahead(before, self.figures)[:_MOST_AHEAD]
         if before is not None:
             for row in self.shown:
                 self.history.setdefault(row.slot, deque(maxlen=_HISTORY)).append(row.requests)
@@ -194,10 +214,12 @@ class View:
             overflow="ellipsis",
             no_wrap=True,
         )
+        height -= len(self.ahead)
         visible = max(1, min(len(self.shown), height - 8))
         events = max(2, height - visible - 6)
-        lines = [_event(event) for event in list(self.events)[-events:]]
-        free = [Text("") for _ in range(height - visible - len(lines) - 4)]
+        lines: list[RenderableType] = [Text(line, "dim", overflow="ellipsis", no_wrap=True) for line in self.ahead]
+        lines += [_event(event) for event in list(self.events)[-events:]]
+        free = [Text("") for _ in range(height + len(self.ahead) - visible - len(lines) - 4)]
         return Group(head, second, self._table(width, visible), *lines, *free, Text(self.said, "reverse", no_wrap=True))
 
     def _table(self, width: int, visible: int) -> Table:

@@ -80,12 +80,14 @@ function showFigures() {
 function showHealth() {
   const silent = Date.now() - heardAt > 15000, { figures, error, status } = now;
   const bad = figures ? figures.slots.filter((slot) => ["backoff", "stopped"].includes(slot.state)) : [];
+  const missing = figures && (figures.processes || []).find((each) => ["backoff", "stopped"].includes(each.state));
   const starting = figures ? figures.slots.filter((slot) => slot.state === "starting") : [];
   const [level, text] =
     silent ? ["bad", "no word from the server"] :
     error ? ["bad", error] :
     figures.server.stopping ? ["warn", "stopping"] :
     bad.length ? ["bad", `no worker in slot ${bad.map((slot) => slot.slot).join(", ")}`] :
+    missing ? ["bad", `no ${missing.name}`] :
     !figures.server.serving ? ["warn", "starting"] :
     starting.length ? ["warn", `serving; slot ${starting.map((slot) => slot.slot).join(", ")} is starting`] :
     ["good", "serving"];
@@ -142,6 +144,11 @@ function showSlots() {
     button.disabled = !unlocked || (status && status.backend === "kernel");
   }
   for (const [slot, box] of tiles) if (!present.has(slot)) { box.remove(); tiles.delete(slot); }
+}
+
+function showProcesses() {
+  $("processes").replaceChildren(...(now.figures.processes || []).map((each) => make("li", { textContent:
+    `${each.name} ${each.state}, pid ${each.pid}, ${bytes(each.resident_bytes)}, ${each.held} of ${each.room} ${each.holds}` })));
 }
 
 function showBalance() {
@@ -282,7 +289,7 @@ function follow() {
     showEvents(events);
     showHealth();
     if (!rest.figures || !samples.length) return;
-    showFigures(); showSlots(); showBalance(); showChange();
+    showFigures(); showSlots(); showProcesses(); showBalance(); showChange();
     if (isFirst) showAccess();
     if (!touched && document.activeElement !== $("workers")) $("workers").value = now.figures.server.slots;
   });

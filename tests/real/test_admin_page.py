@@ -92,6 +92,10 @@ def test_page_fetches_nothing_from_elsewhere(server: Limpet) -> None:
 def test_page_shows_what_happens(server: Limpet, page: Chrome) -> None:
     """Who opens it at night looks for what has changed: it must be the server's state, a moment ago."""
     until(page, "it shows both workers", lambda page: all(f"pid {pid}" in text(page, "slots") for pid in pids(server)))
+    [dispatcher] = server.status()["dispatchers"]
+    line = f"dispatcher 0 ready, pid {dispatcher['pid']}, "
+    until(page, "it shows the dispatcher", lambda page: text(page, "processes").startswith(line))
+    assert text(page, "processes").endswith(f" of {dispatcher['max_pending']} heads awaited")
     requests = server.totals()["requests"]
     for number in range(40):
         server.request(x_user=f"user{number}")

@@ -132,6 +132,9 @@ def test_status_shows_the_terminator(server: Limpet) -> None:
         shown = limpet_command("status", "--control", server.control).stdout
     pid, most = terminator(server)["pid"], terminator(server)["max_connections"]
     assert f"terminator ready: pid {pid}, 1 connections and 0 handshakes of {most}" in shown
+    figures = server.ask(command="figures")["processes"][0]
+    assert (figures["name"], figures["pid"], figures["room"]) == ("terminator 0", pid, most)
+    assert figures["resident_bytes"] > 0
 
 
 def test_name_that_the_client_asks_for_is_a_key(server: Limpet) -> None:

@@ -110,6 +110,8 @@ def test_screen_fits_its_terminal(server: Limpet, width: int) -> None:
     assert len(titles) > width * 0.85
     assert "…" not in titles + "".join(slots)
     assert "busiest slot" in text
+    [dispatcher] = server.status()["dispatchers"]
+    assert [line for line in lines if line.startswith(f"dispatcher 0 ready, pid {dispatcher['pid']}, cpu ")]
     assert "ready after" in text  # events
     assert "q quit" in text
 

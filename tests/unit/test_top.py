@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from limpet.top import Row, balance, bar, keys_in, rows, sparkline
+from limpet.top import Row, ahead, balance, bar, keys_in, rows, sparkline
 
 
 def answer(uptime_s: float, *requests: int) -> dict[str, Any]:
@@ -29,6 +29,22 @@ def test_worker_that_was_replaced_and_slot_that_is_new_have_no_rate_below_zero()
     found = rows(answer(10.0, 500), answer(11.0, 400, 7))
     assert [row.requests for row in found] == [0.0, 0.0]
     assert [row.requests for row in rows(None, answer(11.0, 400))] == [0.0]
+
+
+def test_what_is_before_the_workers_has_a_line_each() -> None:
+    """A terminator that is busy makes all of its connections slow, and no slot shows it."""
+
+    def answer(uptime_s: float, pid: int, cpu_s: float) -> dict[str, Any]:
+        process = {"name": "terminator 0", "state": "ready", "pid": pid, "cpu_s": cpu_s, "resident_bytes": 3 << 20}
+        return {
+            "server": {"uptime_s": uptime_s},
+            "processes": [process | {"held": 2, "room": 5, "holds": "connections"}],
+        }
+
+    line = "terminator 0 ready, pid 7, cpu {}, 3 MiB, 2 of 5 connections"
+    assert ahead(answer(10.0, 7, 1.0), answer(12.0, 7, 2.5)) == [line.format("75%")]
+    assert ahead(answer(10.0, 6, 9.0), answer(12.0, 7, 2.5)) == [line.format("0%")]  # it is new
+    assert ahead(None, answer(12.0, 7, 2.5)) == [line.format("0%")]
 
 
 def test_lines_have_their_width_whatever_there_is_to_show() -> None:
