@@ -25,7 +25,7 @@ from limpet.forwarded import Trust
 from limpet.handoff import Handoff, Outbox
 from limpet.head import BadHead
 from limpet.link import Link
-from limpet.listening import ACCEPTS_PER_TURN, Listening
+from limpet.listening import ACCEPTS_PER_TURN, RESERVE, Listening
 from limpet.orders import Orders
 from limpet.peek import Arrival, ClientGoneError
 from limpet.placement import Placement
@@ -68,7 +68,7 @@ class Dispatcher:
         self.row = row
         self.stop_at: float | None = None
         self._epoll = select.epoll()
-        self.listening = Listening(listeners, self._epoll, row, is_inner=is_inner)
+        self.listening = Listening(listeners, self._epoll, row, reserve=RESERVE, is_inner=is_inner)
         self.arrivals = Arrivals(settings, router.chain, self._epoll, row, is_inner=is_inner)
         self.refusals = Refusals(self._epoll, row)
         self._orders = Orders(self, link, reach)

@@ -1,21 +1,22 @@
-"""The listeners of a dispatcher: when it accepts, how many at a time, and what it does without free descriptors.
+"""The listeners of a dispatcher or terminator: when it accepts, and what it does without free descriptors.
 
-Owns the listening sockets and whether the loop is woken by them. Who has been accepted is the dispatcher's: `take` and
-`spare` yield connections that the caller closes or passes on.
+Owns the listening sockets and whether the loop is woken by them. Who has been accepted is the caller's: `take` and
+`spare` yield connections that it closes or passes on.
 
 1. After accepting has failed there is a pause, `again_at`, in which clients wait in the backlog: else the loop would
    spin.
 2. A shortage of descriptors costs nobody a request unless it lasts: only when nobody could be taken for _PATIENCE_S
-   some clients get 503, by descriptors that are kept in reserve for that.
-3. Who is taken after `stop` may have come through a door that was closed behind it (kernel.py), and is let in.
+   some clients get 503 from a dispatcher, by descriptors that are kept in reserve for that.
+3. Who is taken after `end` may have come through a door that was closed behind it (kernel.py), and is let in.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from limpet.errors import reason
@@ -30,7 +31,7 @@ ACCEPTS_PER_TURN: Final = 16  # of one listener, so that heads that have arrived
 _PAUSE_S: Final = 0.25  # after accepting failed, as without free descriptors
 _PATIENCE_S: Final = 5.0  # that clients wait in the backlog then: balancers wait for 10 s and more before they give up
 _HINT: Final = "`ulimit -Hn` shows how many descriptors are allowed"
-_RESERVE: Final = 32  # descriptors with which clients are refused when there are no others
+RESERVE: Final = 32  # descriptors with which clients are refused when there are no others
 
 log = logging.getLogger("limpet")
 
@@ -67,12 +68,19 @@ class _Inner(NamedTuple):
 
 
 class Listening:
-    """The listeners that a dispatcher has inherited, each the number of a bind."""
+    """The listeners that a process has inherited, each the number of a bind."""
 
     def __init__(
-        self, listeners: list[tuple[socket.socket, str]], epoll: select.epoll, row: Row, *, is_inner: bool
+        self,
+        listeners: list[tuple[socket.socket, str]],
+        epoll: select.epoll,
+        row: Row,
+        *,
+        counted: str = "accepted",
+        reserve: int = 0,
+        is_inner: bool = False,
     ) -> None:
-        """*is_inner* says that all of them are ends of inner channels."""
+        """*counted* is the cell of *row* for who is taken; *is_inner* says that all are ends of inner channels."""
         self.again_at = 0.0  # monotonic; 0: there is no pause
         self._short_since = 0.0  # monotonic; 0: the last attempt to accept did not fail
         self._hourly = Hourly()
@@ -84,7 +92,8 @@ class Listening:
         }
         self._epoll = epoll
         self._row = row
-        self._reserve = Reserve(_RESERVE)
+        self._counted = counted
+        self._reserve = Reserve(reserve)
         self._is_on = False
         self._is_ending = False
 
@@ -99,21 +108,41 @@ class Listening:
         for fd in self._listeners:
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
-    def pause(self, until: float) -> None:
-        """Accept nobody for a while."""
+    def put_off(self, fd: int, why: str, now: float) -> None:
+        """Begin a pause, since nobody can be taken from listener *fd*."""
+        self._row.add("accept_errors")
+        self._pause(until=now + _PAUSE_S)
+        name = self._listeners[fd].name
+        if self._hourly.allows(name, now):
+            log.warning("%s: clients wait in the backlog: %s (hint: %s)", name, why, _HINT)
+
+    def end(self, accept: Callable[[int, float, int], None], backlog: int, now: float, *, is_last: bool) -> None:
+        """Accept no longer by itself, and close the listeners; if no other process goes on, once the rest is taken."""
+        self._pause(until=0.0)
+        self._is_ending = True
+        if is_last:
+            self.take_rest(accept, backlog, now)
+        else:
+            self._close()
+
+    def take_rest(self, accept: Callable[[int, float, int], None], backlog: int, now: float) -> None:
+        """Have *accept* take who has connected before the end.
+
+        What there are no descriptors for is to be tried again at `again_at`.
+        """
+        self.again_at = 0.0
+        for fd in self._listeners:
+            accept(fd, now, backlog + ACCEPTS_PER_TURN)  # a bound, since others may still come where another goes on
+        if not self.again_at:
+            self._close()
+
+    def _pause(self, until: float) -> None:
         for fd in self._listeners if self._is_on else ():
             self._epoll.unregister(fd)
         self._is_on, self.again_at = False, until
 
-    def stop(self) -> bool:
-        """Accept no longer by itself; return whether it did until now."""
-        did = self._is_on or self.again_at > 0
-        self.pause(until=0.0)
-        self._is_ending = True
-        return did
-
-    def close(self) -> None:
-        """Close the listeners. If the supervisor has closed its own, clients are refused from here on."""
+    def _close(self) -> None:
+        """If the supervisor has closed its own listeners, clients are refused from here on."""
         for listener in self._listeners.values():
             listener.sock.close()
         self._listeners.clear()
@@ -129,13 +158,12 @@ class Listening:
             except ConnectionError:  # reset while it waited in the backlog
                 continue
             except OSError as error:
-                self._row.add("accept_errors")
+                if error.errno == errno.EINVAL:  # the supervisor does not listen yet, so nobody waits
+                    return
                 self._short_since = self._short_since or now
-                self.pause(until=now + _PAUSE_S)
-                if self._hourly.allows(listener.name, now):
-                    log.warning("%s: clients wait in the backlog: %s (hint: %s)", listener.name, reason(error), _HINT)
+                self.put_off(fd, reason(error), now)
                 return
-            self._row.add("accepted")
+            self._row.add(self._counted)
             self._short_since = 0.0
             if self._is_ending:
                 let_in(accepted[0])
@@ -149,13 +177,9 @@ class Listening:
                 connection, _ = self._listeners[fd].accept()
             except OSError:  # nobody waits any more, or somebody else has taken the number
                 return
-            self._row.add("accepted")
+            self._row.add(self._counted)
             self._row.add("no_descriptor")
             yield connection
-
-    def fds(self) -> list[int]:
-        """Return the numbers of all listeners."""
-        return list(self._listeners)
 
 
 def let_in(connection: socket.SocketType) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from limpet.link import Link, LinkClosedError
-from limpet.listening import ACCEPTS_PER_TURN, let_in
+from limpet.listening import let_in
 from limpet.request import Peer
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Orders:
         if self._dispatcher.stop_at is None:
             self._dispatcher.listening.start()
         else:
-            self._take_rest(now)
+            self._dispatcher.listening.take_rest(self._dispatcher.accept, self._dispatcher.settings.backlog, now)
             self._hurry(now, _SILENT_S)
 
     def _stop(self, now: float, timeout: float | None, *, last: bool) -> None:
@@ -108,22 +108,10 @@ class Orders:
 
         If this is the *last* one, take what the kernel has accepted already; silent clients get little time.
         """
-        listening = self._dispatcher.listening
-        self._dispatcher.stop_at = float("inf") if timeout is None else now + timeout
-        if listening.stop() and last:
-            self._take_rest(now)
-        else:
-            listening.close()
+        dispatcher = self._dispatcher
+        dispatcher.stop_at = float("inf") if timeout is None else now + timeout
+        dispatcher.listening.end(dispatcher.accept, dispatcher.settings.backlog, now, is_last=last)
         self._hurry(now, silent_s=_SILENT_S if last else float("inf"))
-
-    def _take_rest(self, now: float) -> None:
-        """Take who has connected before the end; what there are no descriptors for is tried again in a moment."""
-        listening, most = self._dispatcher.listening, self._dispatcher.settings.backlog + ACCEPTS_PER_TURN
-        listening.again_at = 0.0
-        for fd in listening.fds():
-            self._dispatcher.accept(fd, now, most)  # a bound, since others may still come where another goes on
-        if not listening.again_at:
-            listening.close()
 
     def _hurry(self, now: float, silent_s: float) -> None:
         """Let nobody take longer for a head than there is time, and those who say nothing no longer than *silent_s*."""

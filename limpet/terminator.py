@@ -31,7 +31,7 @@ from limpet import proxy_protocol, tls
 from limpet.forwarded import Trust
 from limpet.handoff import Handoff, Outbox
 from limpet.link import Link, LinkClosedError
-from limpet.listening import let_in
+from limpet.listening import Listening, let_in
 from limpet.peek import Arrival, ClientGoneError
 from limpet.per_address import PerAddress
 from limpet.proxy_protocol import BadHeaderError, Origin
@@ -45,7 +45,6 @@ _TICK_S: Final = 0.05  # how late a deadline may be noticed, and how often a ful
 _SWEEP_S: Final = 1.0  # how often all connections are looked at for those that cannot end by themselves
 _ACCEPTS_PER_TURN: Final = 32  # of one listener: a handshake takes as long as a dozen requests
 _EVENTS_PER_TURN: Final = 64
-_ACCEPT_PAUSE_S: Final = 0.25  # after accepting failed, as without free descriptors: else the loop would spin
 _SPARE: Final = 64  # descriptor numbers that no connection gets
 _HASTE_S: Final = 0.75  # for handshakes that are under way when the server stops
 _PATIENCE_S: Final = 60.0  # for a client that reads nothing, when whoever served it is gone
@@ -57,7 +56,7 @@ class Handshake:
 
     __slots__ = ("arrival", "client", "deadline", "has_entered", "peer")
 
-    def __init__(self, client: socket.socket, peer: Peer, deadline: float, arrival: Arrival | None) -> None:
+    def __init__(self, client: socket.SocketType, peer: Peer, deadline: float, arrival: Arrival | None) -> None:
         """*arrival* reads the PROXY header; None where there is none."""
         self.client = client
         self.peer = peer
@@ -81,7 +80,6 @@ class Terminator:
         """*listeners* and *outboxes* are those of each bind."""
         self._settings = settings
         self._context = tls.context(pem)
-        self._listeners = {sock.fileno(): (sock, index, name) for index, (sock, name) in enumerate(listeners)}
         self._outboxes = outboxes
         self._link = link
         self._row = row
@@ -92,11 +90,10 @@ class Terminator:
         self._per_address = PerAddress(settings.max_connections_per_address)  # of those in `_handshakes`
         self._most = max(1, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE) // 2)
         row.set("room", self._most)
-        self._accepting = False
-        self._accept_again_at = 0.0
         self._stop_at: float | None = None
         self._has_left = False
         self._epoll = select.epoll()
+        self._listening = Listening(listeners, self._epoll, row, counted="tls_accepted")
         self._epoll.register(link.fileno(), select.EPOLLIN)
 
     def run(self) -> None:
@@ -115,8 +112,8 @@ class Terminator:
                 elif fd == self._link.fileno():
                     self._obey(now)
             for fd, _ in events:  # last, so that a number closed above means nobody new in this turn
-                if fd in self._listeners and self._accepting:
-                    self._accept(*self._listeners[fd], now)
+                if self._listening.accepts(fd):
+                    self._accept(fd, now)
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self._tick(now)
@@ -130,42 +127,30 @@ class Terminator:
             self._end_if_over(relay)
 
     def _wait_s(self) -> float | None:
-        if self._handshakes or self._accept_again_at or any(self._outboxes) or self._stop_at is not None:
+        if self._handshakes or self._listening.again_at or any(self._outboxes) or self._stop_at is not None:
             return _TICK_S
         return _SWEEP_S if self._relays else None
 
     def _in_hand(self) -> bool:
-        return bool(self._count() or self._accept_again_at)
+        return bool(self._count() or self._listening.again_at)
 
     def _count(self) -> int:
         return len(self._handshakes) + len(self._relays) // 2
 
-    def _accept(self, listener: socket.socket, index: int, name: str, now: float) -> bool:
-        """Take what waits in the backlog of *listener*; return whether there may be more."""
-        for _ in range(_ACCEPTS_PER_TURN):
-            if self._count() >= self._most:
-                self._pause(now)
-                return False
-            try:
-                connection, address = listener.accept()
-            except BlockingIOError:
-                return False
-            except ConnectionError:  # reset while it waited in the backlog
-                continue
-            except OSError:
-                self._pause(now)
-                return False
+    def _accept(self, fd: int, now: float, most: int = _ACCEPTS_PER_TURN) -> None:
+        """Take what waits in the backlog of listener *fd*: at most *most*, and as many as there are descriptors for."""
+        room, taken = self._most - self._count(), 0
+        for connection, peer in self._listening.take(fd, min(most, room), now):
+            taken += 1
             connection.setblocking(False)
-            self._row.add("tls_accepted")
-            self._begin(connection, Peer.of(address, name, index), now)
-        return True
+            self._begin(connection, peer, now)
+        if taken == room:
+            self._listening.put_off(fd, f"there are {self._most} connections, each with two descriptors", now)
 
-    def _begin(self, connection: socket.socket, peer: Peer, now: float) -> None:
+    def _begin(self, connection: socket.SocketType, peer: Peer, now: float) -> None:
         """Begin with the PROXY header, where the bind has them, or the handshake."""
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._stop_at is not None:
-            let_in(connection)
         is_proxied = self._is_proxied[peer.bind]
         if is_proxied and peer.address not in self._trust:
             turn_away(connection, peer, self._row, "proxy_untrusted", "it is not in `--trust`")
@@ -221,7 +206,11 @@ class Terminator:
         if not handshake.has_entered:
             self._drop(handshake, "address_refused")
             return False
-        handshake.client = self._context.wrap_socket(handshake.client, server_side=True, do_handshake_on_connect=False)
+        handshake.client = self._context.wrap_socket(
+            handshake.client,  # type: ignore[arg-type]  # `ssl` asks nothing of it but what a SocketType has
+            server_side=True,
+            do_handshake_on_connect=False,
+        )
         return True
 
     def _relay(self, client: ssl.SSLSocket, peer: Peer, now: float) -> None:
@@ -287,10 +276,12 @@ class Terminator:
             for theirs in outbox.flush(now) if outbox else ():
                 self._refuse(theirs)
         self._row.set("waiting", sum(map(len, self._outboxes)))
-        if 0 < self._accept_again_at <= now:
-            self._accept_again_at = 0.0
-            self._take_rest(now) if self._stop_at is not None else self._start_accepting()
-        is_through = not (self._handshakes or self._accept_again_at or any(self._outboxes))
+        if 0 < self._listening.again_at <= now:
+            if self._stop_at is None:
+                self._listening.start()
+            else:
+                self._listening.take_rest(self._accept, self._settings.backlog, now)
+        is_through = not (self._handshakes or self._listening.again_at or any(self._outboxes))
         if self._stop_at is not None and is_through and not self._has_left:
             self._has_left = True
             self._link.send({"news": "left"})
@@ -303,7 +294,7 @@ class Terminator:
             commands = [{"do": "stop", "timeout": self._settings.graceful_timeout_s, "last": True}]
         for command in commands:
             if command["do"] == "accept":
-                self._start_accepting()
+                self._listening.start()
             elif command["do"] == "certificate":
                 self._renew(command["pem"])
             elif command["do"] in ("stop", "drain"):
@@ -316,53 +307,18 @@ class Terminator:
         except OSError as error:  # there is no descriptor for it
             log.error("the terminator goes on with the certificate that it has: %s", error)
 
-    def _start_accepting(self) -> None:
-        self._accepting, self._accept_again_at = True, 0.0
-        for fd in self._listeners:
-            self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-
-    def _pause(self, now: float) -> None:
-        """Leave who comes in the backlog for a while."""
-        self._row.add("accept_errors")
-        self._stop_accepting()
-        self._accept_again_at = now + _ACCEPT_PAUSE_S
-
-    def _stop_accepting(self) -> None:
-        for fd in self._listeners if self._accepting else ():
-            self._epoll.unregister(fd)
-        self._accepting = False
-
     def _stop(self, now: float, timeout: float | None, *, last: bool) -> None:
         """Take nothing more, and end with what is here; if nobody comes after this one, take who is in the backlog."""
-        is_first = self._stop_at is None
         self._stop_at = float("inf") if timeout is None else now + timeout
-        self._stop_accepting()
+        self._listening.end(self._accept, self._settings.backlog, now, is_last=last)
         if last:
-            for connection in [
+            for connection in (
                 *(each.client for each in self._handshakes.values()),
                 *(each.client for each in self._all()),
-            ]:
+            ):
                 let_in(connection)
-            if is_first:
-                self._take_rest(now)
             for handshake in self._handshakes.values():
                 handshake.deadline = min(handshake.deadline, now + _HASTE_S)
-        else:
-            self._close_listeners()
 
     def _all(self) -> list[Relay]:
         return [relay for fd, relay in self._relays.items() if fd == relay.fds[0]]
-
-    def _take_rest(self, now: float) -> None:
-        """Take who has connected before the end; what there are no descriptors for is tried again in a moment."""
-        for listener in self._listeners.values():
-            for _ in range(self._settings.backlog // _ACCEPTS_PER_TURN + 1):  # others may still come where it stays
-                if not self._accept(*listener, now):
-                    break
-        if not self._accept_again_at:
-            self._close_listeners()
-
-    def _close_listeners(self) -> None:
-        for sock, _, _ in self._listeners.values():
-            sock.close()
-        self._listeners.clear()
