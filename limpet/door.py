@@ -5,8 +5,8 @@ server needs to know nothing of them. Adapters make a `Door`; programs under `--
 `limpet.listener()`. uvicorn, hypercorn and granian do without: they take connections on their own event loop.
 
 1. READY is said when the server first accepts: a server that would only listen on the descriptor never comes up. On
-   the dispatcher backend a probe in the channel makes it accept; one that does not, within PROBE_S of asking for the
-   descriptor, or a quarter of the start time-out, is refused. On the kernel backend, where the listener is real,
+   the dispatcher backend a probe in the channel makes it accept; one that does not, within a quarter of the start
+   timeout after asking for the descriptor, is refused. On the kernel backend, where the listener is real,
    `listen` counts as well, and waits there until limpet lets clients in: a listener that listens too early would get
    another slot's number.
 2. A drain goes: responses end their connections (`draining`), the server accepts who waits, the gate is shut, who is
@@ -37,7 +37,7 @@ from limpet.kernel import close_door
 from limpet.link import LinkClosedError
 from limpet.worker import Seat
 
-PROBE_S: Final = 10.0
+_PROBED: Final = 1 / 4  # of the start timeout: it may still import what it needs
 _CHECK_S: Final = 0.02  # how often a draining worker looks whether somebody waits or is served
 _IDLE_S: Final = 1.0  # how long a draining worker leaves idle connections open: longer than a round trip
 _END_S: Final = 1.0  # after the graceful timeout, for the server's own end
@@ -58,7 +58,7 @@ class Door:
         self.is_ready = False
         self._lock = threading.Lock()
         self._may_accept = threading.Event()
-        self._probe_s = min(PROBE_S, seat.settings.start_timeout_s / 4)
+        self._probe_s = seat.settings.start_timeout_s * _PROBED
         self._asked_at = math.inf  # monotonic: when the server asked for the descriptor
         self._until = math.inf  # monotonic: the end of the graceful timeout
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
