@@ -9,8 +9,21 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from limpet.servers.uvicorn_lean import maker
 from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
 from limpet.servers.uvicorn_protocols import SeatedH11, SeatedHttpTools
+
+
+def arguments() -> dict[str, Any]:
+    """Return what uvicorn makes protocols of. Needs an event loop."""
+    config = uvicorn.Config("unused:app", interface="asgi3", ws="none", lifespan="off", log_config=None)
+    config.load_app = lambda: unused  # type: ignore[method-assign]
+    config.load()
+    return {"config": config, "server_state": ServerState(), "app_state": {}}
+
+
+async def unused(scope: Any, receive: Any, send: Any) -> None:
+    """An application that is a function, which a class would make a method."""
 
 
 @pytest.mark.parametrize("protocol", [SeatedHttpTools, SeatedH11, MovingHttpTools, MovingH11])
@@ -18,10 +31,44 @@ def test_connection_has_no_more_attributes_than_cpython_finds_at_once(protocol: 
     """Beyond 30, slots not counted, each access is a search in a dict: 4 to 7 % of the instructions of a request."""
 
     async def make() -> dict[str, Any]:
-        config = uvicorn.Config("unused:app", interface="asgi3", ws="none", lifespan="off", log_config=None)
-        config.load_app = lambda: None  # type: ignore[method-assign]
-        config.load()
-        attributes: dict[str, Any] = vars(protocol(config=config, server_state=ServerState(), app_state={}))
+        attributes: dict[str, Any] = vars(protocol(**arguments()))
         return attributes
 
     assert len(asyncio.run(make())) <= 30 - 1  # `url` comes with the first request
+
+
+@pytest.mark.parametrize("protocol", [SeatedHttpTools, MovingHttpTools])
+def test_protocol_that_is_made_in_a_lean_way_is_as_uvicorn_makes_it(protocol: type[Any]) -> None:
+    """What uvicorn makes for each connection each has for itself; all else is the very same."""
+
+    async def make() -> tuple[Any, Any, Any]:
+        given = arguments()
+        make = maker(protocol, **given)
+        return protocol(**given), make(), make()
+
+    plain, lean, other = asyncio.run(make())
+    for name, value in vars(plain).items():
+        found = getattr(lean, name)
+        assert type(found) is type(value)
+        if name in ("parser", "pipeline"):
+            assert found is not getattr(other, name)
+        else:
+            assert found is value
+    assert len(vars(lean)) < 5
+
+
+@pytest.mark.parametrize("what", [list, object])
+def test_protocol_with_something_unknown_is_made_by_uvicorn(what: type[object]) -> None:
+    """Another version may have more for each connection, and two connections must not share that."""
+
+    class Later(SeatedHttpTools):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.more = what()
+
+    async def make() -> tuple[Any, Any]:
+        make = maker(Later, **arguments())
+        return make(), make()
+
+    one, other = asyncio.run(make())
+    assert one.more is not other.more
