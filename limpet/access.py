@@ -4,31 +4,38 @@ Owns the form of the lines and when they are written. Who serves requests notes 
 uvicorn, servers/accessed.py for other servers of ASGI and WSGI.
 
 1. No key: the digest stands for it. A line has no query and no address, and what `path:` finds in a path is a `*`.
-2. Noting is an append. Lines are made and written together, after _HELD_S at the latest: a write for each would cost
-   more than all the rest. A worker that is killed takes its last ones along; one that ends writes them.
-3. What lines have in common is kept ready, in a bounded memory: making the line is most of what is left.
+2. Noting is an append (`Held`). Lines are made and written together, after _HELD_S at the latest: a write for each
+   would cost more than all the rest. A worker that is killed takes its last ones along; one that ends writes them.
+3. What lines have in common is kept ready, in a bounded memory: a line of JSON is four texts put one behind the other.
 """
 
 from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 from limpet import logs
-from limpet.elements import AFFINITY, Key, Path
+from limpet.elements import Path
 from limpet.key import KeyChain
 from limpet.router import Route, Router
 from limpet.settings import Settings
 
 _HELD_S: Final = 0.2
-_MOST_HELD: Final = 512  # requests
-_READY: Final = 2048  # parts of lines that are kept
-Later = Callable[[float, Callable[[], None]], object]
+_MOST_HELD: Final = 256  # requests
+_READY: Final = 2048  # parts of lines that are kept, of each kind
+K = TypeVar("K")
+Found = Route | int | None  # what `Home.latest` is
+
+
+class First(NamedTuple):
+    """What is found for the first request of a connection, and how long that has waited since it was accepted."""
+
+    found: Found
+    waited: float  # seconds
 
 
 class Entry(NamedTuple):
@@ -40,80 +47,138 @@ class Entry(NamedTuple):
     path: bytes  # as it came on the wire, without the query
     bind: int
     status: int  # 0: a websocket that was refused
-    found: tuple[Key | None, Route | None]
-    is_returned: bool  # another worker found that it belongs here
-    waited: float  # from accepting the connection to its first request; 0 for later ones
+    found: Found | First  # a digest alone, 0 without a key: another worker has sent it here
+
+
+Fields = tuple[Any, ...]  # those of an Entry, whose making would cost as much as the rest
 
 
 class AccessLog:
-    """The access log of one worker."""
+    """The access log of one worker. Any thread may write."""
 
-    def __init__(self, slot: int, settings: Settings, router: Router, later: Later | None = None) -> None:
-        """*later* calls a function after some seconds; without it each line is written at once."""
+    def __init__(self, slot: int, settings: Settings, router: Router) -> None:
         self._slot = slot
-        self._router = router
-        self._later = later
+        self._show = router.hasher.show
         self._masks = [mask(router.chain.at(bind)) for bind in range(len(settings.bind))]
         self._is_json = settings.log_format == "json"
         self._stamp = "%Y-%m-%dT%H:%M:%S" if self._is_json else logs.stamp(settings.log_file)
-        self._held: list[Any] = []
-        self._routed = lru_cache(_READY)(self._say_route)
-        self._asked = lru_cache(_READY)(self._say_request)
-        atexit.register(self.flush)
+        self._second = -1, ""
+        self._routes = _Ready(self._say_route)
+        self._requests = _Ready(self._say_request)
+        self._ends = _Ready(_say_end)
 
-    def add(self, entry: Entry | tuple[object, ...]) -> None:
-        """Note a request; *entry* has the fields of an Entry, whose making would cost as much as the rest."""
-        held = self._held
-        held.append(entry)
-        if self._later is None or len(held) >= _MOST_HELD:
-            self.flush()
-        elif len(held) == 1:
-            self._later(_HELD_S, self.flush)
+    def write(self, entries: Iterable[Fields]) -> None:
+        """Write a line for each of *entries*, which are in the order of their ends. Never raises."""
+        offset = time.time() - time.monotonic()
+        logs.write("".join(self._json(entries, offset) if self._is_json else self._words(entries, offset)))
 
-    def flush(self) -> None:
-        """Write what has been noted."""
-        held, self._held = self._held, []
-        if not held:
-            return
-        offset, second, clock, lines = time.time() - time.monotonic(), -1, "", []
-        for began, ended, method, path, bind, status, (key, route), is_returned, waited in held:
-            at = ended + offset
-            if int(at) != second:
-                second = int(at)
-                clock = time.strftime(self._stamp, time.gmtime(at) if self._is_json else time.localtime(at))
-            routed = self._routed("returned" if is_returned else route_of(key, route), route and route.digest)
-            asked = self._asked(method, path, bind)
-            if self._is_json:
-                lines.append(
-                    f'{{"timestamp": "{clock}.{int(at % 1 * 1000):03d}+00:00", {routed}, {asked}, "status": {status}, '
-                    f'"seconds": {ended - began:.6f}, "waited": {waited and max(0.0, waited):.6f}}}\n'
-                )
+    def _json(self, entries: Iterable[Fields], offset: float) -> list[str]:
+        """Return the lines, each in four parts. *offset* leads from monotonic time to that of the wall."""
+        parts: list[str] = []
+        until, stamp = 0.0, ""
+        routes, requests, ends = self._routes, self._requests, self._ends
+        for began, ended, method, path, bind, status, found in entries:
+            if ended >= until:
+                at_ms = int((ended + offset) * 1000)
+                until = (at_ms + 1) / 1000 - offset
+                stamp = f'{{"timestamp": "{self._clock(at_ms // 1000)}.{at_ms % 1000:03d}+00:00", '
+            took_us = int((ended - began) * 1e6)
+            if type(found) is First:
+                end = _say_end(took_us, found.waited)
+                found = found.found
             else:
-                took_ms, waited_ms = (ended - began) * 1000, waited * 1000
-                lines.append(
-                    f"{clock} INFO    {asked} {status} in {took_ms:.1f} ms, {routed}, waited {waited_ms:.1f} ms\n"
-                )
-        logs.write(lines)
+                end = ends[took_us]
+            parts += stamp, routes[found], requests[method, path, bind, status], end
+        return parts
 
-    def _say_route(self, how: str, digest: int | None) -> str:
-        shown = "" if digest is None else self._router.hasher.show(digest)
+    def _words(self, entries: Iterable[Fields], offset: float) -> Iterator[str]:
+        """Yield the lines for people."""
+        for began, ended, method, path, bind, status, found in entries:
+            found, waited = found if type(found) is First else (found, 0.0)
+            routed, asked = self._routes[found], self._requests[method, path, bind, status]
+            took_ms, waited_ms = (ended - began) * 1000, waited * 1000
+            clock = self._clock(int(ended + offset))
+            yield f"{clock} INFO    {asked} in {took_ms:.1f} ms, {routed}, waited {waited_ms:.1f} ms\n"
+
+    def _clock(self, second: int) -> str:
+        """Return how *second*, of the wall's time, is written."""
+        if second != self._second[0]:
+            parts = time.gmtime(second) if self._is_json else time.localtime(second)
+            self._second = second, time.strftime(self._stamp, parts)
+        return self._second[1]
+
+    def _say_route(self, found: Found) -> str:
+        if isinstance(found, int):
+            how, digest = "returned", found
+        else:
+            how, digest = ("placed", 0) if found is None else (found.how, found.digest)
+        shown = self._show(digest) if digest else ""
         if self._is_json:
             head = f'"level": "info", "event": "request", "slot": {self._slot}'
-            return f'{head}, "digest": "{shown}", "route": "{how}"'
+            return f'{head}, "digest": "{shown}", "route": "{how}", '
         return f"slot {self._slot}, {how} {shown or '-'}"
 
-    def _say_request(self, method: str, path: bytes, bind: int) -> str:
+    def _say_request(self, request: tuple[str, bytes, int, int]) -> str:
+        method, path, bind, status = request
         shown = self._masks[bind](path.decode("latin-1"))
-        return f'"method": {quoted(method)}, "path": {quoted(shown)}' if self._is_json else f"{method} {shown}"
+        if self._is_json:
+            return f'"method": {quoted(method)}, "path": {quoted(shown)}, "status": {status}, "seconds": '
+        return f"{method} {shown} {status}"
 
 
-def route_of(key: Key | None, route: Route | None) -> str:
-    """Return how a request with this *key* came to its slot by this *route*."""
-    if key is None or route is None:
-        return "placed"
-    if route.learned is not None:
-        return "learned"
-    return "cookie" if key.element == AFFINITY else "hash"
+def _say_end(took_us: int, waited: float = 0.0) -> str:
+    return f'{took_us / 1e6:.6f}, "waited": {max(0.0, waited):.6f}}}\n'
+
+
+class _Ready(dict[K, str]):
+    """Parts of lines by what they are made of; those that are not there are made."""
+
+    def __init__(self, make: Callable[[K], str]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: K) -> str:
+        if len(self) >= _READY:
+            self.clear()
+        made = self[key] = self._make(key)
+        return made
+
+
+class Held:
+    """Entries that wait to be written together. Who notes one adds it to `entries`; has it `most`, `full` is due."""
+
+    def __init__(self, log: AccessLog, later: Callable[[float, Callable[[], None]], object]) -> None:
+        """*later* calls a function after some seconds."""
+        self.entries: list[Fields] = []
+        self.most = 1
+        self._log = log
+        self._later = later
+        atexit.register(self.flush)
+
+    def add(self, entry: Fields) -> None:
+        """Hold *entry*. For each request servers/uvicorn_access.py does the same itself."""
+        self.entries.append(entry)
+        if len(self.entries) >= self.most:
+            self.full()
+
+    def full(self) -> None:
+        """Write what is held, unless it is the first for a while: then see to it that that is not for long."""
+        if self.most > 1:
+            self.flush()
+            return
+        self.most = _MOST_HELD
+        self._later(_HELD_S, self._end)
+
+    def _end(self) -> None:
+        self.most = 1
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        entries = self.entries[:]
+        self.entries.clear()
+        if entries:
+            self._log.write(entries)
 
 
 def mask(chain: KeyChain) -> Callable[[str], str]:

@@ -6,13 +6,16 @@ Owns what a worker knows of where requests belong. Asked by the server adapter; 
 from __future__ import annotations
 
 import random
+from typing import Final
 
 from limpet import buckets
-from limpet.elements import Key
 from limpet.link import Message
 from limpet.placement import Placement
 from limpet.request import Peer, Request
 from limpet.router import Route, Router
+
+UNTOLD: Final = -1
+"""In place of a digest: a dispatcher has decided on the request, and says no more than the slot."""
 
 
 class Home:
@@ -24,7 +27,9 @@ class Home:
         self.placement = placement
         self._listeners = listeners
         self.has_changed = False  # connections may be here whose home is elsewhere now
-        self.latest: tuple[Key | None, Route | None] = (None, None)  # what was found for the latest request
+        # Of the latest request: its route, None without a key. Where another process decided, the digest of the key, 0
+        # without one, or UNTOLD.
+        self.latest: Route | int | None = None
         self._slots = router.slots  # in the table of the others
 
     def follow(self, news: Message) -> None:
@@ -59,16 +64,15 @@ class Home:
         """
         key = self.router.chain.find(request.peer, request)
         route = None if key is None else self.router.where(key)
-        self.latest = key, route
+        self.latest = route
         if route is not None:
             return route.slot, True
         placed = self.placement.place(request.peer) if keyed else None
         return (self.slot if placed is None else placed), keyed
 
-    def look(self, request: Request) -> None:
-        """Let `latest` be what is found for *request*, of which another process has decided."""
-        key = self.router.chain.find(request.peer, request)
-        self.latest = key, None if key is None else self.router.where(key)
+    def digest(self) -> int:
+        """Return the digest of the key of the latest request, which was asked for here; 0 if it has none."""
+        return self.latest.digest if isinstance(self.latest, Route) else 0
 
     def disagrees(self, request: Request) -> bool:
         """Return whether this worker would send *request* on, which another has sent here."""

@@ -60,20 +60,21 @@ class _Json(logging.Formatter):
         return json.dumps(fields(record))
 
 
-def write(lines: list[str]) -> None:
+def write(lines: str) -> None:
     """Write *lines*, each of which ends in a newline, where records go. Never raises."""
     handler = logging.getLogger("limpet").handlers[0]
     if isinstance(handler, LogFile):
-        handler.write("".join(lines))
+        handler.write(lines)
         return
-    piece = ""  # of no more than a pipe takes at once, lest lines of several processes mix
-    for line in [*lines, ""]:
-        if piece and (not line or len(piece) + len(line) > _PIECE):
-            with contextlib.suppress(OSError):
-                sys.stderr.write(piece)
-                sys.stderr.flush()
-            piece = ""
-        piece += line
+    begin = 0
+    while begin < len(lines):  # in pieces of no more than a pipe takes at once, lest lines of several processes mix
+        end = len(lines)
+        if end - begin > _PIECE:
+            end = (lines.rfind("\n", begin, begin + _PIECE) + 1) or (lines.index("\n", begin) + 1)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(lines[begin:end])
+            sys.stderr.flush()
+        begin = end
 
 
 def failure(error: LimpetError) -> None:

@@ -28,6 +28,7 @@ class Connection(Protocol):
     listener: int  # number of the bind by which it came
     had_by: int  # bit set of the slots that had it, as far as is known here
     origin: Origin | None  # whose it is, where a PROXY header has said so
+    digest: int  # of the key of the request that makes it move; 0 without one
 
 
 class Copy(Connection, Protocol):
@@ -52,6 +53,7 @@ class Arrived(NamedTuple):
     keyed: bool = True
     silent: bool = False
     origin: Origin | None = None
+    digest: int = 0
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class Kept:
     listener: int
     had_by: int
     origin: Origin | None
+    digest: int
 
 
 @dataclass(slots=True)

@@ -40,8 +40,8 @@ from limpet.passing import FULL, read_file, send, shut_down, write_file
 from limpet.proxy_protocol import Origin
 from limpet.scoreboard import Row
 
-# kind, listener, slot and serial number of the sender, place + 1 or 0, epoch, slots that had it
-_MESSAGE: Final = struct.Struct("<HHHIIQQ")
+# kind, listener, slot and serial number of the sender, place + 1 or 0, epoch, slots that had it, digest
+_MESSAGE: Final = struct.Struct("<HHHIIQQQ")
 FORM: Final = _MESSAGE.format  # what two versions must agree on
 _WHOLE: Final = 0  # kinds: with the descriptor
 _IN_FILE: Final = 1  # with the descriptor, and the bytes in a memory file
@@ -198,7 +198,7 @@ class Mover:
         except BlockingIOError:
             return False
         data = self._buffers[0]
-        kind, listener, slot, sender, place, epoch, had_by = _MESSAGE.unpack_from(data)
+        kind, listener, slot, sender, place, epoch, had_by, digest = _MESSAGE.unpack_from(data)
         is_told, kind = kind & TOLD, kind & ~TOLD
         fds = array.array("i", ancillary[0][2]) if ancillary else _NO_NUMBERS
         is_message = size >= _MESSAGE.size and _NUMBERS.get(kind) == len(fds) and place <= self._batons.places
@@ -212,18 +212,19 @@ class Mover:
             if kind & _KIND == _IN_FILE:
                 leftover = read_file(fds[1])
             origin, leftover = told(leftover, fds[0]) if is_told else (None, leftover)
-            state = not kind & _UNDECIDED, not kind & _UNDECIDED or bool(kind & _KEYED), bool(kind & _SILENT), origin
+            decided = not kind & _UNDECIDED
+            state = decided, decided or bool(kind & _KEYED), bool(kind & _SILENT), origin, digest
             self._take_whole(fds[0], leftover, listener, baton, had_by, state, adopt)
         elif kind == _LIGHT:
             copy = self._copies.pop(baton, None)
             if copy is not None:
-                self._hand_to(copy, baton, leftover, had_by)
+                self._hand_to(copy, baton, leftover, had_by, digest)
             else:
-                head = _MESSAGE.pack(_BACK, listener, self._slot, sender, place, epoch, had_by)
+                head = _MESSAGE.pack(_BACK, listener, self._slot, sender, place, epoch, had_by, digest)
                 self._insist(lambda: send(self._channel(slot), head, leftover))
         elif kind == _KEPT:
             origin = told(leftover, fds[0])[0] if is_told else None
-            self._keep(baton, Kept(fds[0], listener, had_by, origin))
+            self._keep(baton, Kept(fds[0], listener, had_by, origin, digest))
         else:
             self._insist(partial(self._send_again, Back(slot, sender, baton, leftover)))
         return True
@@ -235,7 +236,7 @@ class Mover:
         listener: int,
         baton: Baton | None,
         had_by: int,
-        state: tuple[bool, bool, bool, Origin | None],
+        state: tuple[bool, bool, bool, Origin | None, int],
         adopt: Callable[[Arrived], None],
     ) -> None:
         """Take the connection *fd*, of which there may be a copy here: of no use when what comes next is undecided."""
@@ -245,7 +246,7 @@ class Mover:
             copy = None
         if copy is not None and baton is not None:
             os.close(fd)
-            self._hand_to(copy, baton, leftover, had_by)
+            self._hand_to(copy, baton, leftover, had_by, state[-1])
         elif baton is not None and not self._batons.take(baton):
             os.close(fd)
         else:
@@ -253,11 +254,11 @@ class Mover:
             connection.setblocking(False)
             adopt(Arrived(connection, leftover, listener, baton, had_by, *state))
 
-    def _hand_to(self, copy: Copy, baton: Baton, leftover: bytes, had_by: int) -> None:
+    def _hand_to(self, copy: Copy, baton: Baton, leftover: bytes, had_by: int, digest: int) -> None:
         """Let *copy*, to which the connection has come back, read on."""
         if self._batons.take(baton):
             self._row.add("batons")
-            copy.had_by = had_by
+            copy.had_by, copy.digest = had_by, digest
             copy.resume(leftover)
         else:
             copy.drop(Verdict.FORGET)
@@ -384,8 +385,8 @@ class Mover:
 
     def _head(self, kind: int, copy: Connection, baton: Baton | None) -> bytes:
         place, epoch = baton or (-1, 0)
-        had_by = copy.had_by | self._bit
-        return _MESSAGE.pack(kind, copy.listener, self._slot, self._batons.serial, place + 1, epoch, had_by)
+        had_by, serial = copy.had_by | self._bit, self._batons.serial
+        return _MESSAGE.pack(kind, copy.listener, self._slot, serial, place + 1, epoch, had_by, copy.digest)
 
     def _send_whole(self, slot: int, copy: Connection, baton: Baton | None, leftover: bytes, flags: int = 0) -> bool:
         """Send the connection with its descriptor; return whether there was room."""

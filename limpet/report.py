@@ -125,7 +125,6 @@ def _home(server: Supervisor, key: Key) -> dict[str, Any]:
     """Return where *key* is served, and why there."""
     route = server.router.where(key)
     member = server.slots[route.slot]
-    how = "learned" if route.learned is not None else "cookie" if key.element == AFFINITY else "hash"
     return {
         "digest": server.router.hasher.show(route.digest),
         "bucket": route.bucket,
@@ -135,7 +134,7 @@ def _home(server: Supervisor, key: Key) -> dict[str, Any]:
         "state": member.word,
         "element": key.element,
         "learned": route.learned is not None,
-        "how": how,
+        "how": route.how,
         "rank": buckets.rank(route.bucket, server.router.slots)[:_MOST_RANKED],
         "backend": server.backend.name,
     }

@@ -40,6 +40,12 @@ class Route(NamedTuple):
     digest: int
     home: int
     learned: Entry | None = None
+    is_cookie: bool = False  # the key is limpet's own cookie
+
+    @property
+    def how(self) -> str:
+        """By what the slot was found, in a word."""
+        return "learned" if self.learned is not None else "cookie" if self.is_cookie else "hash"
 
 
 class Clocks(NamedTuple):
@@ -156,9 +162,7 @@ class Router:
         if key.element not in self._found:  # here, where only keys come that are new
             self._found.add(key.element)
             self.on_found(self.chain.bits_of(self._found))
-        if key.element == AFFINITY:
-            digest = int.from_bytes(key.value, "big")
-        else:
-            digest = self.hasher.digest(key.value, key.is_address)
+        is_cookie = key.element == AFFINITY
+        digest = int.from_bytes(key.value, "big") if is_cookie else self.hasher.digest(key.value, key.is_address)
         bucket = self.hasher.bucket(digest)
-        return Route(self.owners[bucket], bucket, digest, self._homes[bucket])
+        return Route(self.owners[bucket], bucket, digest, self._homes[bucket], None, is_cookie)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from limpet import access, current, sessions
+from limpet import current, sessions
 from limpet.servers.in_session import of_scope
 
 
@@ -34,8 +34,7 @@ def annotate(span: Span, scope: dict[str, Any]) -> None:
     span.set_attribute("limpet.slot", info.slot)
     span.set_attribute("limpet.generation", info.generation)
     request = of_scope(scope, scope.get("root_path", "").rstrip("/").encode())
-    key = here.router.chain.find(request.peer, request)
-    route = None if key is None else here.router.where(key)
-    span.set_attribute("limpet.route", access.route_of(key, route))
+    route = here.router.route(request.peer, request)
+    span.set_attribute("limpet.route", "placed" if route is None else route.how)
     if route is not None:
         span.set_attribute("limpet.digest", here.router.hasher.show(route.digest))

@@ -33,11 +33,9 @@ class _Notes:
 
     def add(self, request: Request, status: int, began: float) -> None:
         """Note *request*, which *began* at that monotonic time and was answered with *status*."""
-        key = self._router.chain.find(request.peer, request)
-        route = None if key is None else self._router.where(key)
+        route = self._router.route(request.peer, request)
         path = request.target.partition("?")[0].encode("latin-1")
-        ended = time.monotonic()
-        self._log.add(Entry(began, ended, request.method, path, request.peer.bind, status, (key, route), False, 0.0))
+        self._log.write([Entry(began, time.monotonic(), request.method, path, request.peer.bind, status, route)])
 
 
 def _asgi(app: Callable[..., Awaitable[None]], notes: _Notes, root_path: str) -> Callable[..., Awaitable[None]]:

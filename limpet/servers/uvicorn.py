@@ -22,7 +22,7 @@ from typing import Any, Final
 import uvicorn
 
 from limpet import apps
-from limpet.access import AccessLog
+from limpet.access import AccessLog, Held
 from limpet.baton import Baton
 from limpet.forwarded import Trust
 from limpet.link import LinkClosedError
@@ -101,9 +101,9 @@ def _with_access_log(protocols: dict[bool, type[asyncio.Protocol]], seat: Seat) 
     def later(delay_s: float, call: Callable[[], None]) -> object:
         return asyncio.get_running_loop().call_later(delay_s, call)
 
-    log = AccessLog(seat.info.slot, seat.settings, seat.home.router, later)
+    held = Held(AccessLog(seat.info.slot, seat.settings, seat.home.router), later)
     uvicorn_access.install()
-    return {moves: uvicorn_access.noted(plain, seat, log) for moves, plain in protocols.items()}
+    return {moves: uvicorn_access.noted(plain, seat, held, moves=moves) for moves, plain in protocols.items()}
 
 
 class SeatedServer(uvicorn.Server):

@@ -1,61 +1,37 @@
 """uvicorn's protocols with an access log.
 
-Owns what is noted of a request, and when. Mixed in before the protocols of a worker only with `--access-log`, so that
-nothing of it costs anything without.
+Owns what is noted of a request, and when. Mixed in only with `--access-log`, so that nothing of it costs anything
+without.
 
-1. How a request was routed is what was found when that was decided. For the first one of a connection the chain is
-   asked again, once: who decided has told no more than the digest.
-2. Of pipelined requests the protocol knows the last; so what belongs to one request is kept with its cycle.
+1. How a request was routed is what was found when that was decided. For the first one of a connection from a dispatcher
+   or the kernel the chain is asked again, once: who decided has told no more than the slot.
+2. Of pipelined requests a protocol that reads ahead knows the last; those before it are remembered here.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http import h11_impl, httptools_impl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from limpet.access import AccessLog
-from limpet.elements import Key
+from limpet.access import First, Found, Held
 from limpet.handoff import Handoff
-from limpet.moved import Arrived
+from limpet.home import UNTOLD, Home
 from limpet.request import Request
-from limpet.router import Route
 from limpet.servers.uvicorn_protocols import Seated
 from limpet.worker import Seat
 
-Found = tuple[Key | None, Route | None]
-
-
-class _Noting:
-    """What uvicorn's cycle gains: the status that it sends, and its end is noted."""
-
-    status: int = 500  # what the server answers for an application that says nothing
-    found: Found | None = None
-    is_returned: bool = False
-    began: float
-    _call: Callable[[], None]
-
-    @property
-    def on_response(self) -> Callable[[], None]:
-        return self._answered  # not kept: it would be a reference to itself
-
-    @on_response.setter
-    def on_response(self, call: Callable[[], None]) -> None:
-        self._call, self.began = call, monotonic()
-
-    def _answered(self) -> None:
-        self._call.__self__.note(self)  # type: ignore[attr-defined]  # a method of the protocol
-        self._call()
-
 
 def install() -> None:
-    """Let uvicorn's protocols use cycles that note their end."""
+    """Let uvicorn's protocols use cycles that know the status that they send."""
     for module in (httptools_impl, h11_impl):
         plain = vars(module)["RequestResponseCycle"]
-        own = {"send": _noting_send(plain.send)}
-        vars(module)["RequestResponseCycle"] = type(plain.__name__, (_Noting, plain), own)
+        vars(module)["RequestResponseCycle"] = type(plain.__name__, (plain,), {"send": _noting_send(plain.send)})
 
 
 def _noting_send(plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -69,53 +45,64 @@ def _noting_send(plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return send
 
 
-def noted(base: type[Any], seat: Seat, log: AccessLog) -> type[Any]:
-    """Return the protocol class *base* with an access log."""
-    needs_head = [seat.home.router.chain.at(bind).needs_head for bind in range(len(seat.settings.bind))]
-    return type(f"Noted{base.__name__}", (Noted, base), {"log": log, "needs_head": needs_head})
+def noted(base: type[Any], seat: Seat, held: Held, *, moves: bool) -> type[Any]:
+    """Return the protocol class *base* with an access log; *moves*: its connections do, and each request has a key."""
+    mixin = _ReadsAhead if issubclass(base, HttpToolsProtocol) and not moves else Noted
+    names = {"held": held, "moves": moves, "__slots__": ("_accepted_ns", "_earlier", "_found")}  # see Seated
+    return type(f"Noted{base.__name__}", (mixin, base), names | _hooks(base, seat.home, held, moves=moves))
+
+
+def _hooks(base: Any, home: Home, held: Held, *, moves: bool) -> dict[str, Any]:
+    """Return the two methods that each request calls: not in the mixin, since `super()` would cost as much again."""
+    entries, note = held.entries, held.entries.append
+    request_began, response_complete = base._request_began, base.on_response_complete
+
+    def _request_began(self: Any) -> None:
+        request_began(self)
+        self.cycle.began = monotonic()
+        found = home.latest if moves else self._found
+        self._found = self.first() if type(found) is int and found < 0 else found
+
+    def on_response_complete(self: Any) -> None:
+        cycle, found = self.cycle, self._found
+        if not cycle.response_complete:
+            cycle = self._earlier.popleft()
+        scope, at = cycle.scope, self.listener
+        note((cycle.began, monotonic(), scope["method"], scope["raw_path"], at, cycle.status, found))
+        if len(entries) >= held.most:
+            held.full()
+        if type(found) is First:
+            self._found = found.found
+        response_complete(self)
+
+    return {"_request_began": _request_began, "on_response_complete": on_response_complete}
 
 
 class Noted(Seated):
-    """What a protocol gains; a mixin before all others."""
+    """What a protocol gains beside `_hooks`; a mixin before all others."""
 
-    log: ClassVar[AccessLog]
-    needs_head: ClassVar[list[bool]]
+    held: ClassVar[Held]
+    moves: ClassVar[bool]
     scope: Any
     url: bytes
-    _is_first: bool = True
-    _was_returned: bool = False
-    _accepted_ns: int = 0
-    _found: Found | None = None  # where it cannot change
+    _accepted_ns: int
+    _earlier: deque[Any]  # requests that are not the last, and not answered yet
+    _found: Found | First
 
     def accepted(self, handoff: Handoff) -> None:
         super().accepted(handoff)
         self._accepted_ns = handoff.accepted_ns
 
-    def arrived(self, arrived: Arrived) -> None:
-        super().arrived(arrived)
-        self._was_returned = arrived.decided
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._found, self._earlier = UNTOLD, deque()
+        super().connection_made(transport)
 
-    def resume(self, leftover: bytes) -> None:
-        self._was_returned = True
-        super().resume(leftover)  # type: ignore[misc]
-
-    def _request_began(self) -> None:
-        super()._request_began()
-        cycle = self.cycle
-        if self._is_first or self._was_returned:
-            cycle.is_returned = self._was_returned
-            cycle.found = self._look()
-        else:
-            cycle.found = self._found or self.seat.home.latest
-
-    def _look(self) -> Found:
+    def first(self) -> First:
         """Return what is found for the request that has just begun, of which another process has decided."""
-        self._is_first = self._was_returned = False
-        home = self.seat.home
-        home.look(Request(self.scope["method"], self._target(), self.peer(), self.scope["headers"]))
-        if not self.needs_head[self.listener]:
-            self._found = home.latest
-        return home.latest
+        request = Request(self.scope["method"], self._target(), self.peer(), self.scope["headers"])
+        accepted_ns, self._accepted_ns = getattr(self, "_accepted_ns", 0), 0
+        waited = monotonic() - accepted_ns / 1e9 if accepted_ns else 0.0
+        return First(self.seat.home.router.route(request.peer, request), waited)
 
     def _target(self) -> str:
         """Return the target of the request that has just begun, as it came on the wire."""
@@ -124,26 +111,22 @@ class Noted(Seated):
         query = self.scope["query_string"]
         return str((self.scope["raw_path"] + (b"?" + query if query else b"")).decode("latin-1"))
 
-    def note(self, cycle: Any) -> None:
-        """Note the request of *cycle*, which has been answered."""
-        scope, began = cycle.scope, cycle.began
-        found = cycle.found or self._found or self._look()  # of pipelined requests the last has begun for all
-        entry = (scope["method"], scope["raw_path"], self.listener, cycle.status, found, cycle.is_returned)
-        self.log.add((began, monotonic(), *entry, self._waited(began) if self._accepted_ns else 0.0))
-
-    def _waited(self, began: float) -> float:
-        since, self._accepted_ns = self._accepted_ns / 1e9, 0
-        return began - since
-
     def handle_websocket_upgrade(self, *event: Any) -> None:
         method, path, began = self.scope["method"], self._target().partition("?")[0].encode("latin-1"), monotonic()
-        is_returned = self._was_returned
-        decided = not (self._is_first or is_returned)
-        found = (self._found or self.seat.home.latest) if decided else self._look()
-        waited = self._waited(began) if self._accepted_ns else 0.0
-        log, bind = self.log, self.listener
+        found = self.seat.home.latest if self.moves else self._found
+        found, bind, held = self.first() if found == UNTOLD else found, self.listener, self.held
         super().handle_websocket_upgrade(*event)  # type: ignore[misc]
         protocol: Any = self.transport.get_protocol()
-        protocol.ended = lambda status: log.add(
-            (began, monotonic(), method, path, bind, status, found, is_returned, waited)
-        )
+        protocol.ended = lambda status: held.add((began, monotonic(), method, path, bind, status, found))
+
+
+class _ReadsAhead(Noted):
+    """What a protocol gains whose parser may get a request before its turn."""
+
+    def on_headers_complete(self) -> None:
+        before = self.cycle
+        super().on_headers_complete()  # type: ignore[misc]
+        if self.cycle is not before and before is not None and not before.response_complete:
+            if not hasattr(before, "began"):  # it came together with this one
+                before.began = monotonic()
+            self._earlier.append(before)

@@ -21,6 +21,7 @@ from typing import Any, Final
 from limpet.baton import Baton, Verdict
 from limpet.handoff import Handoff
 from limpet.head import BadHead, HeadParser
+from limpet.home import UNTOLD
 from limpet.moved import Arrived
 from limpet.passing import shut_down
 from limpet.refusal import answer
@@ -60,7 +61,7 @@ class _Moving(Seated):
         super().arrived(arrived)
         self._pinned, self._keyed = arrived.decided, arrived.keyed
         self._baton = arrived.baton
-        self.had_by = arrived.had_by
+        self.had_by, self.digest = arrived.had_by, arrived.digest
         self._initial = arrived.leftover
 
     def accepted(self, handoff: Handoff) -> None:
@@ -234,12 +235,14 @@ class _Moving(Seated):
             self._wanted = None if slot == home.slot else slot
             return self._wanted is not None
         self._pinned = False
+        home.latest = self.digest if self._was_sent else UNTOLD
         if self._was_sent and home.router.may_differ and home.disagrees(UnparsedRequest(head, self.peer())):
             self.seat.row.add("misrouted")
         return False
 
     def _start_to_move(self) -> None:
-        """Stop reading, and go as soon as the earlier response has left."""
+        """Stop reading, and go as soon as the earlier response has left: the home has just been asked for a request."""
+        self.digest = self.seat.home.digest()
         self.flow.pause_reading()
         self._give_up_at = 0.0
         self._move()

@@ -96,8 +96,8 @@ class Seated(asyncio.Protocol):
         "_at", "_away", "_baton", "_came_idle", "_corked", "_cut_short", "_give_up_at", "_has_entered",
         "_head_bytes",
         "_head_since", "_idle_since", "_in_body", "_in_message", "_initial", "_is_long", "_keyed", "_left", "_limited",
-        "_peer", "_pinned", "_refused", "_repeating", "_tail", "_took_over", "_unread", "_wanted", "_was_sent", "fd",
-        "had_by", "listener", "origin",
+        "_peer", "_pinned", "_refused", "_repeating", "_tail", "_took_over", "_unread", "_wanted", "_was_sent",
+        "digest", "fd", "had_by", "listener", "origin",
     )  # fmt: skip
 
     seat: ClassVar[Seat]
@@ -132,7 +132,7 @@ class Seated(asyncio.Protocol):
         self._unread = b""  # came, but waits for the response that is under way
         self._came_idle = False  # from another worker, between two requests
         self.listener = 0
-        self.had_by = 0
+        self.had_by = self.digest = 0
         self.fd = -1
         self.origin: Origin | None = None  # whose the connection is, where a PROXY header has said so
 

@@ -62,6 +62,7 @@ class Held:
     baton: Baton | None = None
     reads: bool = True
     had_by: int = 0
+    digest: int = 0
     origin: Origin | None = None
     listener: int = 0
 

@@ -29,6 +29,7 @@ class Paused:
         self.fd = sock.fileno()
         self.listener = listener
         self.had_by = had_by
+        self.digest = 0
         self.origin: Origin | None = None
         self.resumed: list[bytes] = []
         self.dropped: list[Verdict] = []
