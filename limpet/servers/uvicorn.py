@@ -44,6 +44,7 @@ from limpet.worker import Seat
 _TICK_S: Final = 1.0  # date header, head deadlines
 _READ_BYTES: Final = 262_144  # what an event loop reads at once; Seated counts the bytes of a head after that
 _IDLE_S: Final = 1.0  # how long a draining worker leaves idle connections open: longer than a round trip
+_LOOKS_PER_TURN: Final = 256  # connections whose deadlines are looked at: less than half a millisecond
 _CHECK_S: Final = 0.05  # how often a draining worker looks whether connections have ended
 _SETTLE_S: Final = 0.5  # how long a worker that is replaced waits for those to whom it has sent: they read at once
 _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before the channel is read again after EMFILE
@@ -180,10 +181,7 @@ class SeatedServer(uvicorn.Server):
         while not self.should_exit:
             await self._keep_date()
             now = self._loop.time()
-            for connection in self._http_connections():
-                connection.expire(now)
-                if self._seat.home.has_changed:
-                    connection.go_home()
+            await self._look_at_connections(now)
             self._seat.mover.sweep(now)
             for slot in self._seat.mover.missing():
                 self._seat.link.send({"news": "missing", "slot": slot})
@@ -195,6 +193,20 @@ class SeatedServer(uvicorn.Server):
         await self.on_tick(0)
         lines = (b"%b: %b\r\n" % (name.lower(), value) for name, value in self.server_state.default_headers)
         self._turn.fields = b"".join(lines)
+
+    async def _look_at_connections(self, now: float) -> None:
+        """End those whose time is over, some in each turn of the loop: requests must not wait for thousands of others.
+
+        Let those go home, too, whose home is elsewhere now.
+        """
+        connections = self.server_state.connections
+        for number, connection in enumerate(list(connections), 1):
+            if number % _LOOKS_PER_TURN == 0:
+                await asyncio.sleep(0)
+            if isinstance(connection, Seated) and connection in connections:  # it may have ended since, or moved
+                connection.expire(now)
+                if self._seat.home.has_changed:
+                    connection.go_home()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let the requests finish and the connections go, then end the application.
