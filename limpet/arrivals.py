@@ -45,10 +45,10 @@ class Arrivals:
         free = descriptors - len(os.listdir("/proc/self/fd"))
         self._most = min(settings.max_pending, max(1, free // 4 * 3))  # slow clients leave some for the others
         row.set("room", self._most)
-        self._limits = settings.max_head_bytes, settings.max_headers
-        self._chain = chain
-        self._is_proxied = [is_inner or each.proxy_protocol == "required" for each in settings.served]  # of each bind
-        self._speaks_tls = settings.tls_cert is not None and not is_inner
+        self._wanted = [  # of the connections of each bind
+            _wanted(settings, chain.at(bind), each.proxy_protocol == "required", is_inner=is_inner)
+            for bind, each in enumerate(settings.served)
+        ]
         self._per_address = PerAddress(settings.max_connections_per_address)  # of those who wait
         self._epoll = epoll
         self._row = row
@@ -61,13 +61,8 @@ class Arrivals:
 
     def begin(self, connection: socket.SocketType, peer: Peer, now: float) -> Arrival | None:
         """Return what has to be read of *connection* before its slot can be found; None if that is nothing."""
-        settings, chain, is_proxied = self._settings, self._chain.at(peer.bind), self._is_proxied[peer.bind]
-        needs_hello = self._speaks_tls and chain.needs_server_name
-        if not (is_proxied or needs_hello or chain.needs_head):
-            return None
-        limits = self._limits if chain.needs_head else None
-        deadline = now + settings.head_timeout_s
-        return Arrival(connection, peer, deadline, limits, awaits_header=is_proxied, needs_hello=needs_hello)
+        what = self._wanted[peer.bind]
+        return None if what is None else Arrival(connection, peer, now + self._settings.head_timeout_s, *what)
 
     def find(self, fd: int) -> Arrival | None:
         """Return the one with the descriptor *fd*."""
@@ -95,6 +90,7 @@ class Arrivals:
             self.forget(oldest)
             self._row.add("crowded_out")
         self._waiting[fd] = arrival
+        arrival.is_kept = True
         self._row.set("pending", len(self._waiting))
         self._epoll.register(fd, NEWS)
         return oldest
@@ -104,6 +100,8 @@ class Arrivals:
 
         They do so with *keep_watch*, unless it was slow.
         """
+        if not arrival.is_kept:
+            return False
         fd, is_watched = arrival.connection.fileno(), False
         if self._waiting.pop(fd, None) is not None:
             if fd in self._slow:
@@ -122,9 +120,7 @@ class Arrivals:
     @property
     def due_at(self) -> float:
         """The first deadline."""
-        for first in self:
-            return first.deadline
-        return math.inf
+        return next(iter(self._waiting.values())).deadline if self._waiting else math.inf
 
     def due(self, now: float, most: int) -> list[Arrival]:
         """Return those whose deadline has passed, the first *most* of them."""
@@ -150,3 +146,14 @@ class Arrivals:
         for arrival in self:
             arrival.deadline = min(arrival.deadline, latest, latest_silent if arrival.silent else latest)
         self._waiting = OrderedDict(sorted(self._waiting.items(), key=lambda item: item[1].deadline))
+
+
+def _wanted(
+    settings: Settings, chain: KeyChain, is_proxied: bool, *, is_inner: bool
+) -> tuple[tuple[int, int] | None, bool, bool] | None:
+    """Return what `Arrival` has to be told of connections of a bind with *chain*; None if nothing is to be read."""
+    needs_hello = settings.tls_cert is not None and not is_inner and chain.needs_server_name
+    if not (is_proxied or is_inner or needs_hello or chain.needs_head):
+        return None
+    limits = (settings.max_head_bytes, settings.max_headers) if chain.needs_head else None
+    return limits, is_proxied or is_inner, needs_hello

@@ -83,7 +83,7 @@ class Dispatcher:
         events: list[tuple[int, int]] = []
         while self.stop_at is None or (self._in_hand() and time.monotonic() < self.stop_at):
             self.row.set("busy_since_ns", 0)
-            events = self._epoll.poll(self._wait_s(now, was_busy=bool(events)), _PER_TURN)
+            events = self._epoll.poll(self._wait_s(now) if not events or self.arrivals else _TICK_S, _PER_TURN)
             now = time.monotonic()
             self.row.set("busy_since_ns", int(now * 1e9))
             readable = []
@@ -204,14 +204,11 @@ class Dispatcher:
         else:
             self.refusals.answer(arrival.connection, 408, now, is_watched=is_watched)
 
-    def _wait_s(self, now: float, *, was_busy: bool) -> float | None:
-        """Return how long the loop may sleep at *now*; None until something comes.
-
-        After a turn in which something came it does not look for what is in hand: that takes longer than an idle turn.
-        """
+    def _wait_s(self, now: float) -> float | None:
+        """Return how long the loop may sleep at *now*; None until something comes."""
         if self.arrivals.is_in_round:
             return 0.0
-        return min(_TICK_S, max(0.0, self.arrivals.due_at - now)) if was_busy or self._in_hand() else None
+        return min(_TICK_S, max(0.0, self.arrivals.due_at - now)) if self._in_hand() else None
 
     def _in_hand(self) -> bool:
         """Whether anything has a deadline, so that the loop must not sleep for long."""

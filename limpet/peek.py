@@ -41,7 +41,7 @@ class Arrival:
 
     __slots__ = (
         "_limits", "_looks", "_needs_hello", "_parser", "_seen", "_waiting",
-        "awaits_header", "connection", "deadline", "entered_from", "header", "peer", "request",
+        "awaits_header", "connection", "deadline", "entered_from", "header", "is_kept", "peer", "request",
     )  # fmt: skip
 
     def __init__(
@@ -50,7 +50,6 @@ class Arrival:
         peer: Peer,
         deadline: float,
         limits: tuple[int, int] | None,
-        *,
         awaits_header: bool = False,
         needs_hello: bool = False,
     ) -> None:
@@ -65,6 +64,7 @@ class Arrival:
         self.deadline = deadline
         self.awaits_header = awaits_header
         self.entered_from: str | None = None  # the address with whose connections it is counted: `peer` may change
+        self.is_kept = False  # with those who wait
         self.header = 0  # bytes of the PROXY header, once it is there
         self.request: Request | None = None
         self._limits = limits
