@@ -48,6 +48,7 @@ SYSTEMS: Final = {
     "node cluster": "Node cluster (not sticky)",
     "node sticky ip": "sticky-session-custom, by address",
     "node sticky header": "sticky-session-custom, by header (per connection)",
+    "node socket.io sticky": "@socket.io/sticky (Socket.IO's sessions; all else in turn)",
 }
 SHORT: Final = {KERNEL: "limpet kernel", DISPATCHER: "limpet dispatcher", "node sticky ip": "node sticky by address"}
 PREFACE: Final = """\

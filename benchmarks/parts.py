@@ -37,7 +37,7 @@ FAILURES: Final = (
     subprocess.SubprocessError,
 )
 ASGI: Final = [KERNEL, DISPATCHER, "uvicorn", "nginx", "haproxy", "gunicorn", "granian"]
-NODE: Final = ["node cluster", "node sticky ip", "node sticky header"]
+NODE: Final = ["node cluster", "node sticky ip", "node sticky header", "node socket.io sticky"]
 OPERATOR: Final = [DISPATCHER, "limpet metrics", "limpet everything"]
 
 

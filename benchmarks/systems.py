@@ -137,6 +137,7 @@ SYSTEMS: Final[dict[str, Start]] = {
     "node cluster": _node("cluster"),
     "node sticky ip": _node("ip"),
     "node sticky header": _node("header"),
+    "node socket.io sticky": _node("socketio"),
     # What an operator's view costs: metrics that are scraped; those, and a line of JSON for each request.
     "limpet metrics": _limpet("dispatcher", "header:x-user", admin=True),
     "limpet everything": _limpet(
