@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from limpet import care
+from limpet.health import Health
+from limpet.process import Child
+from limpet.scoreboard import Scoreboard
 from limpet.settings import Settings
 from limpet.slot import Member
 
@@ -29,3 +33,24 @@ def test_kill_is_put_down_to_the_kernel_only_if_it_has_killed_for_memory(
     assert ("out of memory" in member.last_end) is is_by_memory
     assert ("hint: `--max-memory`" in caplog.text) is is_by_memory
     assert "worker 2 (pid 4711) was killed by SIGKILL" in caplog.text
+
+
+def test_terminator_hangs_that_does_not_end_its_turn_while_it_is_watched() -> None:
+    """All of its connections end with it, so a pause of the supervisor's own must not be held against it."""
+    board = Scoreboard.create()
+    member = Member("terminator", 0)
+    member.child = cast(Child, SimpleNamespace(pid=os.getpid(), row=3))
+
+    def fault(*looks: float) -> str | None:
+        health = Health(Settings(app="x:app", hang_timeout_s=5), board)
+        for now in looks:
+            health.begin_look(now, set())
+            found = health.fault(member, now)
+        return found
+
+    seconds = [float(second) for second in range(100, 107)]
+    assert fault(*seconds) is None
+    board.terminator(3).set("busy_since_ns", 90_000_000_000)
+    assert fault(*seconds[:5]) is None
+    assert fault(*seconds) == "has not moved for 5 s"
+    assert fault(seconds[0], seconds[-1]) is None  # nobody has looked in between
