@@ -82,11 +82,10 @@ def test_slot_whose_next_worker_cannot_start_keeps_its_clients_until_one_can(tmp
         waiting = [crowd.call(key) for key in keys]
         wait_until(lambda: server.worker(1)["queued"] == len(waiting), "all of them wait")
         assert homes(server, others := sorted(set(KEYS) - set(keys))) == {key: before[key] for key in others}
-        generation = server.worker(1)["generation"]
         fault.unlink()
 
         assert {Home.of(wire.reply()) for wire in waiting} == {Home(1, server.worker(1)["pid"])}
-        assert server.worker(1)["generation"] > generation
+        assert server.worker(1)["generation"] >= 3  # the one that was killed, and one at least that could not start
         assert re.search(r"worker 1 .*did not start, next try in 0\.\d s: the start-up of .* failed", server.log)
 
 
