@@ -54,7 +54,7 @@ def noted(base: type[Any], seat: Seat, held: Held, *, moves: bool) -> type[Any]:
 
 def _hooks(base: Any, home: Home, held: Held, *, moves: bool) -> dict[str, Any]:
     """Return the two methods that each request calls: not in the mixin, since `super()` would cost as much again."""
-    entries, note = held.entries, held.entries.append
+    fields, note = held.fields, held.fields.extend
     request_began, response_complete = base._request_began, base.on_response_complete
 
     def _request_began(self: Any) -> None:
@@ -69,7 +69,7 @@ def _hooks(base: Any, home: Home, held: Held, *, moves: bool) -> dict[str, Any]:
             cycle = self._earlier.popleft()
         scope, at = cycle.scope, self.listener
         note((cycle.began, monotonic(), scope["method"], scope["raw_path"], at, cycle.status, found))
-        if len(entries) >= held.most:
+        if len(fields) >= held.most:
             held.full()
         if type(found) is First:
             self._found = found.found

@@ -127,12 +127,13 @@ def test_what_is_held_is_written_after_a_while_or_when_it_is_much() -> None:
     noting = Noting()
     held = Held(noting, lambda delay_s, call: calls.append(call))
     most = access._MOST_HELD
-    for number in range(most + 2):
-        held.add((number,))
+    entries = [entry(number) for number in range(most + 3)]
+    for each in entries[:-1]:
+        held.add(each)
     assert (len(noting.written), len(calls)) == (most, 1)
     calls.pop()()
     assert len(noting.written) == most + 2
     assert not calls  # nothing wakes a worker that has nothing to write
-    held.add((-1,))
+    held.add(entries[-1])
     calls.pop()()
-    assert noting.written == [(number,) for number in [*range(most + 2), -1]]
+    assert noting.written == entries
