@@ -101,6 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.instructions:
         os.environ["LIMPET_KEEP_ALIVE_TIMEOUT"] = "600"  # callgrind_control may take longer than 5 s
+        os.environ["LIMPET_ON_DOWN"] = "refuse"  # under callgrind a start takes so long that slots would be failed over
         with loads.work_folder() as folder:
             system = System(DISPATCHER, options.workers, Path(folder), CALLGRIND)
             with contextlib.ExitStack() as stack:

@@ -30,13 +30,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final
 
 CELLS_PER_WORKER: Final = 4096  # connections that a worker may be the first to move; more move without a copy
 _LOOK_AGAIN_S: Final = 1.0  # to look at all cells takes 4 ms, which a full segment would cost each move
 _WHO_BITS: Final = 38  # serial number of a worker, or milliseconds: 8 years
 _STATE_BITS: Final = 2
 _EPOCH_BITS: Final = 64 - _WHO_BITS - _STATE_BITS
+_EPOCH_AT: Final = _WHO_BITS + _STATE_BITS
 _WHO_MASK: Final = (1 << _WHO_BITS) - 1
 _STATE_MASK: Final = (1 << _STATE_BITS) - 1
 _EPOCH_MASK: Final = (1 << _EPOCH_BITS) - 1
@@ -48,7 +49,7 @@ ENDED: Final = 0
 HELD: Final = 1
 SENT: Final = 2
 GIVEN: Final = 3
-_UNDER_WAY: Final = (SENT, GIVEN)
+_UNDER_WAY_AT: Final = _WHO_BITS + 1  # the bit that SENT and GIVEN have, and the others have not
 
 
 class Verdict(Enum):
@@ -61,11 +62,8 @@ class Verdict(Enum):
     END = "end"  # the same for one that was idle: a 503 would be taken for the answer to a request not sent yet
 
 
-class Baton(NamedTuple):
-    """One connection's cell, in one use of it."""
-
-    place: int
-    epoch: int
+Baton = tuple[int, int]
+"""One connection's cell, in one use of it: its place and an epoch. No class: one is made for each move."""
 
 
 class Batons:
@@ -76,6 +74,7 @@ class Batons:
         self.places = len(cells)
         self._segment = segment
         self.serial = serial
+        self._held = HELD << _WHO_BITS | serial & _WHO_MASK  # in a cell, behind the epoch, when it is held here
         self._patience_ms = int(patience_s * 1000)
         self._free: list[int] = []
         self._look_again_at = 0.0  # for cells that others have ended
@@ -99,13 +98,15 @@ class Batons:
             place = self._next_free(now)
         if place is None:
             return None
-        baton = Baton(place, (self._read(place)[0] + 1) & _EPOCH_MASK)
+        baton = place, (self._read(place)[0] + 1) & _EPOCH_MASK
         self._write(baton, HELD, self.serial)
         return baton
 
     def send(self, baton: Baton, now: float, *, is_idle: bool = False) -> None:
         """Let go of *baton*, right before its message is sent; *is_idle* says that nobody waits for an answer."""
-        self._write(baton, GIVEN if is_idle else SENT, int(now * 1000))
+        place, epoch = baton
+        since = int(now * 1000) & _WHO_MASK
+        self._cells[place] = epoch << _EPOCH_AT | (GIVEN if is_idle else SENT) << _WHO_BITS | since
 
     def keep(self, baton: Baton) -> None:
         """Hold *baton* again, since its message could not be sent."""
@@ -113,27 +114,31 @@ class Batons:
 
     def take(self, baton: Baton) -> bool:
         """Hold *baton*, whose message has arrived; return False if its connection has ended meanwhile."""
-        is_sent = self.is_sent(baton)
-        if is_sent:
-            self._write(baton, HELD, self.serial)
-        return is_sent
+        place, epoch = baton
+        cells = self._cells
+        if cells[place] >> _UNDER_WAY_AT != epoch << 1 | 1:
+            return False
+        cells[place] = epoch << _EPOCH_AT | self._held
+        return True
 
     def is_sent(self, baton: Baton) -> bool:
         """Return whether the connection is under way."""
-        epoch, state, _ = self._read(baton.place)
-        return epoch == baton.epoch and state in _UNDER_WAY
+        place, epoch = baton
+        return self._cells[place] >> _UNDER_WAY_AT == epoch << 1 | 1
 
     def end(self, baton: Baton) -> None:
         """Note that the connection has ended; the caller holds the baton, or acts on its verdict."""
-        if self._read(baton.place)[0] == baton.epoch:
+        place, epoch = baton
+        if self._read(place)[0] == epoch:
             self._write(baton, ENDED, 0)
-            if baton.place in self._segment:
-                self._free.append(baton.place)  # may stand there already: `_next_free` looks again
+            if place in self._segment:
+                self._free.append(place)  # may stand there already: `_next_free` looks again
 
     def verdict(self, baton: Baton, now: float) -> Verdict:
         """Return what to do with this worker's paused copy of the connection."""
-        epoch, state, who = self._read(baton.place)
-        if epoch != baton.epoch or state == ENDED:
+        place, epoch = baton
+        current, state, who = self._read(place)
+        if current != epoch or state == ENDED:
             return Verdict.FORGET
         if not self._is_lost(state, who, now):
             return Verdict.KEEP
@@ -157,8 +162,8 @@ class Batons:
 
     def _read(self, place: int) -> tuple[int, int, int]:
         cell = self._cells[place]
-        return cell >> (_WHO_BITS + _STATE_BITS), cell >> _WHO_BITS & _STATE_MASK, cell & _WHO_MASK
+        return cell >> _EPOCH_AT, cell >> _WHO_BITS & _STATE_MASK, cell & _WHO_MASK
 
     def _write(self, baton: Baton, state: int, who: int) -> None:
         place, epoch = baton
-        self._cells[place] = (epoch << _STATE_BITS | state) << _WHO_BITS | who & _WHO_MASK
+        self._cells[place] = epoch << _EPOCH_AT | state << _WHO_BITS | who & _WHO_MASK

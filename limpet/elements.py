@@ -13,6 +13,7 @@ was given.
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
@@ -54,6 +55,8 @@ class Element:
 
     spec: str  # its canonical text in a chain
     needs_head: bool = True
+    value: Callable[[Request], bytes | None] | None = None
+    """Returns what the key is made of, where that is in the request alone and stays what it is; None for others."""
 
     def find(self, peer: Peer, request: Request | None) -> Key | None:
         """Return the client's key, None when it has none here or the request is not known."""
@@ -165,6 +168,8 @@ class Sni(Element):
 
 class _Named(Element):
     kind: ClassVar[str]
+    asks: ClassVar[str]  # the method of a request that looks for it
+    value: Callable[[Request], bytes | None]
 
     def __init__(self, name: str) -> None:
         if not _TOKEN.fullmatch(name):
@@ -174,12 +179,18 @@ class _Named(Element):
             )
         self.spec = f"{self.kind}:{name}"
         self._name = name.encode()
+        self.value = operator.methodcaller(self.asks, self._name)
+
+    def find(self, peer: Peer, request: Request | None) -> Key | None:
+        value = None if request is None else self.value(request)
+        return _new_key((value, self.spec, False)) if value else None
 
 
 class Header(_Named):
     """The value of a header; of all its lines, joined with ", "."""
 
     kind = "header"
+    asks = "header_bytes"
 
     def __init__(self, name: str) -> None:
         super().__init__(name.lower())
@@ -188,27 +199,19 @@ class Header(_Named):
         end = len(self.spec)
         return super().labelled(text[:end].lower() + text[end:])
 
-    def find(self, peer: Peer, request: Request | None) -> Key | None:
-        value = None if request is None else request.header_bytes(self._name)  # as above, but one call less
-        return _new_key((value, self.spec, False)) if value else None
-
 
 class Cookie(_Named):
     """The value of the first cookie of that name."""
 
     kind = "cookie"
-
-    def _value(self, request: Request) -> bytes | None:
-        return request.cookie_bytes(self._name)
+    asks = "cookie_bytes"
 
 
 class Query(_Named):
     """The decoded value of the first query parameter of that name."""
 
     kind = "query"
-
-    def _value(self, request: Request) -> bytes | None:
-        return request.query_bytes(self._name)
+    asks = "query_bytes"
 
 
 class Path(Element):

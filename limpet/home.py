@@ -62,9 +62,7 @@ class Home:
         A request without a key stays where it is, unless the connection has carried other clients' keys: then it
         is placed like a new client.
         """
-        key = self.router.chain.find(request.peer, request)
-        route = None if key is None else self.router.where(key)
-        self.latest = route
+        self.latest = route = self.router.route(request.peer, request)
         if route is not None:
             return route.slot, True
         placed = self.placement.place(request.peer) if keyed else None
@@ -76,5 +74,5 @@ class Home:
 
     def disagrees(self, request: Request) -> bool:
         """Return whether this worker would send *request* on, which another has sent here."""
-        key = self.router.chain.find(request.peer, request)
-        return key is not None and self.router.where(key).slot != self.slot
+        route = self.router.route(request.peer, request)
+        return route is not None and route.slot != self.slot

@@ -67,16 +67,19 @@ _LABEL: Final = re.compile(
 class KeyChain:
     """Elements in the order in which they are asked for a client's key."""
 
-    __slots__ = ("_elements", "find", "needs_head", "spec")
+    __slots__ = ("_elements", "find", "needs_head", "spec", "value")
 
     find: Callable[[Peer, Request | None], Key | None]
     """Return the key of the first element that has one for this client; None when none has."""
+    value: Callable[[Request], bytes | None] | None
+    """Return the value of the key, in a chain of one element that needs nothing but its request; None for others."""
 
     def __init__(self, elements: Sequence[Element]) -> None:
         if not elements:
             raise SettingsError(f"the key chain is empty: {_ALLOWED}", hint=_HINT)
         self._elements = tuple(elements)
         self.find = self._find if len(elements) > 1 else elements[0].find  # no loop for one: it runs for each request
+        self.value = elements[0].value if len(elements) == 1 else None
         self.needs_head = any(element.needs_head for element in elements)
         self.spec = ",".join(element.spec for element in elements)
         if [element.spec for element in elements] != list(_parts(self.spec)):
@@ -181,6 +184,7 @@ class Chains(KeyChain):
         self._elements = tuple(elements.values())
         self._chains = tuple(chains)
         self.find = self._find_at
+        self.value = None
         self.needs_head = any(chain.needs_head for chain in chains)
         self.spec = " | ".join(chain.spec for chain in chains)
 

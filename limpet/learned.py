@@ -71,27 +71,30 @@ class Outcome(Enum):
 
 
 class Learned:
-    """The table, as one process sees it. An id that was not seen for *idle_s* counts as unknown."""
+    """The table, as one process sees it. An id that was not seen for *idle_s* counts as unknown.
+
+    `cells[0]` is what `is_empty` says, for who asks for each request.
+    """
 
     def __init__(self, cells: memoryview[int], idle_s: float) -> None:
-        self._cells = cells
+        self.cells = cells
         self._idle_ms = int(idle_s * 1000)
 
     @property
     def is_empty(self) -> bool:
         """Whether no id was ever learned, so that nobody has to look."""
-        return not self._cells[0]
+        return not self.cells[0]
 
     def size(self, slot: int) -> int:
         """Return how many entries *slot* has, those too old to count included."""
-        return self._cells[1 + slot]
+        return self.cells[1 + slot]
 
     def find(self, digest: int, slots: int, now: float) -> Entry | None:
         """Return where the id with this *digest* was learned last, None if it is unknown. Looks at *slots* slots."""
         digest = digest or 1
         begin, needle = self._row(digest), _NEEDLE.pack(digest)
         for _ in range(_LOOKS):
-            row = self._cells[begin : begin + slots * _OF_SLOT].tobytes()
+            row = self.cells[begin : begin + slots * _OF_SLOT].tobytes()
             if needle not in row:
                 return None
             entries = list(_entries(row, needle, digest))
@@ -115,20 +118,20 @@ class Learned:
         start = generation % 2 * (WAYS // 2)
         places = [*ways[start:], *ways[:start]]
         for place in places:
-            if self._cells[place] == digest:
-                self._cells[place + 1] = info
+            if self.cells[place] == digest:
+                self.cells[place + 1] = info
                 return Outcome.KNOWN
-        free = next((place for place in places if not self._cells[place]), None)
+        free = next((place for place in places if not self.cells[place]), None)
         if free is not None:
-            self._cells[1 + slot] += 1
+            self.cells[1 + slot] += 1
             place, has_room = free, True
         else:
-            place = min(places, key=lambda place: self._cells[place + 1] & _SEEN_MASK)
-            has_room = seen_ms - (self._cells[place + 1] & _SEEN_MASK) > self._idle_ms
-        self._cells[place] = 0
-        self._cells[place + 1] = info
-        self._cells[place] = digest
-        self._cells[0] = 1
+            place = min(places, key=lambda place: self.cells[place + 1] & _SEEN_MASK)
+            has_room = seen_ms - (self.cells[place + 1] & _SEEN_MASK) > self._idle_ms
+        self.cells[place] = 0
+        self.cells[place + 1] = info
+        self.cells[place] = digest
+        self.cells[0] = 1
         return Outcome.NEW if has_room else Outcome.EVICTED
 
     def forget(self, digest: int, slot: int, generation: int, slots: int, now: float) -> bool:

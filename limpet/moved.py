@@ -34,6 +34,8 @@ class Connection(Protocol):
 class Copy(Connection, Protocol):
     """A connection that this worker has open but does not read."""
 
+    light_head: bytes  # the mover's to keep; b"" at first
+
     def resume(self, leftover: bytes) -> None:
         """Read again, after *leftover*, whose first request belongs here."""
 

@@ -29,20 +29,20 @@ import os
 import socket
 import struct
 import termios
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from limpet.baton import Baton, Batons, Verdict
 from limpet.moved import TOLD, Arrived, Back, Connection, Copy, Kept, tell, told
-from limpet.passing import FULL, read_file, send, shut_down, write_file
+from limpet.passing import FULL, read_file, send, send_with, shut_down, write_file
 from limpet.proxy_protocol import Origin
-from limpet.scoreboard import Row
+from limpet.scoreboard import Row, position
 
 # kind, listener, slot and serial number of the sender, place + 1 or 0, epoch, slots that had it, digest
 _MESSAGE: Final = struct.Struct("<HHHIIQQQ")
 FORM: Final = _MESSAGE.format  # what two versions must agree on
+_WHICH: Final = struct.Struct("<10xIQQQ")  # of that what who has a copy needs: from the place on
 _WHOLE: Final = 0  # kinds: with the descriptor
 _IN_FILE: Final = 1  # with the descriptor, and the bytes in a memory file
 _LIGHT: Final = 2  # without: the receiver should have a copy
@@ -64,14 +64,18 @@ _NUMBERS: Final = {  # kinds there are, with how many descriptors come along
 }
 _MOST_TOLD: Final = 64  # slots for which it travels along that they had the connection; to others it goes whole
 _INLINE_BYTES: Final = 60_000  # of leftover in the message itself; more travels in a memory file
+_MOST_BYTES: Final = _MESSAGE.size + _INLINE_BYTES
 _KIND_BYTES: Final = 2  # at its beginning
+_LIGHT_KIND: Final = _LIGHT.to_bytes(_KIND_BYTES, "little")
+_DIGEST_BYTES: Final = 8  # at the end of what comes before the bytes
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(2 * _DESCRIPTOR_BYTES)
 TAKES_PER_TURN: Final = 32  # messages, so that connections already here do not wait behind a storm
 
 
 _NO_NUMBERS: Final = array.array("i")
-_new_baton: Final = partial(tuple.__new__, Baton)  # skips the Python function that `Baton()` is: once for each move
+_RETURNS: Final = position("returns")
+_BATONS: Final = position("batons")
 
 
 class Mover:
@@ -93,13 +97,12 @@ class Mover:
         self._receiving = receiving
         self._row = row
         self._most_copies = most_copies
-        self._copies: OrderedDict[Baton, Copy] = OrderedDict()
+        self._copies: dict[Baton, Copy] = {}  # the one that was used longest ago comes first
         self._kept: dict[Baton, Kept] = {}
         self._unsent: list[Callable[[], bool]] = []  # what had no room, or no descriptor yet, to be tried again
         self._may_be_light = True
         self._awaited: set[Baton] = set()  # what was under way when that ended
         self._waiting = array.array("i", [0])
-        self._buffers = [bytearray(_MESSAGE.size + _INLINE_BYTES)]
 
     def fileno(self) -> int:
         """Return the descriptor to watch for readability."""
@@ -114,17 +117,20 @@ class Mover:
         use, and *copy* is to be closed now. Not done: the channel is full, the caller still reads. Blocks never.
         """
         baton = baton or self._batons.claim(now)
-        if baton is not None:
-            self._batons.send(baton, now)
-        if baton is not None and copy.had_by >> slot & self._may_be_light and len(leftover) <= _INLINE_BYTES:
-            sent = send(self._sending[slot], self._head(_LIGHT, copy, baton), leftover)
+        if baton is None:
+            sent = self._send_whole(slot, copy, None, leftover)
         else:
-            sent = self._send_whole(slot, copy, baton, leftover)
-        if not sent:
-            if baton is not None:
+            self._batons.send(baton, now)
+            if copy.had_by >> slot & self._may_be_light and len(leftover) <= _INLINE_BYTES:
+                head = copy.light_head or self._light_head(copy, baton)
+                sent = send(self._sending[slot], head + copy.digest.to_bytes(_DIGEST_BYTES, "little") + leftover)
+            else:
+                sent = self._send_whole(slot, copy, baton, leftover)
+            if not sent:
                 self._batons.keep(baton)
+        if not sent:
             return False, baton
-        self._row.add("returns")
+        self._row.cells[_RETURNS] += 1
         if baton is not None:
             self._copies[baton] = copy
             if len(self._copies) > self._most_copies:
@@ -177,37 +183,62 @@ class Mover:
         self._awaited = {baton for baton in self._awaited if self._batons.is_sent(baton)}
         return not (self._unsent or self._awaited)
 
-    def has_more(self) -> bool:
-        """Return whether a message waits: asked behind one, this is cheaper than an attempt that fails."""
-        fcntl.ioctl(self._receiving, termios.FIONREAD, self._waiting)
-        return self._waiting[0] > 0
+    def waiting_bytes(self) -> int:
+        """Return the size of all messages that wait: asked behind one, cheaper than an attempt that fails."""
+        fcntl.ioctl(self._receiving.fileno(), termios.FIONREAD, self._waiting)
+        return self._waiting[0]
 
-    def receive(self, adopt: Callable[[Arrived], None]) -> bool:
-        """Take the next message; return False when none waits. A connection without a copy here goes to *adopt*.
+    def take(self, adopt: Callable[[Arrived], None]) -> None:
+        """Take the messages that wait, `TAKES_PER_TURN` at most, as `receive` does."""
+        waiting_bytes = self.waiting_bytes() if self.receive(adopt) else 0
+        for _ in range(1, TAKES_PER_TURN):
+            if waiting_bytes <= 0:
+                break
+            waiting_bytes -= self.receive(adopt)
+
+    def receive(self, adopt: Callable[[Arrived], None]) -> int:
+        """Take the next message; return its size, 0 when none waits. A connection without a copy here goes to *adopt*.
 
         Raises OSError with EMFILE when the message holds descriptors and this process has no numbers for them: the
         message then stays; RuntimeError for what is no message, which is gone then. Blocks never.
         """
+        channel = self._receiving
         try:
-            kind = int.from_bytes(self._receiving.recv(_KIND_BYTES, socket.MSG_PEEK), "little")
-            if _NUMBERS.get(kind) != 0:
+            kind = channel.recv(_KIND_BYTES, socket.MSG_PEEK)
+            if kind != _LIGHT_KIND and _NUMBERS.get(int.from_bytes(kind, "little")) != 0:
                 self._ensure_free_numbers()
-            size, ancillary, _, _ = self._receiving.recvmsg_into(
-                self._buffers, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-            )
+            # with room for descriptors in any case: who is late to leave the channel may have taken what was seen
+            message, ancillary, _, _ = channel.recvmsg(_MOST_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
-            return False
-        data = self._buffers[0]
-        kind, listener, slot, sender, place, epoch, had_by, digest = _MESSAGE.unpack_from(data)
+            return 0
+        size = len(message)
+        if ancillary or size < _MESSAGE.size or message[:_KIND_BYTES] != _LIGHT_KIND:
+            self._receive_any(message, array.array("i", ancillary[0][2]) if ancillary else _NO_NUMBERS, adopt)
+            return size
+        place, epoch, had_by, digest = _WHICH.unpack_from(message)
+        if not 0 < place <= self._batons.places:
+            raise RuntimeError(f"not a move: {size} bytes, light, {place=}")
+        baton = place - 1, epoch
+        copy = self._copies.pop(baton, None)
+        if copy is not None:
+            self._hand_to(copy, baton, message[_MESSAGE.size :], had_by, digest)
+        else:
+            self._send_back(message)
+        return size
+
+    def _receive_any(self, message: bytes, fds: array.array[int], adopt: Callable[[Arrived], None]) -> None:
+        """Act on *message*, which came with *fds*: as `receive`, for all but a light one."""
+        size = len(message)
+        numbers = _MESSAGE.unpack_from(message.ljust(_MESSAGE.size))
+        kind, listener, slot, sender, place, epoch, had_by, digest = numbers
         is_told, kind = kind & TOLD, kind & ~TOLD
-        fds = array.array("i", ancillary[0][2]) if ancillary else _NO_NUMBERS
         is_message = size >= _MESSAGE.size and _NUMBERS.get(kind) == len(fds) and place <= self._batons.places
-        if not is_message or (place == 0 and kind in (_LIGHT, _BACK, _KEPT)):
+        if not is_message or kind == _LIGHT or (place == 0 and kind in (_BACK, _KEPT)):
             for fd in fds:
                 os.close(fd)
             raise RuntimeError(f"not a move: {size} bytes with {len(fds)} descriptors, {kind=}, {place=}")
-        leftover = bytes(data[_MESSAGE.size : size])
-        baton = _new_baton((place - 1, epoch)) if place else None
+        leftover = message[_MESSAGE.size :]
+        baton = (place - 1, epoch) if place else None
         if kind & _UNDECIDED or baton is None or kind < _LIGHT:
             if kind & _KIND == _IN_FILE:
                 leftover = read_file(fds[1])
@@ -215,19 +246,11 @@ class Mover:
             decided = not kind & _UNDECIDED
             state = decided, decided or bool(kind & _KEYED), bool(kind & _SILENT), origin, digest
             self._take_whole(fds[0], leftover, listener, baton, had_by, state, adopt)
-        elif kind == _LIGHT:
-            copy = self._copies.pop(baton, None)
-            if copy is not None:
-                self._hand_to(copy, baton, leftover, had_by, digest)
-            else:
-                head = _MESSAGE.pack(_BACK, listener, self._slot, sender, place, epoch, had_by, digest)
-                self._insist(lambda: send(self._channel(slot), head, leftover))
         elif kind == _KEPT:
             origin = told(leftover, fds[0])[0] if is_told else None
             self._keep(baton, Kept(fds[0], listener, had_by, origin, digest))
         else:
             self._insist(partial(self._send_again, Back(slot, sender, baton, leftover)))
-        return True
 
     def _take_whole(
         self,
@@ -257,8 +280,10 @@ class Mover:
     def _hand_to(self, copy: Copy, baton: Baton, leftover: bytes, had_by: int, digest: int) -> None:
         """Let *copy*, to which the connection has come back, read on."""
         if self._batons.take(baton):
-            self._row.add("batons")
-            copy.had_by, copy.digest = had_by, digest
+            self._row.cells[_BATONS] += 1
+            copy.digest = digest
+            if copy.had_by != had_by:
+                copy.had_by, copy.light_head = had_by, b""
             copy.resume(leftover)
         else:
             copy.drop(Verdict.FORGET)
@@ -347,7 +372,7 @@ class Mover:
 
     def _send_kept(self, kept: Connection, baton: Baton) -> bool:
         flag, header = tell(kept)
-        return send(self._sending[self._slot], self._head(_KEPT | flag, kept, baton), header, kept.fd)
+        return send_with(self._sending[self._slot], self._head(_KEPT | flag, kept, baton), header, kept.fd)
 
     def _keep(self, baton: Baton, kept: Kept) -> None:
         """Keep what a predecessor has left until its message was taken, which may have come back already."""
@@ -388,13 +413,24 @@ class Mover:
         had_by, serial = copy.had_by | self._bit, self._batons.serial
         return _MESSAGE.pack(kind, copy.listener, self._slot, serial, place + 1, epoch, had_by, copy.digest)
 
+    def _light_head(self, copy: Copy, baton: Baton) -> bytes:
+        """Return a light message of *copy* up to the digest; kept, since that is the same as long as `had_by` is."""
+        copy.light_head = self._head(_LIGHT, copy, baton)[:-_DIGEST_BYTES]
+        return copy.light_head
+
+    def _send_back(self, message: bytes) -> None:
+        """Send a light *message* back, since the connection is not here."""
+        _, listener, slot, *others = _MESSAGE.unpack_from(message)
+        head = _MESSAGE.pack(_BACK, listener, self._slot, *others)
+        self._insist(lambda: send(self._channel(slot), head + message[_MESSAGE.size :]))
+
     def _send_whole(self, slot: int, copy: Connection, baton: Baton | None, leftover: bytes, flags: int = 0) -> bool:
         """Send the connection with its descriptor; return whether there was room."""
         if copy.origin is not None:
             flag, header = tell(copy)
             flags, leftover = flags | flag, header + leftover
         if len(leftover) <= _INLINE_BYTES:
-            return send(self._channel(slot), self._head(_WHOLE | flags, copy, baton), leftover, copy.fd)
+            return send_with(self._channel(slot), self._head(_WHOLE | flags, copy, baton), leftover, copy.fd)
         try:
             file = write_file(leftover)
         except OSError as error:
@@ -402,6 +438,6 @@ class Mover:
                 return False
             raise
         try:
-            return send(self._channel(slot), self._head(_IN_FILE | flags, copy, baton), b"", copy.fd, file)
+            return send_with(self._channel(slot), self._head(_IN_FILE | flags, copy, baton), b"", copy.fd, file)
         finally:
             os.close(file)

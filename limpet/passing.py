@@ -15,16 +15,26 @@ from typing import Final
 FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.EMFILE, errno.ENFILE, errno.EPIPE})
 
 
-def send(channel: socket.socket | None, head: bytes, leftover: bytes, *fds: int) -> bool:
-    """Send one message; return False when there is no room for it now."""
+def send(channel: socket.socket | None, message: bytes) -> bool:
+    """Send one *message* without descriptors; return False when there is no room for it now."""
     if channel is None:
         return False
     try:
-        if fds:
-            rights = ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),)
-            channel.sendmsg((head, leftover), rights, socket.MSG_NOSIGNAL)
-        else:
-            channel.send(head + leftover, socket.MSG_NOSIGNAL)
+        channel.send(message, socket.MSG_NOSIGNAL)
+    except OSError as error:
+        if error.errno in FULL:
+            return False
+        raise
+    return True
+
+
+def send_with(channel: socket.socket | None, head: bytes, leftover: bytes, *fds: int) -> bool:
+    """Send one message with descriptors; return False when there is no room for it now."""
+    if channel is None:
+        return False
+    rights = ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),)
+    try:
+        channel.sendmsg((head, leftover), rights, socket.MSG_NOSIGNAL)
     except OSError as error:
         if error.errno in FULL:
             return False

@@ -10,6 +10,7 @@ where` for keys as text: one answer, since it is one function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -29,6 +30,7 @@ OnError = Callable[[str, BaseException | str], None]
 
 
 _LONGEST: Final = 256  # bytes of a key that is remembered: clients may send 60 KB
+_UNSETTLED_S: Final = 60.0  # after all clients are at home again: news take milliseconds, but a blocked worker is late
 _ROUTES: Final = 16_384  # remembered, about 5 MB: a client that comes back is not hashed again
 
 
@@ -69,8 +71,10 @@ class Router:
         self._found: set[str] = set()
         self._now: Callable[[], float] = float
         self._is_up: Sequence[bool] = ()
-        self._may_differ = chain.asks_functions
+        self._asks_functions = chain.asks_functions
+        self._unsettled_until = 0.0  # others may not know yet, or still, that clients are away from home
         self._hashed = lru_cache(maxsize=_ROUTES)(self._hash)
+        self._known = lru_cache(maxsize=_ROUTES)(self._know)
         self._homes = self.owners = buckets.table(slots)  # of each bucket: its home, and the slot that serves it now
 
     @classmethod
@@ -110,7 +114,7 @@ class Router:
         self.slots = slots
         self._is_up = ()
         self._homes = self.owners = buckets.table(slots)
-        self._hashed.cache_clear()
+        self._forget()
 
     def follow(self, is_up: Sequence[bool]) -> bool:
         """Take note of which slots are up, so that their clients are served there; return whether that moves any."""
@@ -119,26 +123,37 @@ class Router:
             self.owners = buckets.stand_ins(self.slots, is_up)
         if self.owners == before:
             return False
-        self._may_differ = True
-        self._hashed.cache_clear()
+        self._unsettled_until = self._now() + _UNSETTLED_S if self.owners == self._homes else math.inf
+        self._forget()
         return True
 
     @property
     def may_differ(self) -> bool:
         """Whether another process could find another slot for a request than this one, which may know more or less."""
-        return self._may_differ or (self.learned is not None and not self.learned.is_empty)
+        if self._unsettled_until and self._unsettled_until <= self._now():
+            self._unsettled_until = 0.0
+        is_learning = self.learned is not None and self.learned.cells[0] != 0
+        return is_learning or self._unsettled_until > 0.0 or self._asks_functions
 
     def route(self, peer: Peer, request: Request | None) -> Route | None:
         """Return where the client's key lives, None when the chain finds no key."""
+        value_of, learned = self.chain.value, self.learned
+        if value_of is not None and request is not None and (learned is None or not learned.cells[0]):
+            value = value_of(request)
+            if not value:
+                return None
+            if len(value) <= _LONGEST:
+                return self._known(value)
         key = self.chain.find(peer, request)
         return None if key is None else self.where(key)
 
     def where(self, key: Key) -> Route:
         """Return where *key* is served: where it was learned, else at the home of its bucket."""
         route = self._hashed(key) if len(key.value) <= _LONGEST else self._hash(key)
-        if self.learned is None or self.learned.is_empty or key.is_address or key.element == AFFINITY:
+        learned = self.learned
+        if learned is None or not learned.cells[0] or key.is_address or key.element == AFFINITY:
             return route
-        entry = self.learned.find(route.digest, self.slots, self._now())
+        entry = learned.find(route.digest, self.slots, self._now())
         if entry is None:
             return route
         if self.failover and self._is_up and not self._is_up[entry.slot]:
@@ -156,6 +171,14 @@ class Router:
     def home_of(self, digest: int) -> int:
         """Return the slot that is the home of *digest*."""
         return self._homes[self.hasher.bucket(digest)]
+
+    def _forget(self) -> None:
+        self._hashed.cache_clear()
+        self._known.cache_clear()
+
+    def _know(self, value: bytes) -> Route:
+        """Return where the key is served that *value* is in a chain of one element; `_known` remembers."""
+        return self._hash(Key(value, self.chain.spec, False))
 
     def _hash(self, key: Key) -> Route:
         """Return where *key* is served by its hash; `_hashed` remembers."""

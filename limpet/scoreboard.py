@@ -169,41 +169,49 @@ def misfit(other: Layout) -> str | None:
     return None
 
 
-class Row:
-    """One row of cells by name. Only the process that the row was given to may `add` or `set`."""
+def position(name: str) -> int:
+    """Return where in the row of a worker the cell *name* is."""
+    return list(WORKER_CELLS).index(name)
 
-    __slots__ = ("_cells", "_figures", "_index")
+
+class Row:
+    """One row of cells by name. Only the process that the row was given to may `add` or `set`.
+
+    Who counts for each move does so in `cells`, at a `position` asked for before: half of what `add` costs.
+    """
+
+    __slots__ = ("_figures", "_index", "cells")
 
     def __init__(self, cells: memoryview, names: Mapping[str, Figure]) -> None:
-        self._cells = cells
+        self.cells = cells
         self._figures = names
         self._index = {name: position for position, name in enumerate(names)}
 
     def __getitem__(self, name: str) -> int:
-        return int(self._cells[self._index[name]])
+        return int(self.cells[self._index[name]])
 
     def add(self, name: str, amount: int = 1) -> None:
         """Add *amount* to the cell *name*."""
-        self._cells[self._index[name]] += amount
+        self.cells[self._index[name]] += amount
 
     def set(self, name: str, value: int) -> None:
         """Make *value* the cell *name*'s."""
-        self._cells[self._index[name]] = value
+        self.cells[self._index[name]] = value
 
     def observe(self, first: str, value_ns: int) -> None:
         """Count *value_ns*, at least 0, in the histogram whose first cell is *first*."""
         start = self._index[first]
-        self._cells[start + bisect_left(BOUNDS_NS, value_ns)] += 1
-        self._cells[start + len(BOUNDS_NS) + 1] += value_ns
+        self.cells[start + bisect_left(BOUNDS_NS, value_ns)] += 1
+        self.cells[start + len(BOUNDS_NS) + 1] += value_ns
 
     def clear(self) -> None:
         """Set all cells to 0, before the row is given to another process."""
-        for position in range(len(self._cells)):
-            self._cells[position] = 0
+        for position in range(len(self.cells)):
+            self.cells[position] = 0
 
     def values(self) -> dict[str, int]:
         """Return all cells by name."""
-        return {name: int(self._cells[position]) for name, position in self._index.items()}
+        return {name: int(self.cells[position]) for name, position in self._index.items()}
 
     def of_kind(self, *kinds: Kind) -> dict[str, int]:
         """Return the cells whose figures are of one of *kinds*, by name."""

@@ -317,9 +317,7 @@ class SeatedServer(uvicorn.Server):
     def _take_moved(self) -> None:
         """Adopt connections that other workers send."""
         try:
-            for _ in range(TAKES_PER_TURN):
-                if not (self._seat.mover.receive(self._adopt_moved) and self._seat.mover.has_more()):
-                    return
+            self._seat.mover.take(self._adopt_moved)
         except OSError as error:
             self._pause_reading_of(self._seat.mover.fileno(), self._take_moved, error)
 

@@ -26,10 +26,12 @@ from limpet.moved import Arrived
 from limpet.passing import shut_down
 from limpet.refusal import answer
 from limpet.request import Peer, UnparsedRequest
+from limpet.scoreboard import position
 from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, bytes_wait, pass_on
 
 _RETRY_S: Final = 0.01  # between tries to send into a full channel
 _BLANK_LINE: Final = b"\r\n\r\n"
+_CONNECTIONS: Final = position("connections")
 _SAFE: Final = (b"GET ", b"HEAD ", b"OPTIONS ", b"TRACE ")  # repeated by clients after an end without an answer
 
 
@@ -55,6 +57,7 @@ class _Moving(Seated):
         self._tail = b""  # the last bytes given to the parser, in which a blank line may have begun
         self._limited = False  # the transport tells when its last byte has left
         self._took_over = False  # a websocket protocol has the connection now
+        self.light_head = b""
 
     def arrived(self, arrived: Arrived) -> None:
         """Take over what came with a connection from another worker. Called before `connection_made`."""
@@ -77,7 +80,7 @@ class _Moving(Seated):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._away:
-            self.seat.row.add("connections")  # uncounted when it went; what follows counts an end
+            self.seat.row.cells[_CONNECTIONS] += 1  # uncounted when it went; what follows counts an end
             if self._baton is not None:
                 self.seat.mover.forget(self, self._baton)
         elif self._baton is not None:
@@ -88,7 +91,7 @@ class _Moving(Seated):
         """Read again: the connection has come back with *leftover*, whose first request belongs here."""
         self._away, self._pinned, self._was_sent, self._keyed = False, True, True, True
         self.connections.add(self)
-        self.seat.row.add("connections")
+        self.seat.row.cells[_CONNECTIONS] += 1
         self.flow.resume_reading()
         self.data_received(leftover)
 
@@ -175,7 +178,7 @@ class _Moving(Seated):
                 return
         self._unread, self._at = self._unread[self._at :], 0
         if self._wanted is not None:
-            self._start_to_move()
+            self._move()
 
     def _give(self, piece: bytes | memoryview, *, within: bool) -> None:
         """Give the parser *piece*, a head or, *within* a message, what comes next of it."""
@@ -229,54 +232,55 @@ class _Moving(Seated):
     def _belongs_elsewhere(self, head: bytes) -> bool:
         """Decide, once, on the request with this *head*, unless who sent it did so; note where it wants to go."""
         home = self.seat.home
-        if not self._pinned:
-            self._peer = self._peer or self.peer()
-            slot, self._keyed = home.slot_of(UnparsedRequest(head, self._peer), keyed=self._keyed)
-            self._wanted = None if slot == home.slot else slot
-            return self._wanted is not None
-        self._pinned = False
-        home.latest = self.digest if self._was_sent else UNTOLD
-        if self._was_sent and home.router.may_differ and home.disagrees(UnparsedRequest(head, self.peer())):
-            self.seat.row.add("misrouted")
-        return False
+        if self._pinned:
+            self._pinned = False
+            home.latest = self.digest if self._was_sent else UNTOLD
+            if self._was_sent and home.router.may_differ:
+                self._doubt(head)
+            return False
+        self._peer = self._peer or self.peer()
+        slot, self._keyed = home.slot_of(UnparsedRequest(head, self._peer), keyed=self._keyed)
+        if slot == home.slot:
+            return False
+        self._wanted, self.digest = slot, home.digest()
+        return True
 
-    def _start_to_move(self) -> None:
-        """Stop reading, and go as soon as the earlier response has left: the home has just been asked for a request."""
-        self.digest = self.seat.home.digest()
-        self.flow.pause_reading()
-        self._give_up_at = 0.0
-        self._move()
+    def _doubt(self, head: bytes) -> None:
+        """Count the request with this *head*, which another worker has sent here, if this one would send it on."""
+        if self.seat.home.disagrees(UnparsedRequest(head, self.peer())):
+            self.seat.row.add("misrouted")
 
     def _move(self) -> None:
-        if self._wanted is None or self.transport.is_closing():
+        """Stop reading, and go as soon as the earlier response has left and there is room."""
+        wanted, transport = self._wanted, self.transport
+        if wanted is None or transport.is_closing():
             return
-        if self.transport.get_write_buffer_size():
-            self.transport.set_write_buffer_limits(high=0)  # `resume_writing` is called when it is empty
+        self.flow.pause_reading()
+        if transport.get_write_buffer_size():
+            transport.set_write_buffer_limits(high=0)  # `resume_writing` is called when it is empty
             self._limited = True
             return
-        now = self.loop.time()
         if self.alone:
             self._end_unanswered() if self._unread.startswith(_SAFE) else self._refuse()
             return
-        done, self._baton = self.seat.mover.pass_on(self, self._baton, self._wanted, self._unread, now)
-        self._give_up_at = self._give_up_at or now + self.seat.settings.wait_timeout_s
-        if done:
-            self._go_away()
-        elif now < self._give_up_at:
-            self.loop.call_later(_RETRY_S, self._move)
-        else:
-            self._refuse()
-
-    def _go_away(self) -> None:
-        """Become a paused copy; without a baton there is none to keep."""
-        self._wanted, self._away, self._unread = None, True, b""
+        now = self.loop.time()
+        done, self._baton = self.seat.mover.pass_on(self, self._baton, wanted, self._unread, now)
+        if not done:
+            self._give_up_at = self._give_up_at or now + self.seat.settings.wait_timeout_s
+            if now < self._give_up_at:
+                self.loop.call_later(_RETRY_S, self._move)
+            else:
+                self._refuse()
+            return
+        # from here on a paused copy; without a baton there is none to keep
+        self._wanted, self._away, self._unread, self._give_up_at = None, True, b"", 0.0
         if self._limited:
-            self.transport.set_write_buffer_limits()
+            transport.set_write_buffer_limits()
             self._limited = False
         self.connections.discard(self)
-        self.seat.row.add("connections", -1)
+        self.seat.row.cells[_CONNECTIONS] -= 1
         if self._baton is None:
-            self.transport.abort()
+            transport.abort()
 
     def _refuse(self) -> None:
         """Answer 503: the request's own slot cannot take it, and no other may."""
@@ -308,22 +312,50 @@ class MovingHttpTools(_Moving, SeatedHttpTools):
 
     def data_received(self, data: bytes) -> None:
         """As for all, but without a buffer and a loop in the usual case: one whole head comes, and nothing else."""
-        before = self.cycle
-        free = not (self._unread or self._in_message or self._refused or self._wanted is not None)
-        due = before is None or before.response_complete
-        may_be_one = free and due and data.endswith(_BLANK_LINE)  # else there may be a megabyte to search
-        whole = may_be_one and 0 < data.find(_BLANK_LINE) == len(data) - len(_BLANK_LINE)
-        if not whole or len(data) > self.seat.settings.max_head_bytes or self.transport.is_closing():
+        cycle = self.cycle
+        if (
+            not (cycle is None or cycle.response_complete)
+            or self._unread
+            or self._in_message
+            or self._refused
+            or self._wanted is not None
+            or len(data) > self.seat.settings.max_head_bytes  # there may be a megabyte to search
+            or not 0 < data.find(_BLANK_LINE) == len(data) - len(_BLANK_LINE)
+            or self.transport.is_closing()
+        ):
             super().data_received(data)
         elif self._belongs_elsewhere(data):
             self._unread = data
-            self._start_to_move()
+            self._move()
         else:
-            self._give(data, within=False)
-            if self._took_over:
-                self._upgraded()
-            elif self.cycle is not before:
-                self._request_began()
+            self._begin(data)
+
+    def resume(self, leftover: bytes) -> None:
+        """As for all, but in the usual case without what was looked at when the connection went."""
+        whole = 0 < leftover.find(_BLANK_LINE) == len(leftover) - len(_BLANK_LINE)
+        if not whole or len(leftover) > self.seat.settings.max_head_bytes or self.transport.is_closing():
+            super().resume(leftover)
+            return
+        self._away, self._was_sent, self._keyed = False, True, True
+        self.connections.add(self)
+        self.seat.row.cells[_CONNECTIONS] += 1
+        self.flow.resume_reading()
+        home = self.seat.home
+        home.latest = self.digest
+        if home.router.may_differ:
+            self._doubt(leftover)
+        self._begin(leftover)
+
+    def _begin(self, head: bytes) -> None:
+        """Let the parser have *head*, a whole one that is alone."""
+        before = self.cycle
+        self.feed(head)
+        if self._in_body:
+            self._in_message, self._left = True, _length(head)
+        if self._took_over:
+            self._upgraded()
+        elif self.cycle is not before:
+            self._request_began()
 
     def handle_websocket_upgrade(self) -> None:
         super().handle_websocket_upgrade()

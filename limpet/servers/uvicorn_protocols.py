@@ -97,7 +97,7 @@ class Seated(asyncio.Protocol):
         "_head_bytes",
         "_head_since", "_idle_since", "_in_body", "_in_message", "_initial", "_is_long", "_keyed", "_left", "_limited",
         "_peer", "_pinned", "_refused", "_repeating", "_tail", "_took_over", "_unread", "_wanted", "_was_sent",
-        "digest", "fd", "had_by", "listener", "origin",
+        "digest", "fd", "had_by", "light_head", "listener", "origin",
     )  # fmt: skip
 
     seat: ClassVar[Seat]

@@ -258,6 +258,7 @@ class _Copy:
     listener = 0
     had_by = 0
     digest = 0
+    light_head = b""
     origin: Origin | None = None
 
     def __init__(self, connection: socket.socket) -> None:

@@ -65,6 +65,7 @@ class Held:
     digest: int = 0
     origin: Origin | None = None
     listener: int = 0
+    light_head: bytes = b""
 
     @property
     def fd(self) -> int:
@@ -229,7 +230,7 @@ class Crew(RuleBasedStateMachine):
             return
         reading = [held.connection.number for held in self.readers()]
         assert len(reading) == len(set(reading))
-        places = [held.baton.place for held in self.readers() if held.baton]
+        places = [held.baton[0] for held in self.readers() if held.baton]
         assert len(places) == len(set(places)), "two connections in one cell"
         for connection in self.connections.values():
             assert len(connection.served) == len(set(connection.served))
@@ -275,7 +276,7 @@ def batons(cells: list[int], serial: int = 1, *, claims: bool = True) -> Batons:
 def test_all_cells_in_use_means_no_baton() -> None:
     """The bound on connections that keep copies: more than that move without."""
     view = batons([0, 0])
-    assert {view.claim(0.0), view.claim(0.0)} == {Baton(0, 1), Baton(1, 1)}
+    assert {view.claim(0.0), view.claim(0.0)} == {(0, 1), (1, 1)}
     assert view.claim(0.0) is None
 
 
@@ -290,7 +291,7 @@ def test_cell_that_another_worker_has_ended_is_found_after_a_while() -> None:
     assert view.claim(0.5) is None
     other.end(baton)
     assert view.claim(0.9) is None
-    assert view.claim(1.5) == Baton(0, 2)
+    assert view.claim(1.5) == (0, 2)
 
 
 def test_ended_cell_is_used_again_with_a_new_epoch() -> None:
@@ -299,7 +300,7 @@ def test_ended_cell_is_used_again_with_a_new_epoch() -> None:
     first = view.claim(0.0)
     assert first is not None
     view.end(first)
-    assert view.claim(0.0) == Baton(0, 2)
+    assert view.claim(0.0) == (0, 2)
     assert view.verdict(first, 0.0) is Verdict.FORGET
 
 
@@ -313,7 +314,7 @@ def test_ending_twice_frees_the_cell_once() -> None:
     second, third = view.claim(0.0), view.claim(0.0)
     assert second is not None
     assert third is not None
-    assert second.place != third.place
+    assert second[0] != third[0]
     assert view.claim(0.0) is None
 
 
@@ -375,5 +376,5 @@ def test_epoch_wraps_inside_its_cell(epochs: int) -> None:
     """After 16 million uses the epoch starts again; it must not spill into the other fields."""
     cells = [(epochs - 1) << 40]
     baton = batons(cells).claim(0.0)
-    assert baton == Baton(0, 0)
+    assert baton == (0, 0)
     assert cells[0] >> 40 == 0

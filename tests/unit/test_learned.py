@@ -176,16 +176,16 @@ class _Stops:
     """Cells in which only so many stores are made."""
 
     def __init__(self, cells: memoryview[int], stores: int) -> None:
-        self._cells, self._left = cells, stores
+        self.cells, self._left = cells, stores
 
     def __getitem__(self, place: int) -> int:
-        return self._cells[place]
+        return self.cells[place]
 
     def __setitem__(self, place: int, value: int) -> None:
         if not self._left:
             raise Dying
         self._left -= 1
-        self._cells[place] = value
+        self.cells[place] = value
 
 
 @pytest.mark.parametrize("stores", range(6))
@@ -196,7 +196,7 @@ def test_writer_that_dies_between_two_stores_harms_only_what_it_replaced(table: 
         table.learn(digest, 0, 1, now=float(at))
     died = False
     try:
-        Learned(_Stops(table._cells, stores), IDLE_S).learn(digests[-1], 0, 1, now=50.0)  # type: ignore[arg-type]
+        Learned(_Stops(table.cells, stores), IDLE_S).learn(digests[-1], 0, 1, now=50.0)  # type: ignore[arg-type]
     except Dying:
         died = True
     assert died == (stores < 4)
@@ -211,7 +211,7 @@ def test_entry_whose_halves_do_not_belong_together_is_unknown(table: Learned) ->
     mine, other = 1 << 60 | 7 << 20, 2 << 60 | 7 << 20
     table.learn(mine, 0, 1, now=1.0)
     assert slot_of(table, mine, 1.0) == 0
-    table._cells[table._row(mine)] = other
+    table.cells[table._row(mine)] = other
     assert slot_of(table, other, 1.0) is None
 
 
@@ -219,7 +219,7 @@ def test_digest_is_found_at_the_beginning_of_an_entry_alone(table: Learned) -> N
     """The search goes over bytes: the second half of one entry, or a part of two, may read like another id."""
     digest = 5 << 55 | 7 << 20
     begin = table._row(digest)
-    table._cells[0] = 1
-    table._cells[begin], table._cells[begin + 1] = 9, digest
-    table._cells[begin + 2] = 5 << 55 | 1000
+    table.cells[0] = 1
+    table.cells[begin], table.cells[begin + 1] = 9, digest
+    table.cells[begin + 2] = 5 << 55 | 1000
     assert slot_of(table, digest, 1.0) is None

@@ -14,7 +14,7 @@ import pytest
 from limpet.baton import Batons, Verdict
 from limpet.handoff import Channel
 from limpet.moved import Arrived
-from limpet.moving import Mover
+from limpet.moving import TAKES_PER_TURN, Mover
 from limpet.passing import shut_down
 from limpet.proxy_protocol import Origin
 from limpet.scoreboard import WORKER_CELLS, Row
@@ -30,6 +30,7 @@ class Paused:
         self.listener = listener
         self.had_by = had_by
         self.digest = 0
+        self.light_head = b""
         self.origin: Origin | None = None
         self.resumed: list[bytes] = []
         self.dropped: list[Verdict] = []
@@ -58,7 +59,7 @@ class Two:
         self.arrived: list[Arrived] = []
 
     def take(self, slot: int) -> bool:
-        return self.movers[slot].receive(self.arrived.append)
+        return self.movers[slot].receive(self.arrived.append) > 0
 
     def close(self) -> None:
         for arrived in self.arrived:
@@ -163,15 +164,36 @@ def test_message_without_descriptor_needs_no_free_number(two: Two) -> None:
     assert away.resumed == [b"back"]
 
 
-def test_receiver_knows_whether_more_waits(two: Two) -> None:
-    """Else messages would be left for the next turn of the loop, or each wake-up would end in a failed attempt."""
-    assert not two.movers[1].has_more()
-    for _ in range(2):
+def test_receiver_takes_all_that_wait_but_not_for_ever(two: Two) -> None:
+    """One that is left waits for a wake-up of its own; and who is in a storm has connections to serve, too."""
+    two.movers[1].take(two.arrived.append)
+    assert not two.arrived
+    for _ in range(TAKES_PER_TURN + 3):
         two.movers[0].pass_on(Paused(two.server), None, 1, b"", 0.0)
+    two.movers[1].take(two.arrived.append)
+    assert len(two.arrived) == TAKES_PER_TURN
+    two.movers[1].take(two.arrived.append)
+    assert len(two.arrived) == TAKES_PER_TURN + 3
+    assert not two.movers[1].waiting_bytes()
+
+
+def test_light_message_tells_what_has_changed_since_the_one_before(two: Two) -> None:
+    """What stays of a message from one move to the next must not outlive what it says."""
+    away = Paused(two.server, had_by=0b10)
+    _, baton = two.movers[0].pass_on(away, None, 1, b"", 0.0)
+    assert baton is not None
+    two.movers[1]._copies[baton] = back = Paused(two.server)
     assert two.take(1)
-    assert two.movers[1].has_more()
-    assert two.take(1)
-    assert not two.movers[1].has_more()
+    assert back.had_by == 0b11
+    for had_by in (0b1011, 0b1111):
+        back.had_by, back.light_head, back.digest = had_by, b"", had_by << 60
+        two.movers[1].pass_on(back, baton, 0, b"", 0.0)
+        assert two.take(0)
+        assert (away.had_by, away.digest) == (had_by, back.digest)
+        away.digest = had_by
+        two.movers[0].pass_on(away, baton, 1, b"", 0.0)
+        assert two.take(1)
+        assert (back.had_by, back.digest) == (had_by, had_by)
 
 
 def test_copy_that_was_used_longest_ago_goes_first(two: Two) -> None:

@@ -56,8 +56,12 @@ def test_workers_may_differ_once_one_of_them_could_know_more_than_another() -> N
         assert not each.may_differ
         each.follow([True, False, True, True])
     assert (waiting.may_differ, moving.may_differ) == (False, True)
+    now = 1000.0
+    moving._now = lambda: now
     moving.follow([True] * SLOTS)
-    assert moving.may_differ
+    assert moving.may_differ  # with one that has not heard of it yet
+    now += 3600
+    assert not moving.may_differ
 
     asking = KeyChain.parse("cookie:user,python:site:key", Trust.parse(""))
     assert Router(asking, Hasher(b"secret"), SLOTS).may_differ
