@@ -343,7 +343,8 @@ class SeatedServer(uvicorn.Server):
         """Give *connection* to *protocol*, a new one, which will close it."""
         self._seat.row.add("connections")
         self._adopting += 1
-        protocol.fd = connection.fileno()
+        if isinstance(protocol, Seated):
+            protocol.fd = connection.fileno()
         self._open(self._loop.connect_accepted_socket(lambda: protocol, connection, **self._tls), connection, baton)
 
     def _open(
