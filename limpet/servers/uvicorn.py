@@ -29,6 +29,7 @@ from limpet.link import LinkClosedError
 from limpet.logs import warn_hourly
 from limpet.moved import Arrived
 from limpet.moving import TAKES_PER_TURN
+from limpet.scoreboard import position
 from limpet.servers import uvicorn_lean
 from limpet.servers.corked import Turn
 from limpet.servers.lifespan import Lifespan
@@ -36,11 +37,12 @@ from limpet.servers.proxied import Proxied
 from limpet.servers.uvicorn_draining import let_go
 from limpet.servers.uvicorn_listening import Listening
 from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
-from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools
+from limpet.servers.uvicorn_protocols import CONNECTIONS, Seated, SeatedH11, SeatedHttpTools
 from limpet.servers.uvicorn_streams import Streams
 from limpet.servers.uvicorn_websockets import websocket_protocol
 from limpet.worker import Seat
 
+_RECEIVED: Final = position("received")
 _TICK_S: Final = 1.0  # date header, head deadlines
 _READ_BYTES: Final = 262_144  # what an event loop reads at once; Seated counts the bytes of a head after that
 _IDLE_S: Final = 1.0  # how long a draining worker leaves idle connections open: longer than a round trip
@@ -127,6 +129,7 @@ class SeatedServer(uvicorn.Server):
         }
         super().__init__(self._binds[spoken[0]][0])
         self._seat = seat
+        self._cells = seat.row.cells
         self._tls: dict[str, Any] = {}
         if seat.tls is not None:
             self._tls = {"ssl": seat.tls, "ssl_handshake_timeout": seat.settings.head_timeout_s}
@@ -287,13 +290,13 @@ class SeatedServer(uvicorn.Server):
 
     def _accepted(self, bind: int) -> asyncio.Protocol:
         """Return the protocol of a connection that the event loop has accepted from a listener."""
-        self._seat.row.add("received")
-        self._seat.row.add("connections")
+        self._cells[_RECEIVED] += 1
+        self._cells[CONNECTIONS] += 1
         protocol: asyncio.Protocol = self._makers[bind]()
         return protocol
 
     def _adopt_accepted(self, bind: int, connection: socket.socket) -> None:
-        self._seat.row.add("received")
+        self._cells[_RECEIVED] += 1
         self._adopt(connection, self._makers[bind]())
 
     def _take(self) -> bool:
@@ -307,7 +310,7 @@ class SeatedServer(uvicorn.Server):
             except OSError as error:
                 self._pause_reading_of(self._seat.receiver.fileno(), self._take, error)
                 return False
-            self._seat.row.add("received")
+            self._cells[_RECEIVED] += 1
             protocol = self._makers[handoff.listener]()
             if handoff.listener not in self._streams:
                 protocol.accepted(handoff)
@@ -341,7 +344,7 @@ class SeatedServer(uvicorn.Server):
 
     def _adopt(self, connection: socket.socket, protocol: Any, baton: Baton | None = None) -> None:
         """Give *connection* to *protocol*, a new one, which will close it."""
-        self._seat.row.add("connections")
+        self._cells[CONNECTIONS] += 1
         self._adopting += 1
         if isinstance(protocol, Seated):
             protocol.fd = connection.fileno()

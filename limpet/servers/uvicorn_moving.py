@@ -26,12 +26,10 @@ from limpet.moved import Arrived
 from limpet.passing import shut_down
 from limpet.refusal import answer
 from limpet.request import Peer, UnparsedRequest
-from limpet.scoreboard import position
-from limpet.servers.uvicorn_protocols import Seated, SeatedH11, SeatedHttpTools, bytes_wait, pass_on
+from limpet.servers.uvicorn_protocols import CONNECTIONS, Seated, SeatedH11, SeatedHttpTools, bytes_wait, pass_on
 
 _RETRY_S: Final = 0.01  # between tries to send into a full channel
 _BLANK_LINE: Final = b"\r\n\r\n"
-_CONNECTIONS: Final = position("connections")
 _SAFE: Final = (b"GET ", b"HEAD ", b"OPTIONS ", b"TRACE ")  # repeated by clients after an end without an answer
 
 
@@ -80,7 +78,7 @@ class _Moving(Seated):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._away:
-            self.seat.row.cells[_CONNECTIONS] += 1  # uncounted when it went; what follows counts an end
+            self.seat.row.cells[CONNECTIONS] += 1  # uncounted when it went; what follows counts an end
             if self._baton is not None:
                 self.seat.mover.forget(self, self._baton)
         elif self._baton is not None:
@@ -91,7 +89,7 @@ class _Moving(Seated):
         """Read again: the connection has come back with *leftover*, whose first request belongs here."""
         self._away, self._pinned, self._was_sent, self._keyed = False, True, True, True
         self.connections.add(self)
-        self.seat.row.cells[_CONNECTIONS] += 1
+        self.seat.row.cells[CONNECTIONS] += 1
         self.flow.resume_reading()
         self.data_received(leftover)
 
@@ -278,7 +276,7 @@ class _Moving(Seated):
             transport.set_write_buffer_limits()
             self._limited = False
         self.connections.discard(self)
-        self.seat.row.cells[_CONNECTIONS] -= 1
+        self.seat.row.cells[CONNECTIONS] -= 1
         if self._baton is None:
             transport.abort()
 
@@ -338,7 +336,7 @@ class MovingHttpTools(_Moving, SeatedHttpTools):
             return
         self._away, self._was_sent, self._keyed = False, True, True
         self.connections.add(self)
-        self.seat.row.cells[_CONNECTIONS] += 1
+        self.seat.row.cells[CONNECTIONS] += 1
         self.flow.resume_reading()
         home = self.seat.home
         home.latest = self.digest

@@ -33,11 +33,14 @@ from limpet.moved import Arrived
 from limpet.proxy_protocol import Origin
 from limpet.refusal import LINGER_S, answer
 from limpet.request import Peer
+from limpet.scoreboard import position
 from limpet.servers.corked import SENT, Corked, Turn
 from limpet.servers.head_limits import LimitedConnection, exceeds
 from limpet.tls import asked_for
 from limpet.worker import Seat
 
+CONNECTIONS: Final = position("connections")
+_REQUESTS: Final = position("requests")
 _FRAMING: Final = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
 
 
@@ -167,7 +170,7 @@ class Seated(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.seat.row.add("connections", -1)
+        self.seat.row.cells[CONNECTIONS] -= 1
         if self._has_entered:
             self.seat.per_address.leave(self.client and self.client[0])
 
@@ -221,7 +224,7 @@ class Seated(asyncio.Protocol):
         super().data_received(data)  # type: ignore[arg-type]  # parsers take any buffer
 
     def on_response_complete(self) -> None:
-        self.seat.row.add("requests")
+        self.seat.row.cells[_REQUESTS] += 1
         if self._corked.held:  # a head without a body; nothing may be held when the connection moves
             self._corked.flush()
         before = self.cycle
