@@ -357,9 +357,11 @@ def test_full_channel_is_waited_for_and_then_the_answer_is_503(gates: Path) -> N
     with serve("--wait-timeout", "2", "--head-timeout", "1", "--workers", "2", gates=gates) as server:
         home = homes(server)
         users = inhabitants(home)
-        with wires(("127.0.0.1", server.port), 250) as clients:
-            for client in clients:
-                perform(client, [get(users[0], "/")], home)
+        with contextlib.ExitStack() as stack:
+            clients = []
+            for _ in range(250):  # one by one: each has a second for its first request
+                clients.append(stack.enter_context(Wire(("127.0.0.1", server.port))))
+                perform(clients[-1], [get(users[0], "/")], home)
             wait_until(lambda: server.totals()["requests"] == len(clients), "the last one is counted, too")
             before = server.totals()
             with stopped(server, {1}):
