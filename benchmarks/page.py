@@ -34,7 +34,7 @@ NAMES: Final = {
     "upload": "upload of 1 MB",
     "download": "download of 1 MB",
     "idle": "idle websocket, bytes",
-    "paced": "p99 at half of capacity, ms",
+    "paced": "p99 at a quarter of capacity, ms",
 }
 LOADS: Final = [part for part in NAMES if part not in ("idle", "paced")]
 SYSTEMS: Final = {
@@ -70,7 +70,7 @@ METHOD: Final = """
   that no target names are loaded in each third round.
 - Before that, each system that promises stickiness is held to it, and nginx and HAProxy to re-using their connections.
 - Users and addresses (200 and 512) are drawn by a seed that is the number of the round. 32 requests are in flight.
-- The p99 is at a fixed rate, from when a request was due; the rate is half of what the slowest of the systems
+- The p99 is at a fixed rate, from when a request was due; the rate is a quarter of what the slowest of the systems
   compared answers to the same clients in a closed loop, so it says nothing about the capacity of a machine.
 - The load runs on the same machine: there is no network, throughput is limited by the load, and absolute times say more
   about the machine than about the systems. They move by 10 % from run to run; ratios within a run do not.
