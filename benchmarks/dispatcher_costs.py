@@ -6,7 +6,7 @@ accepted by its own count; then its system calls, counted by `strace -c` in a lo
 runs under callgrind instead, which counts what it executes in user space: a count that no other process disturbs. All
 shares one machine: with few connections at a time the dispatcher sleeps more often, and each waking counts.
 
-Needs wrk, and strace or valgrind. Sends to 127.0.0.1 only.
+With `--profile` perf samples where it is. Needs wrk, and strace, valgrind or perf. Sends to 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -148,6 +148,30 @@ def instructions(server: Server, folder: Path, connections: int) -> float:
     return round(total / connections / 1000, 1)
 
 
+def profile(server: Server, seconds: float) -> dict[str, float]:
+    """Return the functions, of C and of the kernel, in which the dispatcher is found most often, with their shares."""
+    with tempfile.NamedTemporaryFile() as samples:
+        perf = [
+            "perf",
+            "record",
+            "-q",
+            "-o",
+            samples.name,
+            "-e",
+            "cpu-clock",
+            "-F",
+            "999",
+            "-p",
+            str(server.dispatcher()),
+        ]
+        with subprocess.Popen(perf) as recorder:
+            server.load(32, seconds)
+            recorder.send_signal(signal.SIGINT)
+        report = ["perf", "report", "-i", samples.name, "--no-children", "--sort", "symbol", "--stdio"]
+        shown = subprocess.run(report, capture_output=True, text=True, check=True).stdout
+    return {name: float(share) for share, name in re.findall(r"^ +([\d.]+)%  \[[.k]\] (\S+)", shown, re.MULTILINE)[:20]}
+
+
 def main() -> None:
     """Measure, and write down what came."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,6 +180,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--instructions", type=int, metavar="N", help="count those of N connections instead")
+    parser.add_argument("--profile", action="store_true", help="sample where it is instead, by perf")
     parser.add_argument("--out", type=Path, default=RESULTS / "dispatcher_costs.json")
     given = parser.parse_args()
     prefix = ["valgrind", "--quiet", "--tool=callgrind", "--trace-children=yes", "--instr-atstart=no"]
@@ -168,6 +193,9 @@ def main() -> None:
             counted = instructions(server, Path(folder), given.instructions)
             found["thousand_instructions"] = {"one_at_a_time": counted, "connections": given.instructions}
             print(found["thousand_instructions"])
+        elif given.profile:
+            found["profile_percent"] = profile(server, given.seconds)
+            print(json.dumps(found["profile_percent"], indent=1))
         else:
             server.load(64, 1)
             found["at_a_time"] = {
