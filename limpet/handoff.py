@@ -70,7 +70,7 @@ _PROBE: Final = Handoff(listener=0xFFFF, slot=0, digest=0, accepted_ns=0)
 
 
 class Bare(socket.socket):
-    """A connection for who asks for its kind often, as event loops do: enum members, made each time, would be 4 us."""
+    """A connection for who asks for its kind often, as event loops do: numbers, not enum members made each time."""
 
     __slots__ = ()
 

@@ -357,7 +357,7 @@ class SeatedServer(uvicorn.Server):
         baton: Baton | None,
         _: object = None,
     ) -> None:
-        """Go on with *opening*, which waits once: a task for it would be a tenth of what a connection costs here."""
+        """Go on with *opening*, which waits once: a task for it would cost more than what is awaited."""
         try:
             waiter = opening.send(None)
         except StopIteration:

@@ -1,8 +1,8 @@
 """uvicorn's own work for each connection, where it comes out the same for all of them: done once.
 
-Owns how a protocol object is made, and how it learns its addresses. Of a connection with one request these were a
-quarter of what a worker executes: uvicorn's constructor looks up its loggers and settings each time, and asks the event
-loop for a socket object, made for that question, where the loop has the addresses.
+Owns how a protocol object is made, and how it learns its addresses. Of a connection with one request these were a fifth
+of what a worker executes: uvicorn's constructor looks up its loggers and settings each time, and its protocol asks the
+event loop for a socket object, made for that question, where the loop has the addresses.
 """
 
 from __future__ import annotations
