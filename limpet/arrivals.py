@@ -102,16 +102,17 @@ class Arrivals:
         """
         if not arrival.is_kept:
             return False
-        fd, is_watched = arrival.connection.fileno(), False
-        if self._waiting.pop(fd, None) is not None:
-            if fd in self._slow:
-                self._slow.remove(fd)
-                self._slow_epoll.unregister(fd)
-            elif keep_watch:
-                is_watched = True
-            else:
-                self._epoll.unregister(fd)
-            self._row.set("pending", len(self._waiting))
+        arrival.is_kept = is_watched = False
+        fd = arrival.connection.fileno()
+        del self._waiting[fd]
+        if fd in self._slow:
+            self._slow.remove(fd)
+            self._slow_epoll.unregister(fd)
+        elif keep_watch:
+            is_watched = True
+        else:
+            self._epoll.unregister(fd)
+        self._row.set("pending", len(self._waiting))
         if arrival.entered_from is not None:
             self._per_address.leave(arrival.entered_from)
             arrival.entered_from = None
