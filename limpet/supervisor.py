@@ -147,6 +147,7 @@ class Supervisor:
 
     def stop(self, *, wait_for_connections: bool = False) -> None:
         """Begin to stop; with *wait_for_connections* the open ones may take as long as they like."""
+        self._reap_all()  # a dispatcher that has died is replaced, and so keeps its backlog; later it would not be
         if not self.stopping:
             self._end.begin(wait_for_connections=wait_for_connections)
 
@@ -155,9 +156,7 @@ class Supervisor:
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGCHLD:
-            for member in self.members():
-                for child in member.children:
-                    self._reap(member, child)
+            self._reap_all()
             own = {child.pid for member in self.members() for child in member.children}
             process.reap_orphans(own | self.upgrade.pids | self.beside.pids)
         elif number == signal.SIGUSR2:
@@ -241,6 +240,11 @@ class Supervisor:
         ):  # the others never say that they have left
             child.leaves_by = now + _LEAVE_S
         return left_s
+
+    def _reap_all(self) -> None:
+        for member in self.members():
+            for child in member.children:
+                self._reap(member, child)
 
     def _reap(self, member: Member, child: Child) -> None:
         """Take note of the death of *child*, if it has died, and do what follows."""

@@ -142,6 +142,14 @@ def freeze(pid: int) -> None:
     wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T", f"{pid} has stopped")
 
 
+def is_dead(pid: int) -> bool:
+    """Return whether process *pid* has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def descriptors(pid: int) -> list[str]:
     """Return what a process has open."""
     found = []

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.crowd import descriptors, freeze
+from tests.crowd import descriptors, freeze, is_dead
 from tests.faults import FAULTS, RESULTS, Fault, Loses, inserted
 from tests.harness import HERE, Limpet, wait_until
 from tests.public import Failure, Public, finished
@@ -156,14 +156,6 @@ def makes(name: str) -> Callable[[Callable[[Stage], AsyncIterator[None]]], None]
         MADE[name] = contextlib.asynccontextmanager(function)
 
     return add
-
-
-def is_dead(pid: int) -> bool:
-    """Return whether process *pid* has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 async def kill(stage: Stage, pid: int, happened: Happened) -> None:

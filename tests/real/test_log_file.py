@@ -60,18 +60,18 @@ def test_stderr_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     python.chmod(0o700)
     arguments = ("--workers", "1", "--by", "header:x-user", "--access-log")
     with Limpet("tests.apps:echo", *arguments, python=str(python)).launched() as server:
-        wait_until(Path(server.control).exists, "it has begun")
+        wait_until(lambda: _connects(server.control), "it has begun")
         server.lines.append(f"serving at {server.status()['binds'][0]}")  # where `port` looks
-        wait_until(lambda: _connects(server.port), "it serves")
+        wait_until(lambda: _connects(("127.0.0.1", server.port)), "it serves")
         assert server.request("/one", x_user="ada").status == 200
         server.kill_worker(0)
         assert server.request("/two", x_user="ada").status == 200
         assert server.stop() == 0
 
 
-def _connects(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
+def _connects(address: tuple[str, int] | str) -> bool:
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as client:
+        return client.connect_ex(address) == 0
 
 
 @pytest.mark.parametrize("place", ["missing/limpet.log", "."])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crowd import Crowd, Home, freeze, homes, keys_of, load
+from tests.crowd import Crowd, Home, freeze, homes, is_dead, keys_of, load
 from tests.harness import PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.wire import Wire, frame, request, upgrade
 
@@ -251,10 +251,12 @@ def test_stop_right_after_a_kill_serves_who_waits_for_the_next_worker() -> None:
         wait_until(lambda: server.worker(1)["queued"] == len(waiting), "all of them wait in the channel")
         freeze(dispatcher)
         waiting += [crowd.call(key) for key in KEYS]  # in the backlog
-        os.kill(worker, signal.SIGKILL)
-        os.kill(dispatcher, signal.SIGKILL)
-        wait_until(lambda: server.worker(1)["pid"] != worker, "the death is noticed")
-        server.signal(signal.SIGTERM)
+        freeze(server.pid)
+        for pid in (worker, dispatcher):
+            os.kill(pid, signal.SIGKILL)
+            wait_until(partial(is_dead, pid), f"{pid} is dead")
+        server.signal(signal.SIGTERM)  # a process that goes on takes it before the SIGCHLD, which has a higher number
+        server.signal(signal.SIGCONT)
 
         assert {Home.of(wire.reply()).slot for wire in waiting} == set(range(WORKERS))
         assert server.wait_ended() == 0
