@@ -6,7 +6,7 @@ uvicorn, servers/accessed.py for other servers of ASGI and WSGI.
 1. No key: the digest stands for it. A line has no query and no address, and what `path:` finds in a path is a `*`.
 2. Noting is an append (`Held`). Lines are made and written together, after _HELD_S at the latest: a write for each
    would cost more than all the rest. A worker that is killed takes its last ones along; one that ends writes them.
-3. What lines have in common is kept ready, in a bounded memory: a line of JSON is four texts put one behind the other.
+3. What lines have in common is kept ready, in a bounded memory: a line of JSON is five texts put one behind the other.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from limpet.settings import Settings
 _HELD_S: Final = 0.2
 _MOST_HELD: Final = 512  # requests
 _READY: Final = 2048  # parts of lines that are kept, of each kind
+_MILLISECONDS: Final = [f"0.{number:03d}" for number in range(1000)]
+_MICROSECONDS: Final = [f'{number:03d}, "waited": 0.000000}}\n' for number in range(1000)]
 K = TypeVar("K")
 Found = Route | int | None  # what `Home.latest` is
 
@@ -46,7 +48,7 @@ class Entry(NamedTuple):
     method: str
     path: bytes  # as it came on the wire, without the query
     bind: int
-    status: int  # 0: a websocket that was refused
+    status: int | bytes  # also as it stands in a head; 0: a websocket that was refused
     found: Found | First  # a digest alone, 0 without a key: another worker has sent it here
 
 
@@ -65,7 +67,6 @@ class AccessLog:
         self._second = -1, ""
         self._routes = _Ready(self._say_route)
         self._requests = _Ready(self._say_request)
-        self._ends = _Ready(_say_end)
 
     def write(self, entries: Iterable[Fields]) -> None:
         """Write a line for each of *entries*, which are in the order of their ends. Never raises."""
@@ -73,22 +74,24 @@ class AccessLog:
         logs.write("".join(self._json(entries, offset) if self._is_json else self._words(entries, offset)))
 
     def _json(self, entries: Iterable[Fields], offset: float) -> list[str]:
-        """Return the lines, each in four parts. *offset* leads from monotonic time to that of the wall."""
+        """Return the lines, each in five parts. *offset* leads from monotonic time to that of the wall."""
         parts: list[str] = []
         until, stamp = 0.0, ""
-        routes, requests, ends = self._routes, self._requests, self._ends
+        routes, requests = self._routes, self._requests
         for began, ended, method, path, bind, status, found in entries:
             if ended >= until:
                 at_ms = int((ended + offset) * 1000)
                 until = (at_ms + 1) / 1000 - offset
                 stamp = f'{{"timestamp": "{self._clock(at_ms // 1000)}.{at_ms % 1000:03d}+00:00", '
             took_us = int((ended - began) * 1e6)
+            took_ms = took_us // 1000
+            start = _MILLISECONDS[took_ms] if took_ms < 1000 else f"{took_ms // 1000}.{took_ms % 1000:03d}"
             if type(found) is First:
-                end = _say_end(took_us, found.waited)
+                end = f'{took_us % 1000:03d}, "waited": {max(0.0, found.waited):.6f}}}\n'
                 found = found.found
             else:
-                end = ends[took_us]
-            parts += stamp, routes[found], requests[method, path, bind, status], end
+                end = _MICROSECONDS[took_us % 1000]
+            parts += stamp, routes[found], requests[method, path, bind, status], start, end
         return parts
 
     def _words(self, entries: Iterable[Fields], offset: float) -> Iterator[str]:
@@ -118,16 +121,12 @@ class AccessLog:
             return f'{head}, "digest": "{shown}", "route": "{how}", '
         return f"slot {self._slot}, {how} {shown or '-'}"
 
-    def _say_request(self, request: tuple[str, bytes, int, int]) -> str:
+    def _say_request(self, request: tuple[str, bytes, int, int | bytes]) -> str:
         method, path, bind, status = request
         shown = self._masks[bind](path.decode("latin-1"))
         if self._is_json:
-            return f'"method": {quoted(method)}, "path": {quoted(shown)}, "status": {status}, "seconds": '
-        return f"{method} {shown} {status}"
-
-
-def _say_end(took_us: int, waited: float = 0.0) -> str:
-    return f'{took_us / 1e6:.6f}, "waited": {max(0.0, waited):.6f}}}\n'
+            return f'"method": {quoted(method)}, "path": {quoted(shown)}, "status": {int(status)}, "seconds": '
+        return f"{method} {shown} {int(status)}"
 
 
 class _Ready(dict[K, str]):

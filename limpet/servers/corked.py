@@ -40,12 +40,13 @@ class Turn:
 class Corked:
     """The responses' view of the transport. `write`, `close` and `is_closing` are all that uvicorn's cycles use."""
 
-    __slots__ = ("_transport", "_turn", "awaits_head", "held", "is_bare")
+    __slots__ = ("_transport", "_turn", "awaits_head", "head", "held", "is_bare")
 
     def __init__(self, transport: asyncio.Transport, turn: Turn) -> None:
         self._transport = transport
         self._turn = turn
         self.held = b""
+        self.head = b""  # the last one that was written
         self.awaits_head = False  # what is written next is the head of a response, which waits for what comes behind it
         self.is_bare = False  # and has no `fields` of the turn yet
 
@@ -53,6 +54,7 @@ class Corked:
         """Send *data*; a head waits for what comes next, until the end of the loop's turn."""
         if self.awaits_head and not data.startswith(_INTERIM):
             self.awaits_head = False
+            self.head = data
             turn = self._turn
             if self.is_bare:
                 line = data.index(b"\n") + 1

@@ -105,7 +105,6 @@ def _with_access_log(protocols: dict[bool, type[asyncio.Protocol]], seat: Seat) 
         return asyncio.get_running_loop().call_later(delay_s, call)
 
     held = Held(AccessLog(seat.info.slot, seat.settings, seat.home.router), later)
-    uvicorn_access.install()
     return {moves: uvicorn_access.noted(plain, seat, held, moves=moves) for moves, plain in protocols.items()}
 
 

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
-from uvicorn.protocols.http import h11_impl, httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from limpet.access import First, Found, Held
@@ -26,23 +24,7 @@ from limpet.request import Request
 from limpet.servers.uvicorn_protocols import Seated
 from limpet.worker import Seat
 
-
-def install() -> None:
-    """Let uvicorn's protocols use cycles that know the status that they send."""
-    for module in (httptools_impl, h11_impl):
-        plain = vars(module)["RequestResponseCycle"]
-        vars(module)["RequestResponseCycle"] = type(plain.__name__, (plain,), {"send": _noting_send(plain.send)})
-
-
-def _noting_send(plain: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Return uvicorn's *plain* `send`, whose cycle knows the status; no coroutine of its own: all messages pass."""
-
-    def send(cycle: Any, message: Any) -> Any:
-        if message["type"] == "http.response.start":
-            cycle.status = message["status"]
-        return plain(cycle, message)
-
-    return send
+_STATUS: Final = slice(9, 12)  # where it stands in a head
 
 
 def noted(base: type[Any], seat: Seat, held: Held, *, moves: bool) -> type[Any]:
@@ -67,8 +49,8 @@ def _hooks(base: Any, home: Home, held: Held, *, moves: bool) -> dict[str, Any]:
         cycle, found = self.cycle, self._found
         if not cycle.response_complete:
             cycle = self._earlier.popleft()
-        scope, at = cycle.scope, self.listener
-        note((cycle.began, monotonic(), scope["method"], scope["raw_path"], at, cycle.status, found))
+        scope, at, status = cycle.scope, self.listener, cycle.transport.head[_STATUS]
+        note((cycle.began, monotonic(), scope["method"], scope["raw_path"], at, status, found))
         if len(fields) >= held.most:
             held.full()
         if type(found) is First:
@@ -128,5 +110,18 @@ class _ReadsAhead(Noted):
         super().on_headers_complete()  # type: ignore[misc]
         if self.cycle is not before and before is not None and not before.response_complete:
             if not hasattr(before, "began"):  # it came together with this one
-                before.began = monotonic()
+                before.began, before.transport = monotonic(), _Noting(before.transport)
             self._earlier.append(before)
+
+
+class _Noting:
+    """The transport of a request that is not the last, as far as its response uses it: as it is, but for `head`."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.head = b""
+        self.close, self.is_closing = transport.close, transport.is_closing
+        self._write = transport.write
+
+    def write(self, data: bytes) -> None:
+        self.head = self.head or data
+        self._write(data)

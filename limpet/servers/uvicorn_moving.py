@@ -233,8 +233,8 @@ class _Moving(Seated):
         if self._pinned:
             self._pinned = False
             home.latest = self.digest if self._was_sent else UNTOLD
-            if self._was_sent and home.router.may_differ:
-                self._doubt(head)
+            if self._was_sent and home.router.may_differ and home.disagrees(UnparsedRequest(head, self.peer())):
+                self.seat.row.add("misrouted")  # this worker would send it on
             return False
         self._peer = self._peer or self.peer()
         slot, self._keyed = home.slot_of(UnparsedRequest(head, self._peer), keyed=self._keyed)
@@ -242,11 +242,6 @@ class _Moving(Seated):
             return False
         self._wanted, self.digest = slot, home.digest()
         return True
-
-    def _doubt(self, head: bytes) -> None:
-        """Count the request with this *head*, which another worker has sent here, if this one would send it on."""
-        if self.seat.home.disagrees(UnparsedRequest(head, self.peer())):
-            self.seat.row.add("misrouted")
 
     def _move(self) -> None:
         """Stop reading, and go as soon as the earlier response has left and there is room."""
@@ -327,22 +322,6 @@ class MovingHttpTools(_Moving, SeatedHttpTools):
             self._move()
         else:
             self._begin(data)
-
-    def resume(self, leftover: bytes) -> None:
-        """As for all, but in the usual case without what was looked at when the connection went."""
-        whole = 0 < leftover.find(_BLANK_LINE) == len(leftover) - len(_BLANK_LINE)
-        if not whole or len(leftover) > self.seat.settings.max_head_bytes or self.transport.is_closing():
-            super().resume(leftover)
-            return
-        self._away, self._was_sent, self._keyed = False, True, True
-        self.connections.add(self)
-        self.seat.row.cells[CONNECTIONS] += 1
-        self.flow.resume_reading()
-        home = self.seat.home
-        home.latest = self.digest
-        if home.router.may_differ:
-            self._doubt(leftover)
-        self._begin(leftover)
 
     def _begin(self, head: bytes) -> None:
         """Let the parser have *head*, a whole one that is alone."""

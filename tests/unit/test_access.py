@@ -101,7 +101,7 @@ def test_memory_for_what_is_kept_ready_is_bounded(written: list[str]) -> None:
     each = log()
     each.write([entry(number, b"/%d" % number) for number in range(3 * access._READY)])
     assert written[0].count("\n") == 3 * access._READY
-    assert all(len(ready) <= access._READY for ready in (each._routes, each._requests, each._ends))
+    assert all(len(ready) <= access._READY for ready in (each._routes, each._requests))
 
 
 def test_people_get_lines_for_people(written: list[str]) -> None:
