@@ -123,5 +123,6 @@ class _Noting:
         self._write = transport.write
 
     def write(self, data: bytes) -> None:
-        self.head = self.head or data
+        if self.head[_STATUS] in (b"", b"100"):
+            self.head = data
         self._write(data)
