@@ -143,7 +143,7 @@ def freeze(pid: int) -> None:
 
 
 def is_dead(pid: int) -> bool:
-    """Return whether process *pid* has ended."""
+    """Return whether process *pid* has no connections any more: a zombie has none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):

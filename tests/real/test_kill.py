@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from tests.crowd import is_dead
 from tests.harness import HERE, Limpet, wait_until
 
 WORKERS = 4
@@ -102,15 +103,6 @@ def kill(server: Limpet, seen: Seen, kills: int) -> None:
         seen.kills[slot].append((since, time.monotonic()))
     for number in range(WORKERS):
         server.wait_ready(number)
-
-
-def is_dead(pid: int) -> bool:
-    """Return whether the process has no connections any more: a zombie has none."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def nobody() -> dict[str, Any]:
