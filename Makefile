@@ -83,15 +83,15 @@ bench: $(VENV)/.dev ## limpet and what people use today side by side, on 2 and 4
 	$(BIN)/python benchmarks/page.py benchmarks/results/bench-2.json benchmarks/results/bench-4.json
 
 docs: $(VENV)/.dev ## write again what in docs/ is made from the code (`make site` builds the site)
-	$(BIN)/python -m limpet.settings_page > docs/settings.md
-	$(BIN)/python -m limpet.settings_page exit-codes > docs/exit-codes.md
-	$(BIN)/python -m limpet.bounds_page > docs/bounds.md
-	$(BIN)/python -m limpet.api_page > docs/api.md
-	$(BIN)/python -m limpet.presets benchmarks/results/products.json > docs/presets.md
-	$(BIN)/python -m limpet.lifecycle docs/lifecycle.md
+	$(BIN)/python -m tools.docs.settings_page > docs/settings.md
+	$(BIN)/python -m tools.docs.settings_page exit-codes > docs/exit-codes.md
+	$(BIN)/python -m tools.docs.bounds_page > docs/bounds.md
+	$(BIN)/python -m tools.docs.api_page > docs/api.md
+	$(BIN)/python -m limpet.config.presets benchmarks/results/products.json > docs/presets.md
+	$(BIN)/python -m limpet.fleet.lifecycle docs/lifecycle.md
 	$(BIN)/python -m tests.faults docs/faults.md
-	$(BIN)/python -m limpet.fronts.page docs/fronts.md
-	$(BIN)/python -m limpet.admin.metrics > docs/metrics.md
+	$(BIN)/python -m tools.docs.fronts_page docs/fronts.md
+	$(BIN)/python -m limpet.operate.admin.metrics > docs/metrics.md
 
 site: docs ## the documents as a site, in site/; installs what it needs, and fails on a broken link
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'

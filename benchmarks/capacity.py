@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from limpet.control import ask
+from limpet.operate.control_socket import ask
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PORT = re.compile(r"serving .*?http://\S*:(\d+)")

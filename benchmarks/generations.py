@@ -28,8 +28,8 @@ from typing import Any
 
 from measure import APP, free_port
 
-from limpet.control import ask
 from limpet.errors import ControlError
+from limpet.operate.control_socket import ask
 
 POINTS = 11
 REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"

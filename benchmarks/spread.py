@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from limpet.buckets import table
 from limpet.fronts.haproxy import WEIGHT
-from limpet.hashing import Hasher
+from limpet.routing.buckets import table
+from limpet.routing.hashing import Hasher
 
 MACHINES = (1, 2, 3, 10, 100, 1000)
 WORKERS = 64

@@ -12,14 +12,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from limpet.cluster import Cluster, listen
     from limpet.current import WorkerInfo, current_worker, listener
-    from limpet.elements import Affinity, Cookie, Forwarded, Header, Ip, Path, Query, Sni
+    from limpet.embed.cluster import Cluster, listen
+    from limpet.embed.handle import Handle
     from limpet.errors import LimpetError
-    from limpet.handle import Handle
-    from limpet.hooks import on_shutdown, on_start
-    from limpet.request import Peer, Request
-    from limpet.sessions import forget, learn, mint
+    from limpet.protocol.request import Peer, Request
+    from limpet.routing.elements import Affinity, Cookie, Forwarded, Header, Ip, Path, Query, Sni
+    from limpet.sessions.sessions import forget, learn, mint
+    from limpet.worker.hooks import on_shutdown, on_start
 
 __version__ = "0.1.0"
 

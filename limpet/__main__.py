@@ -2,6 +2,6 @@
 
 import sys
 
-from limpet.cli import main
+from limpet.cli.commands import main
 
 sys.exit(main())

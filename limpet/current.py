@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import socket
 
-    from limpet.link import Link
+    from limpet.ipc.control_link import Link
 
 
 class WorkerInfo(NamedTuple):
@@ -64,7 +64,7 @@ def child_role() -> str | None:
 
 
 class _Door(Protocol):
-    """What `limpet.listener` asks: see door.py."""
+    """What `limpet.listener` asks: see worker/listener_bridge.py."""
 
     def listener(self) -> socket.socket: ...
 

@@ -259,7 +259,7 @@ class Limpet:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Return the answer of the control socket: what `command` does, without a new process."""
-        from limpet.control import ask
+        from limpet.operate.control_socket import ask
 
         return ask(self.control, request)
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from limpet import fronts
-from limpet.settings import Settings
+from limpet.config.settings import Settings
 from tests.foreground import Foreground
 from tests.harness import PATIENCE_S, Limpet, wait_until
 

@@ -1,8 +1,8 @@
 """What `limpet front KIND` prints: a balancer's configuration that keeps each client on its machine.
 
 Owns what all kinds have in common: the hosts, the part of the key chain that a front can go by (`Source`), and what
-makes a chain unfit for any of them. One file for each kind writes its text and refuses what it cannot say. Pure: cli.py
-reads the settings and prints.
+makes a chain unfit for any of them. One file for each kind writes its text and refuses what it cannot say. Pure:
+cli/commands.py reads the settings and prints.
 
 1. Two clients with one key of limpet have one key of the front: the front's is the same, or a part of it. A finer one
    would tear apart on machines what limpet keeps together.
@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final, Literal, NoReturn
 
-from limpet.cookie import Attributes
-from limpet.elements import Element, Ip
+from limpet.config.settings import Settings
 from limpet.errors import SettingsError
-from limpet.key import KeyChain, Trust
-from limpet.settings import Settings
+from limpet.routing.affinity_cookie import Attributes
+from limpet.routing.elements import Element, Ip
+from limpet.routing.key_chain import KeyChain, Trust
 
 KINDS: Final = ("haproxy", "nginx", "envoy", "traefik", "caddy", "kubernetes")
 COOKIE: Final = "limpet_front"

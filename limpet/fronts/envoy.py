@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from limpet.cookie import Attributes
 from limpet.fronts import COOKIE, IDLE_S, Plan, Source
+from limpet.routing.affinity_cookie import Attributes
 
 _CONNECT = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"

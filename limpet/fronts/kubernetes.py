@@ -10,8 +10,8 @@ import json
 import re
 from collections.abc import Iterator
 
-from limpet.cookie import Attributes
 from limpet.fronts import COOKIE, KEEP_ALIVE_S, Plan
+from limpet.routing.affinity_cookie import Attributes
 
 _PORT = 8000
 _ADMIN_PORT = 9000

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from limpet.cookie import Attributes
 from limpet.fronts import COOKIE, IDLE_S, Plan
+from limpet.routing.affinity_cookie import Attributes
 
 
 def write(plan: Plan) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from limpet import current, sessions
-from limpet.servers.in_session import of_scope
+from limpet import current
+from limpet.sessions import sessions
+from limpet.sessions.middleware import of_scope
 
 
 class Span(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from limpet.errors import AppError
-from limpet.sessions import mint
+from limpet.sessions.sessions import mint
 
 
 def sticky(server: Any) -> Any:

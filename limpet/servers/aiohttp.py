@@ -15,13 +15,12 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_log import AccessLogger
 
-from limpet.door import Door
 from limpet.errors import AppError
-from limpet.forwarded import Trust
-from limpet.servers import loops
-from limpet.servers.counted import debug_headers
+from limpet.routing.forwarded import Trust
+from limpet.servers.asgi import debug_headers
 from limpet.servers.proxied import believed
-from limpet.worker import Seat
+from limpet.worker.listener_bridge import Door
+from limpet.worker.seat import Seat
 
 
 def fits(app: object) -> bool:
@@ -31,7 +30,7 @@ def fits(app: object) -> bool:
 
 def serve(app: web.Application, seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
-    loops.run(seat.settings, _serve(app, seat))
+    asyncio_loops.run(seat.settings, _serve(app, seat))
 
 
 async def _serve(app: web.Application, seat: Seat) -> None:
@@ -49,7 +48,7 @@ async def _serve(app: web.Application, seat: Seat) -> None:
         raise AppError(f"the start-up of `{settings.app}` failed: {type(error).__name__}: {error}") from error
     assert runner.server is not None, "it was set up"
     listening = [await asyncio.get_running_loop().create_server(runner.server, sock=each) for each in door.listeners()]
-    await loops.told_to_stop(door)
+    await asyncio_loops.told_to_stop(door)
     for server in listening:
         server.close()
     runner.server.pre_shutdown()  # who is idle ends

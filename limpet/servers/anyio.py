@@ -14,12 +14,11 @@ from typing import Any
 import anyio
 from anyio import abc, from_thread, lowlevel
 
-from limpet.apps import takes
-from limpet.door import Door
 from limpet.errors import reason
 from limpet.logs import warn_hourly
-from limpet.servers import loops
-from limpet.worker import Seat
+from limpet.worker.listener_bridge import Door
+from limpet.worker.seat import Seat
+from limpet.worker.user_code import takes
 
 _NO_DESCRIPTOR_PAUSE_S = 0.5  # before accepting is tried again after EMFILE
 log = logging.getLogger("limpet.worker")
@@ -36,7 +35,7 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
     if seat.settings.loop == "trio":
         anyio.run(_serve, app, door, backend="trio")
     else:
-        options = {"loop_factory": loops.factory(seat.settings.loop)}
+        options = {"loop_factory": asyncio_loops.factory(seat.settings.loop)}
         anyio.run(_serve, app, door, backend="asyncio", backend_options=options)
 
 

@@ -14,11 +14,11 @@ from daphne.http_protocol import HTTPFactory
 from daphne.ws_protocol import WebSocketFactory, WebSocketProtocol
 from twisted.internet import reactor as chosen
 
-from limpet.door import Door
-from limpet.servers import twisted_listening
-from limpet.servers.counted import framed
+from limpet.servers.asgi import framed
 from limpet.servers.lifespan import Lifespan
-from limpet.worker import Seat
+from limpet.servers.twisted import listening
+from limpet.worker.listener_bridge import Door
+from limpet.worker.seat import Seat
 
 _RESTARTS: Final = 1012  # the close code of a websocket whose server goes and comes back
 
@@ -35,7 +35,7 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
         return seat.home.router.chain.needs_head or door.draining
 
     server = _Server(framed(app, seat, lifespan.states[0], closes), seat)
-    life = twisted_listening.Life(door, reactor, server.http_factory, server.close_websockets)
+    life = listening.Life(door, reactor, server.http_factory, server.close_websockets)
     life.end_with_responses(closes)
     reactor.callLater(1, server.application_checker)
     reactor.callLater(2, server.timeout_checker)

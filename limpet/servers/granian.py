@@ -27,13 +27,13 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-from limpet.backlog import backlog
-from limpet.kernel import close_behind, open_door
-from limpet.link import LinkClosedError
+from limpet.ipc.control_link import LinkClosedError
 from limpet.logs import take_over
-from limpet.servers.counted import framed
+from limpet.net.accept_queue import backlog
+from limpet.net.reuseport_group import close_behind, open_door
+from limpet.servers.asgi import framed
 from limpet.servers.lifespan import Lifespan
-from limpet.worker import Seat
+from limpet.worker.seat import Seat
 
 _IDLE_S: Final = 1.0  # how long a draining worker leaves idle connections open: longer than a round trip
 _CHECK_S: Final = 0.02  # how often it looks whether somebody waits in a listener

@@ -11,8 +11,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from limpet import hooks
 from limpet.errors import AppError
+from limpet.worker import hooks
 
 log = logging.getLogger("limpet.worker")
 
@@ -22,7 +22,7 @@ class _Reported(Exception):
 
 
 class Lifespan:
-    """The life of a worker's applications, and around it what they asked for (hooks.py)."""
+    """The life of a worker's applications, and around it what they asked for (worker/hooks.py)."""
 
     def __init__(self, *named: tuple[Callable[..., Any], str]) -> None:
         self._lives = [_Life(app, name) for app, name in named]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from limpet.forwarded import Trust, client_address
-from limpet.request import Peer, Request
+from limpet.protocol.request import Peer, Request
+from limpet.routing.forwarded import Trust, client_address
 
 _SCHEMES: Final = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
 _OF_WEBSOCKETS: Final = {"http": "ws", "https": "wss"}

@@ -10,12 +10,11 @@ from typing import Any
 
 import sanic
 
-from limpet.door import Door
 from limpet.errors import AppError
 from limpet.logs import take_over
-from limpet.servers import loops
-from limpet.servers.counted import debug_headers
-from limpet.worker import Seat
+from limpet.servers.asgi import debug_headers
+from limpet.worker.listener_bridge import Door
+from limpet.worker.seat import Seat
 
 
 def fits(app: object) -> bool:
@@ -25,7 +24,7 @@ def fits(app: object) -> bool:
 
 def serve(app: sanic.Sanic[Any, Any], seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
-    loops.run(seat.settings, _serve(app, seat))
+    asyncio_loops.run(seat.settings, _serve(app, seat))
 
 
 async def _serve(app: sanic.Sanic[Any, Any], seat: Seat) -> None:
@@ -46,14 +45,14 @@ async def _serve(app: sanic.Sanic[Any, Any], seat: Seat) -> None:
     for each in servers:
         await each.start_serving()
     await first.after_start()
-    await loops.told_to_stop(door)
+    await asyncio_loops.told_to_stop(door)
     await first.before_stop()
     connections = [connection for each in servers for connection in each.connections]
     for each in servers:
         each.server.close()
     for connection in connections:
         connection.close_if_idle()
-    await loops.all_ended(door)
+    await asyncio_loops.all_ended(door)
     app.shutdown_tasks(door.left_s)
     await first.after_stop()
 

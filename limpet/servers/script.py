@@ -19,11 +19,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-from limpet.apps import takes
-from limpet.door import Door
 from limpet.errors import AppError
 from limpet.servers import uvloop_listening
-from limpet.worker import Seat
+from limpet.worker.listener_bridge import Door
+from limpet.worker.seat import Seat
+from limpet.worker.user_code import takes
 
 _CHECK_S: Final = 0.05  # how often it looks whether connections have ended
 

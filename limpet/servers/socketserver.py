@@ -13,9 +13,9 @@ import threading
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 
-from limpet.door import Door
 from limpet.errors import SettingsError
-from limpet.worker import Seat
+from limpet.worker.listener_bridge import Door
+from limpet.worker.seat import Seat
 
 _CHECK_S: Final = 0.05  # how often a worker that stops looks whether connections have ended
 

@@ -15,10 +15,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from limpet.apps import takes
-from limpet.door import Door
-from limpet.servers import loops
-from limpet.worker import Seat
+from limpet.worker.listener_bridge import Door
+from limpet.worker.seat import Seat
+from limpet.worker.user_code import takes
 
 log = logging.getLogger("limpet.worker")
 
@@ -30,16 +29,16 @@ def fits(app: object) -> bool:
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out."""
-    loops.run(seat.settings, _serve(app, seat))
+    asyncio_loops.run(seat.settings, _serve(app, seat))
 
 
 async def _serve(app: Callable[..., Any], seat: Seat) -> None:
     loop, door = asyncio.get_running_loop(), Door(seat)
     handlers = Handlers(app, door.tally.requested) if is_handler(app) else None
     server = await loop.create_server(handlers.new_protocol if handlers else app, sock=door.listener())
-    await loops.told_to_stop(door)
+    await asyncio_loops.told_to_stop(door)
     server.close()
-    await loops.all_ended(door)
+    await asyncio_loops.all_ended(door)
     if handlers is not None:
         await handlers.cancel()
 

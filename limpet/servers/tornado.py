@@ -13,12 +13,11 @@ from typing import Any
 
 from tornado import http1connection, httpserver, httputil, web
 
-from limpet.door import Door
-from limpet.forwarded import Trust
-from limpet.servers import loops
-from limpet.servers.counted import debug_headers
+from limpet.routing.forwarded import Trust
+from limpet.servers.asgi import debug_headers
 from limpet.servers.proxied import believed
-from limpet.worker import Seat
+from limpet.worker.listener_bridge import Door
+from limpet.worker.seat import Seat
 
 _access = logging.getLogger("limpet.access")
 
@@ -30,7 +29,7 @@ def fits(app: object) -> bool:
 
 def serve(app: web.Application, seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out."""
-    loops.run(seat.settings, _serve(app, seat))
+    asyncio_loops.run(seat.settings, _serve(app, seat))
 
 
 async def _serve(app: web.Application, seat: Seat) -> None:
@@ -43,10 +42,10 @@ async def _serve(app: web.Application, seat: Seat) -> None:
     for each in listeners:
         each.listen()
     server.add_sockets(listeners)
-    await loops.told_to_stop(door)
+    await asyncio_loops.told_to_stop(door)
     server.stop()
     server.close_idle()
-    await loops.all_ended(door)
+    await asyncio_loops.all_ended(door)
 
 
 class _Parameters(http1connection.HTTP1ConnectionParameters):

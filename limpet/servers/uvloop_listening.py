@@ -12,8 +12,8 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from limpet.fd_listener import FdListener, SlotListener
 from limpet.logs import warn_hourly
+from limpet.worker.channel_listener import FdListener, SlotListener
 
 _TAKES_PER_TURN: Final = 32  # connections, so that those already here do not wait behind a storm
 _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before accepting is tried again after EMFILE

@@ -15,9 +15,9 @@ from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import WSGITask
 
-from limpet.door import Door
-from limpet.servers.counted import framed_wsgi
-from limpet.worker import Seat
+from limpet.servers.asgi import framed_wsgi
+from limpet.worker.listener_bridge import Door
+from limpet.worker.seat import Seat
 
 _TURN_S: Final = 0.1  # how late the loop may notice that it shall end
 

@@ -13,21 +13,21 @@ from typing import Final, NamedTuple
 import h11
 import httptools
 
-from limpet import client_hello
-from limpet.baton import Batons, Verdict
-from limpet.cookie import Attributes, Jar
 from limpet.errors import SettingsError
-from limpet.forwarded import Trust
-from limpet.handoff import SIZE, Channel, Handoff, Receiver
-from limpet.hashing import Hasher
-from limpet.head import BadHead, HeadParser, plain
-from limpet.key import KeyChain
-from limpet.moved import Arrived
-from limpet.moving import Mover
-from limpet.proxy_protocol import BadHeaderError, Header, Origin, parse, write
-from limpet.request import Peer, Request, UnparsedRequest
-from limpet.router import Clocks, Router
-from limpet.scoreboard import WORKER_CELLS, Row
+from limpet.ipc.channel import SIZE, Channel, Handoff, Receiver
+from limpet.ipc.scoreboard import WORKER_CELLS, Row
+from limpet.moving.baton import Batons, Verdict
+from limpet.moving.messages import Arrived
+from limpet.moving.mover import Mover
+from limpet.protocol import client_hello
+from limpet.protocol.head import BadHead, HeadParser, plain
+from limpet.protocol.proxy_protocol import BadHeaderError, Header, Origin, parse, write
+from limpet.protocol.request import Peer, Request, UnparsedRequest
+from limpet.routing.affinity_cookie import Attributes, Jar
+from limpet.routing.forwarded import Trust
+from limpet.routing.hashing import Hasher
+from limpet.routing.key_chain import KeyChain
+from limpet.routing.router import Clocks, Router
 
 MAX_HEAD: Final = 4096
 MAX_HEADERS: Final = 32

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import Metric, parser
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from limpet.admin.metrics import FAMILIES
+from limpet.operate.admin.metrics import FAMILIES
 from tests.harness import HERE, PATIENCE_S, Limpet, Reply, fetch, free_port, wait_until
 
 ROOT = HERE.parent
@@ -59,7 +59,7 @@ def pid_of_admin(server: Limpet) -> int | None:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"limpet.admin" in words:
+        if b"limpet.operate.admin" in words:
             return pid
     return None
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome
 
-from limpet.admin.live import MOST_WATCHERS
+from limpet.operate.admin.live import MOST_WATCHERS
 from tests.harness import HERE, PATIENCE_S, Limpet, fetch, wait_until
 from tests.real.browser import chromium, until
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from limpet import binds
+from limpet.net import listener
 from tests.harness import Limpet, wait_until
 from tests.wire import Address, Wire, chunked, request, upgrade
 from tests.wire_app import seen
@@ -67,7 +67,7 @@ class View:
 def sockets(folder: Path) -> list[socket.socket]:
     """Return sockets bound as `BINDS` are."""
     texts = [bind.replace("unix", f"unix:{folder}/uvicorn.sock") for bind in BINDS]
-    return [binds.open(binds.Bind.parse(text), 100).sock for text in texts]
+    return [listener.open(listener.Bind.parse(text), 100).sock for text in texts]
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from limpet.arrivals import HUNG_UP, Arrivals
-from limpet.key import KeyChain, Trust
-from limpet.peek import Arrival
-from limpet.request import Peer
-from limpet.scoreboard import Scoreboard
-from limpet.settings import Settings
+from limpet.config.settings import Settings
+from limpet.dispatch.arrivals import HUNG_UP, Arrivals
+from limpet.dispatch.peek import Arrival
+from limpet.ipc.scoreboard import Scoreboard
+from limpet.protocol.request import Peer
+from limpet.routing.key_chain import KeyChain, Trust
 
 CROWD = 40
 AT_A_TIME = 16

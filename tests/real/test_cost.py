@@ -44,7 +44,7 @@ def test_requests_have_not_become_twice_as_expensive(parts: ModuleType) -> None:
         for kind, _ in itertools.product(BOUNDS, range(ROUNDS)):
             for system in found.systems:
                 lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in system.processes()}
-                pids = [pid for pid, line in lines.items() if b"limpet.child\0dispatcher" in line]
+                pids = [pid for pid, line in lines.items() if b"limpet.entry.child\0dispatcher" in line]
                 before = sum(map(parts.cpu_s, pids))
                 load = parts.measured(system, kind, SECONDS, seed=1)
                 note(kind, system.name, load["us"])

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import limpet
-from limpet import cli, settings
-from limpet.presets import PRESETS
+from limpet.cli import commands as cli
+from limpet.config import settings
+from limpet.config.presets import PRESETS
 from tests.harness import HERE, PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.real.test_privileges import for_nobody
 from tests.secure import make_pair
@@ -146,7 +147,7 @@ def test_command_is_one_that_limpet_understands(block: Block, command: str) -> N
 def test_file_is_one_that_limpet_reads(block: Block, tmp_path: Path) -> None:
     """The example of a settings file has settings, the one of a package an entry point of the group."""
     if block.text.startswith("[project"):
-        from limpet.servers import GROUP
+        from limpet.servers.registry import GROUP
 
         assert GROUP in tomllib.loads(block.text)["project"]["entry-points"]
         return

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from limpet.door import Door
-from limpet.worker import Seat
+from limpet.worker.listener_bridge import Door
+from limpet.worker.seat import Seat
 from tests.harness import PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.matrix import programs
 from tests.matrix.facts import response

@@ -104,8 +104,8 @@ def test_where_says_why(server: Limpet) -> None:
 @pytest.mark.parametrize("key", [7, {"value": 7}, {"cookie": "xx"}, {"value": "zz", "element": 1, "is_address": 0}])
 def test_question_in_another_form_is_refused(server: Limpet, key: Any) -> None:
     """Whatever comes by the control socket must not end the supervisor."""
-    from limpet.control import ask
     from limpet.errors import ControlError
+    from limpet.operate.control_socket import ask
 
     with pytest.raises(ControlError, match="`where`"):
         ask(server.control, {"command": "where", "keys": [json.loads(json.dumps(key))]})

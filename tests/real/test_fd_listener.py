@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from limpet.fd_listener import FdListener, Tally
-from limpet.handoff import Channel, Handoff, Receiver
-from limpet.scoreboard import Scoreboard
+from limpet.ipc.channel import Channel, Handoff, Receiver
+from limpet.ipc.scoreboard import Scoreboard
+from limpet.worker.channel_listener import FdListener, Tally
 
 NAME = ("192.0.2.1", 80)
 

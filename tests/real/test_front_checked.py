@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from limpet import fronts
+from limpet.config.settings import Settings
 from limpet.errors import SettingsError
-from limpet.settings import Settings
 from tests.foreground import Foreground
 from tests.harness import Limpet, free_port
 from tests.real.fronts import STREAM

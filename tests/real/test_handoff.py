@@ -19,18 +19,18 @@ from typing import Any
 
 import pytest
 
-from limpet import control
-from limpet.control import ControlServer, listen
 from limpet.errors import ControlError, ListenError
-from limpet.handoff import SIZE, Channel, ChannelFullError, Handoff, Outbox, Receiver
-from limpet.link import Link, LinkClosedError
-from limpet.scoreboard import Scoreboard
+from limpet.ipc.channel import SIZE, Channel, ChannelFullError, Handoff, Outbox, Receiver
+from limpet.ipc.control_link import Link, LinkClosedError
+from limpet.ipc.scoreboard import Scoreboard
+from limpet.operate import control_socket
+from limpet.operate.control_socket import ControlServer, listen
 from tests.harness import PATIENCE_S, Limpet, wait_until
 
 DECIDED = Handoff(listener=1, slot=3, digest=2**64 - 1, accepted_ns=12345)
 TAKER = """
 import os, socket, sys
-from limpet.handoff import Receiver
+from limpet.ipc.channel import Receiver
 receiver = Receiver(socket.socket(fileno=int(sys.argv[1])))
 for _ in range(2):
     receiver.receive()
@@ -398,9 +398,9 @@ def test_question_is_answered_to_its_owner_only(path: Path) -> None:
     """Whoever can stop the server must be its user; the file is gone with the server."""
     with Server(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert control.ask(str(path), {"command": "status"}) == {"asked": {"command": "status"}}
+        assert control_socket.ask(str(path), {"command": "status"}) == {"asked": {"command": "status"}}
         with pytest.raises(ControlError, match="no") as refused:
-            control.ask(str(path), {"refuse": True})
+            control_socket.ask(str(path), {"refuse": True})
         assert refused.value.hint == "ask for something else"
     assert not path.exists()
 
@@ -414,7 +414,7 @@ def test_junk_is_told_so(path: Path, junk: bytes) -> None:
         with caller(path) as sock:
             sock.sendall(junk)
             assert b"not a JSON object" in sock.recv(1000)
-        assert control.ask(str(path), {}) == {"asked": {}}
+        assert control_socket.ask(str(path), {}) == {"asked": {}}
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_question_in_pieces_is_put_together(path: Path) -> None:
         for part in (b'{"comm', b'and": "', b'x"}', b"\n"):
             sock.sendall(part)
         assert b'"x"' in sock.recv(1000)
-        assert len(control.ask(str(path), {"keys": ["k" * 100] * 5000})["asked"]["keys"]) == 5000
+        assert len(control_socket.ask(str(path), {"keys": ["k" * 100] * 5000})["asked"]["keys"]) == 5000
 
 
 def test_caller_that_says_nothing_or_too_much_is_dropped(path: Path) -> None:
@@ -446,7 +446,7 @@ def test_caller_that_says_nothing_or_too_much_is_dropped(path: Path) -> None:
             for _ in range(50):
                 endless.sendall(b"x" * 100_000)
             endless.recv(1)
-        wait_until(lambda: control.ask(str(path), {}), "the server has seen all of them")
+        wait_until(lambda: control_socket.ask(str(path), {}), "the server has seen all of them")
         server.now = 6.0
         assert (silent.recv(1), half.recv(1)) == (b"", b"")
 
@@ -459,7 +459,7 @@ def test_caller_that_was_answered_stays_until_the_end(path: Path) -> None:
             waiting.sendall(b"{}\n")
             assert waiting.recv(1000) == b'{"asked": {}}\n'
             server.now = 1000.0
-            control.ask(str(path), {})
+            control_socket.ask(str(path), {})
             waiting.setblocking(False)
             with pytest.raises(BlockingIOError):
                 waiting.recv(1)
@@ -472,7 +472,7 @@ def test_asking_until_the_end_returns_when_the_server_has_closed(path: Path) -> 
     answers: list[dict[str, Any]] = []
     with Server(path) as server:
         asking = threading.Thread(
-            target=lambda: answers.append(control.ask(str(path), {"command": "stop"}, until_end=PATIENCE_S))
+            target=lambda: answers.append(control_socket.ask(str(path), {"command": "stop"}, until_end=PATIENCE_S))
         )
         asking.start()
         wait_until(lambda: server.asked, "the server was asked")
@@ -485,7 +485,7 @@ def test_more_callers_than_allowed_push_out_the_oldest(path: Path) -> None:
     """The bound on conversations: an operator's script that forgets to close must not lock the operator out."""
     with Server(path), contextlib.ExitStack() as stack:
         callers = [stack.enter_context(caller(path)) for _ in range(70)]
-        assert control.ask(str(path), {}) == {"asked": {}}
+        assert control_socket.ask(str(path), {}) == {"asked": {}}
         assert [sock.recv(1) for sock in callers[:6]] == [b""] * 6
 
 
@@ -496,20 +496,20 @@ def test_file_of_a_dead_server_is_replaced_and_a_living_one_is_not(path: Path) -
     with Server(path):
         with pytest.raises(ListenError, match="address already in use"):
             Server(path)
-        assert control.ask(str(path), {}) == {"asked": {}}
+        assert control_socket.ask(str(path), {}) == {"asked": {}}
 
 
 def test_commands_find_the_only_server_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one server there is nothing to choose; with several nobody may stop the wrong one."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with pytest.raises(ControlError, match="no server runs"):
-        control.ask(None, {})
+        control_socket.ask(None, {})
     with Server(name="one"):
         assert stat.S_IMODE((tmp_path / "limpet").stat().st_mode) == 0o700
-        assert control.ask(None, {}) == {"asked": {}}
+        assert control_socket.ask(None, {}) == {"asked": {}}
         with Server(name="two"), pytest.raises(ControlError, match=r"2 servers run: .*one-.*two-"):
-            control.ask(None, {})
-        assert control.ask(None, {}) == {"asked": {}}
+            control_socket.ask(None, {})
+        assert control_socket.ask(None, {}) == {"asked": {}}
 
 
 def test_runtime_directory_that_others_may_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -529,5 +529,5 @@ def test_server_that_ends_before_it_answers_is_reported(path: Path) -> None:
         thread = threading.Thread(target=lambda: listener.accept()[0].close())
         thread.start()
         with pytest.raises(ControlError, match=r"the server (ended before it answered|went away)"):
-            control.ask(str(path), {})
+            control_socket.ask(str(path), {})
         thread.join()

@@ -20,17 +20,17 @@ from typing import Any
 
 import pytest
 
-from limpet import backend, kernel
-from limpet.backlog import backlog
-from limpet.binds import Bind
-from limpet.buckets import BUCKETS, table
+from limpet.config.settings import Settings
 from limpet.errors import BackendError, ListenError
-from limpet.hashing import Hasher
-from limpet.kernel import Group
-from limpet.key import KeyChain, Trust
-from limpet.request import Peer
-from limpet.router import Router
-from limpet.settings import Settings
+from limpet.net import backend, reuseport_group
+from limpet.net.accept_queue import backlog
+from limpet.net.listener import Bind
+from limpet.net.reuseport_group import Group
+from limpet.protocol.request import Peer
+from limpet.routing.buckets import BUCKETS, table
+from limpet.routing.hashing import Hasher
+from limpet.routing.key_chain import KeyChain, Trust
+from limpet.routing.router import Router
 from tests.crowd import freeze
 from tests.harness import Limpet, limpet_command, wait_until
 from tests.namespace import IPV6_FREEBIND, in_own_network
@@ -148,7 +148,7 @@ def test_nobody_is_placed_before_the_group_is_complete() -> None:
     source = next(source for source in iter(loopback_address, None) if slot_of(python, source) == 3)
     with closing(Group.open(Bind.parse("127.0.0.1:0"), WORKERS, 16)) as group, socket.socket() as client:
         first = group.members[0]
-        kernel.close_door(first.sock)
+        reuseport_group.close_door(first.sock)
         first.listen()
         client.bind((source, 0))
         client.setblocking(False)
@@ -187,7 +187,7 @@ def test_closed_door_keeps_who_waits_and_lets_nobody_in() -> None:
     with listening(router(1)) as group:
         [member] = group.members
         with socket.create_connection(member.sock.getsockname()), socket.socket() as late:
-            kernel.close_door(member.sock)
+            reuseport_group.close_door(member.sock)
             late.setblocking(False)
             late.connect_ex(member.sock.getsockname())
             assert select.select([late], [late], [], 0.1)[:2] == ([], [])
@@ -200,7 +200,7 @@ def test_largest_program_fits_where_the_kernel_still_has_its_old_limit() -> None
     largest = router(256, "ip/31/127")
 
     def attach() -> None:
-        kernel.probe(backend.program(largest, largest.owners))
+        reuseport_group.probe(backend.program(largest, largest.owners))
 
     in_own_network(attach, net_core_optmem_max=20480)
 
@@ -211,7 +211,7 @@ def test_trial_says_what_is_wrong() -> None:
 
     def refused() -> BackendError:
         with pytest.raises(BackendError) as caught:
-            kernel.probe(backend.program(wanted, wanted.owners))
+            reuseport_group.probe(backend.program(wanted, wanted.owners))
         return caught.value
 
     small = in_own_network(refused, net_core_optmem_max=2048)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from limpet import binds
-from limpet.binds import Bind, Listener
 from limpet.errors import ListenError, SettingsError
+from limpet.net import listener
+from limpet.net.listener import Bind, Listener
 
 Open = Callable[..., Listener]
 Plain = Callable[..., socket.socket]
@@ -27,7 +27,7 @@ def _opened() -> Iterator[Open]:
     with ExitStack() as stack:
 
         def opened(text: str, backlog: int = 16) -> Listener:
-            made = binds.open(Bind.parse(text), backlog)
+            made = listener.open(Bind.parse(text), backlog)
             stack.callback(made.close)
             return made
 
@@ -202,7 +202,7 @@ def test_second_of_two_servers_that_start_at_once_fails(opened: Open) -> None:
 def test_address_that_cannot_be_had_is_an_error_with_a_hint(text: str, reason: str) -> None:
     """What the system says is repeated, and what to do is added."""
     with pytest.raises(ListenError) as caught:
-        binds.open(Bind.parse(text), 16)
+        listener.open(Bind.parse(text), 16)
     assert caught.value.message.startswith(f"cannot listen on `{text}`: {reason}")
     assert caught.value.hint
 
@@ -269,7 +269,7 @@ def test_what_is_no_socket_is_never_removed(tmp_path: Path, kind: str) -> None:
     else:
         path.symlink_to("nowhere")
     with pytest.raises(ListenError, match="not a socket"):
-        binds.open(Bind.parse(f"unix:{path}"), 16)
+        listener.open(Bind.parse(f"unix:{path}"), 16)
     assert os.path.lexists(path)
 
 
@@ -306,7 +306,7 @@ def test_inherited_socket_that_cannot_listen_is_left_alone(plain: Plain, fault: 
         if fault == "a connection":
             given.connect(far.getsockname())
         with pytest.raises(ListenError, match=f"it is {fault}"):
-            binds.open(Bind.parse(f"fd:{given.fileno()}"), 16)
+            listener.open(Bind.parse(f"fd:{given.fileno()}"), 16)
     os.fstat(given.fileno())
 
 
@@ -314,5 +314,5 @@ def test_descriptor_that_is_no_socket_is_an_error() -> None:
     """`fd:2` is stderr."""
     with open(os.devnull) as file:
         with pytest.raises(ListenError, match="non-socket"):
-            binds.open(Bind.parse(f"fd:{file.fileno()}"), 16)
+            listener.open(Bind.parse(f"fd:{file.fileno()}"), 16)
         os.fstat(file.fileno())

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from limpet.listening import Listening
-from limpet.scoreboard import Row, Scoreboard
+from limpet.dispatch.accepting import Listening
+from limpet.ipc.scoreboard import Row, Scoreboard
 from tests.harness import wait_until
 
 BACKLOG = 8

@@ -94,7 +94,7 @@ def test_listen_gives_the_program_a_handle_and_the_workers_nothing(running: Runn
 
 def test_number_of_workers_is_an_option_and_the_cpus_by_default(running: Running) -> None:
     """Row `options.workers`."""
-    from limpet.settings import load, usable_cpus
+    from limpet.config.settings import load, usable_cpus
 
     assert len(running.handle.status()["slots"]) == WORKERS
     assert load({"app": ECHO}, {}).workers == usable_cpus()

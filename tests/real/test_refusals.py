@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from limpet.refusal import LINGER_S, Refusals
-from limpet.scoreboard import Scoreboard
+from limpet.dispatch.refusals import LINGER_S, Refusals
+from limpet.ipc.scoreboard import Scoreboard
 
 NEWS = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from limpet.buckets import BUCKETS
+from limpet.routing.buckets import BUCKETS
 from tests.harness import Limpet, Reply, wait_until
 from tests.wire import Address, Wire, request, wires
 

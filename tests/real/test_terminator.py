@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
-from limpet.arrivals import Arrivals
+from limpet.config.settings import Settings
+from limpet.dispatch.arrivals import Arrivals
 from limpet.errors import ControlError
-from limpet.forwarded import Trust
-from limpet.health import memory
-from limpet.key import KeyChain
-from limpet.proxy_protocol import Origin, write
-from limpet.request import Peer
-from limpet.scoreboard import Scoreboard
-from limpet.settings import Settings
+from limpet.ipc.scoreboard import Scoreboard
+from limpet.protocol.proxy_protocol import Origin, write
+from limpet.protocol.request import Peer
+from limpet.routing.forwarded import Trust
+from limpet.routing.key_chain import KeyChain
+from limpet.supervisor.watchdog import memory
 from tests.harness import HERE, PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.public import Public, Seen, finished, reload
 from tests.real.browser import PROGRAMS, chromium, until
@@ -100,13 +100,13 @@ def test_application_sees_client_and_scheme(server: Limpet) -> None:
 HANGING = """
 import sys
 if "terminator" in sys.orig_argv:
-    import select, limpet.tls
-    remember = limpet.tls._remember
+    import select, limpet.net.tls
+    remember = limpet.net.tls._remember
     def hang(connection, name, context):
         if name == "hang.example":
             select.select([], [], [])
         remember(connection, name, context)
-    limpet.tls._remember = hang
+    limpet.net.tls._remember = hang
 """
 
 

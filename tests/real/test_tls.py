@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
-from limpet.proxy_protocol import Origin, write
+from limpet.protocol.proxy_protocol import Origin, write
 from tests.harness import PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.real.browser import PROGRAMS, chromium, until
 from tests.secure import NAMES, ask, ask_for_no_text, client, flags, make_pair, secured, shown_name

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import pytest
 
-from limpet import access, logs
-from limpet.access import AccessLog, Entry, Fields, First, Held
-from limpet.elements import AFFINITY, Key
-from limpet.learned import Entry as Learned
-from limpet.router import Route, Router
-from limpet.settings import Settings
+from limpet import logs
+from limpet.config.settings import Settings
+from limpet.routing.elements import AFFINITY, Key
+from limpet.routing.learned_ids import Entry as Learned
+from limpet.routing.router import Route, Router
+from limpet.worker import access_log
+from limpet.worker.access_log import AccessLog, Entry, Fields, First, Held
 
 ROOT = Path(__file__).parents[2]
 DIGEST = 0x78D1E9167743B7ED
@@ -99,9 +100,9 @@ def test_times_of_a_batch_are_those_of_each_request(written: list[str]) -> None:
 def test_memory_for_what_is_kept_ready_is_bounded(written: list[str]) -> None:
     """Paths and keys are clients' to choose."""
     each = log()
-    each.write([entry(number, b"/%d" % number) for number in range(3 * access._READY)])
-    assert written[0].count("\n") == 3 * access._READY
-    assert all(len(ready) <= access._READY for ready in (each._routes, each._requests))
+    each.write([entry(number, b"/%d" % number) for number in range(3 * access_log._READY)])
+    assert written[0].count("\n") == 3 * access_log._READY
+    assert all(len(ready) <= access_log._READY for ready in (each._routes, each._requests))
 
 
 def test_people_get_lines_for_people(written: list[str]) -> None:
@@ -126,7 +127,7 @@ def test_what_is_held_is_written_after_a_while_or_when_it_is_much() -> None:
     calls: list[Callable[[], None]] = []
     noting = Noting()
     held = Held(noting, lambda delay_s, call: calls.append(call))
-    most = access._MOST_HELD
+    most = access_log._MOST_HELD
     entries = [entry(number) for number in range(most + 3)]
     for each in entries[:-1]:
         held.add(each)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from limpet.advice import Facts, Seen, signs
+from limpet.operate.advice import Facts, Seen, signs
 
 QUIET = Facts(chain=("cookie:sid", "ip"))
 EVEN = Seen(

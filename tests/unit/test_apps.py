@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from limpet import apps
+from limpet.config.settings import Settings
 from limpet.errors import AppError
-from limpet.settings import Settings
+from limpet.worker import user_code
 
 MODULE = """
 import functools
@@ -55,7 +55,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def load(app: str, **settings: Any) -> Any:
-    return apps.load(Settings(app=app, workers=1, **settings))
+    return user_code.load(Settings(app=app, workers=1, **settings))
 
 
 def sent_by(app: Any) -> list[Any]:
@@ -109,7 +109,7 @@ def wsgi(environ: Any, start_response: Any, spare: int = 0) -> None: ...
 )
 def test_interface_is_told_by_how_the_application_can_be_called(app: object, interface: str | None) -> None:
     """Users say `limpet run module:app` for either kind; a guess that is wrong fails at the first request."""
-    assert apps.interface_of(app) == interface
+    assert user_code.interface_of(app) == interface
 
 
 @pytest.mark.parametrize("app", ["site_app:asgi", "site_app:Holder.app", "site_app:_hidden"])
@@ -130,13 +130,13 @@ def test_factory_is_called_for_the_application() -> None:
 
 def test_function_is_found_by_name_and_called_by_nobody_yet() -> None:
     """What a key function answers is checked at each call, not here."""
-    assert apps.load_function("site_app:key")(None) == "k"
+    assert user_code.load_function("site_app:key")(None) == "k"
 
 
 def test_name_that_is_nearly_right_gets_the_right_one_proposed() -> None:
     """The mistake is mostly one letter; a list of all that a module imports helps nobody."""
     with pytest.raises(AppError) as caught:
-        apps.import_object("site_app:mak", "application")
+        user_code.import_object("site_app:mak", "application")
     assert caught.value.hint == "`site_app` has `make`"
 
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_served_is_said_in_words(app: str, settings: dict[str, An
 def test_key_function_that_is_none_is_said_so(name: str) -> None:
     """The dispatcher fails to start, and not at the first client."""
     with pytest.raises(AppError, match="key function"):
-        apps.load_function(name)
+        user_code.load_function(name)
 
 
 def test_hint_for_a_misspelt_name_lists_what_is_there() -> None:

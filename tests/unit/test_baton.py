@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from limpet.baton import CELLS_PER_WORKER, Baton, Batons, Verdict
-from limpet.handoff import Channel
-from limpet.moved import Arrived
-from limpet.moving import Mover
-from limpet.passing import shut_down
-from limpet.proxy_protocol import Origin
-from limpet.scoreboard import WORKER_CELLS, Row
+from limpet.ipc.channel import Channel
+from limpet.ipc.scoreboard import WORKER_CELLS, Row
+from limpet.moving.baton import CELLS_PER_WORKER, Baton, Batons, Verdict
+from limpet.moving.messages import Arrived
+from limpet.moving.mover import Mover
+from limpet.moving.passing import shut_down
+from limpet.protocol.proxy_protocol import Origin
 
 SLOTS = 3
 PATIENCE_S = 30.0

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limpet import bpf, buckets
-from limpet.bpf import Assembler, Op, Program
-from limpet.buckets import BUCKETS, MAX_SLOTS
-from limpet.hashing import Hasher
-from limpet.key import KeyChain, Trust
-from limpet.request import Peer
-from limpet.router import Router
+from limpet.protocol.request import Peer
+from limpet.routing import bpf, buckets
+from limpet.routing.bpf import Assembler, Op, Program
+from limpet.routing.buckets import BUCKETS, MAX_SLOTS
+from limpet.routing.hashing import Hasher
+from limpet.routing.key_chain import KeyChain, Trust
+from limpet.routing.router import Router
 
 SECRET = bytes(range(32))
 NETWORK = 2**32 - 0x100000  # where the kernel sees an IP header, as a word

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet import buckets
-from limpet.buckets import BUCKETS, MAX_SLOTS, rank, stand_ins, table
+from limpet.routing import buckets
+from limpet.routing.buckets import BUCKETS, MAX_SLOTS, rank, stand_ins, table
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "buckets.json").read_text())
 EVERY_NUMBER = range(1, MAX_SLOTS + 1)

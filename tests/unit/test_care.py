@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-from limpet import care
-from limpet.health import Health
-from limpet.process import Child
-from limpet.scoreboard import Scoreboard
-from limpet.settings import Settings
-from limpet.slot import Member
+from limpet.config.settings import Settings
+from limpet.fleet.member import Member
+from limpet.fleet.process import Child
+from limpet.ipc.scoreboard import Scoreboard
+from limpet.supervisor import care
+from limpet.supervisor.watchdog import Health
 
 
 @pytest.mark.parametrize("is_by_memory", [True, False])

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from limpet import binds, carried, scoreboard
-from limpet.settings import Settings
+from limpet.config.settings import Settings
+from limpet.ipc import scoreboard
+from limpet.net import listener
+from limpet.supervisor import snapshot
 
-PACKAGE = Path(carried.__file__).parent
+PACKAGE = Path(snapshot.__file__).parent
 CARRIED = {
     "Supervisor": {
         "settings",
@@ -95,19 +97,19 @@ def test_every_attribute_is_carried_or_begins_anew(name: str) -> None:
 
 def test_every_field_of_a_listener_is_carried() -> None:
     """The same for what is no object with a life of its own."""
-    names = {field.name for field in dataclasses.fields(binds.Listener)}
+    names = {field.name for field in dataclasses.fields(listener.Listener)}
     assert names == {"sock", "bind", "backlog", "address_text", "url", "inode", "stays"}
 
 
 def state(**changed: Any) -> dict[str, Any]:
     """Return as much of a state as decides whether it fits."""
-    fitting = {"format": carried.FORMAT, "wire": carried.wire(), "layout": scoreboard.layout()}
+    fitting = {"format": snapshot.FORMAT, "wire": snapshot.wire(), "layout": scoreboard.layout()}
     return {**fitting, "settings": Settings(app="a:b", workers=2).to_json(), **changed}
 
 
 def test_state_of_the_same_version_fits() -> None:
     """Otherwise nobody could ever be upgraded."""
-    assert carried.misfit(state()) is None
+    assert snapshot.misfit(state()) is None
 
 
 @pytest.mark.parametrize(
@@ -121,21 +123,21 @@ def test_state_of_the_same_version_fits() -> None:
 )
 def test_state_of_a_version_that_sees_it_differently_does_not_fit(changed: dict[str, Any], words: str) -> None:
     """Each part that processes of two versions share is compared, and the reason names it."""
-    assert words in (carried.misfit(state(**changed)) or "")
+    assert words in (snapshot.misfit(state(**changed)) or "")
 
 
 def test_cells_at_the_end_of_a_table_still_fit() -> None:
     """A version with one figure more, or one less, must not cost an outage."""
     layout = {**scoreboard.layout(), "worker": [*scoreboard.WORKER_CELLS, "later"]}
-    assert carried.misfit(state(layout=layout)) is None
+    assert snapshot.misfit(state(layout=layout)) is None
     layout["worker"] = [*scoreboard.WORKER_CELLS][:-1]
-    assert carried.misfit(state(layout=layout)) is None
+    assert snapshot.misfit(state(layout=layout)) is None
 
 
 def test_settings_that_all_processes_must_agree_on_stay() -> None:
     """A worker with another key chain than the dispatcher's would serve clients that are not at home there."""
     wanted = Settings(app="a:b", workers=4, by="cookie:sid", log_level="debug", graceful_timeout_s=1)
-    settings, lines = carried.settled(wanted, state())
+    settings, lines = snapshot.settled(wanted, state())
     assert (settings.workers, settings.by) == (2, "ip")
     assert (settings.log_level, settings.graceful_timeout_s) == ("debug", 1)
     assert lines == [
@@ -146,7 +148,7 @@ def test_settings_that_all_processes_must_agree_on_stay() -> None:
 
 def test_changeable_settings_exist() -> None:
     """A name that is misspelt would make its setting unchangeable."""
-    assert {field.name for field in dataclasses.fields(Settings)} >= carried.CHANGEABLE
+    assert {field.name for field in dataclasses.fields(Settings)} >= snapshot.CHANGEABLE
 
 
 def test_rows_have_room() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet.client_hello import MAX_BYTES, BadHelloError, Hello, parse
+from limpet.protocol.client_hello import MAX_BYTES, BadHelloError, Hello, parse
 
 
 def hello(name: str | None, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes:

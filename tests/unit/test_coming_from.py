@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from limpet.settings import SETTINGS
+from limpet.config.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "coming-from.md").read_text()

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet.cookie import DEFAULT, MAX_AGE_S, Attributes, Jar, Opened
 from limpet.errors import SettingsError
-from limpet.hashing import Hasher
-from limpet.key import KeyChain, Trust
-from limpet.request import Peer, Request
-from limpet.router import Router
+from limpet.protocol.request import Peer, Request
+from limpet.routing.affinity_cookie import DEFAULT, MAX_AGE_S, Attributes, Jar, Opened
+from limpet.routing.hashing import Hasher
+from limpet.routing.key_chain import KeyChain, Trust
+from limpet.routing.router import Router
 
 SECRET, OLD, FOREIGN = b"new" * 8, b"old" * 8, b"else" * 8
 PEER = Peer("192.0.2.1", 4711, "127.0.0.1:8000")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from limpet.cli.explain import head_of, request_of, text_of
 from limpet.errors import SettingsError
-from limpet.explain import head_of, request_of, text_of
-from limpet.request import Peer
+from limpet.protocol.request import Peer
 
 NOBODY = Peer("10.1.2.3", 4000, "127.0.0.1:8000")
 CURL = """\

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from typing import Any
 
-from limpet import figures
-from limpet.admin import metrics
-from limpet.admin.app import why_not_ready
-from limpet.figures import BOUNDS_NS
-from limpet.scoreboard import Scoreboard
+from limpet.ipc import figures
+from limpet.ipc.figures import BOUNDS_NS
+from limpet.ipc.scoreboard import Scoreboard
+from limpet.operate.admin import metrics
+from limpet.operate.admin.app import why_not_ready
 from tests.harness import HERE
 
 
@@ -76,5 +76,5 @@ def test_server_that_starts_or_stops_is_not_ready() -> None:
 
 def test_supervisor_does_not_import_the_monitoring_library() -> None:
     """It is an extra, and slow to import."""
-    code = "import limpet.start, limpet.admin.serving, sys; assert 'prometheus_client' not in sys.modules"
+    code = "import limpet.supervisor.bootstrap, limpet.operate.admin.serving, sys; assert 'prometheus_client' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

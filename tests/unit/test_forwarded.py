@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limpet.errors import SettingsError
-from limpet.forwarded import Trust, client_address, parse_address
-from limpet.head import HeadParser
-from limpet.request import Peer, Request, UnparsedRequest
+from limpet.protocol.head import HeadParser
+from limpet.protocol.request import Peer, Request, UnparsedRequest
+from limpet.routing.forwarded import Trust, client_address, parse_address
 
 PROXY = "10.0.0.1"
 TRUST = Trust.parse("10.0.0.0/8, fd00::/8")

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from limpet import fronts
-from limpet.cli import main
+from limpet.cli.commands import main
+from limpet.config.settings import Settings
 from limpet.errors import SettingsError
-from limpet.fronts import page
-from limpet.settings import Settings
+from tools.docs import fronts_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "fronts.md"
 HOSTS = "10.0.0.1:8000,10.0.0.2:8000"
@@ -28,8 +28,8 @@ def text(kind: str, *, hosts: str = HOSTS, health: str | None = None, **given: A
 
 def test_page_shows_what_is_printed() -> None:
     """Readers copy configurations from the page: it must be what the command gives them."""
-    assert len(page.BLOCK.findall(PAGE.read_text())) == 9
-    assert page.renewed(PAGE.read_text()) == PAGE.read_text()
+    assert len(fronts_page.BLOCK.findall(PAGE.read_text())) == 9
+    assert fronts_page.renewed(PAGE.read_text()) == PAGE.read_text()
 
 
 @pytest.mark.parametrize("kind", fronts.KINDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from limpet.admin.guard import READ_ONLY, Guard
+from limpet.operate.admin.guard import READ_ONLY, Guard
 
 TOKEN = "a" * 32
 GOOD = {

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from limpet import settings
+from limpet.config import settings
 from limpet.errors import AppError, SettingsError
-from limpet.servers import gunicorn_file, refuse_mix
+from limpet.servers.gunicorn import config_file
+from limpet.servers.registry import refuse_mix
 
 CUSTOM = """
 from uvicorn_worker import UvicornWorker
@@ -23,7 +24,7 @@ def told(folder: Path, text: str, **flags: str) -> settings.Settings:
     path = folder / "gunicorn.conf.py"
     path.write_text(text)
     given = settings.load({"app": "app:app", "server": "gunicorn", "server_config": str(path), **flags}, {})
-    return gunicorn_file.told(given)
+    return config_file.told(given)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +56,10 @@ def test_settings_of_a_worker_are_kept_and_those_of_a_master_named(
         "import os\nbind = '0.0.0.0:80'\nworkers = 9\nlimit_request_line = 999\nkeepalive = 7\ntimout = 3\n"
         "def when_ready(server): ...\ndef post_request(worker, request, environ, response): ...\n",
     )
-    config, names = gunicorn_file.config(found)
+    config, names = config_file.config(found)
     assert names == {"limit_request_line", "keepalive", "post_request"}
     assert (config.limit_request_line, config.keepalive, config.workers) == (999, 7, 1)
-    gunicorn_file.tell(found)
+    config_file.tell(found)
     path = f"`{tmp_path}/gunicorn.conf.py`: "
     assert [record.getMessage().removeprefix(path) for record in caplog.records] == [
         "limpet's settings count in place of `bind` (--bind), `workers` (--workers)",
@@ -91,7 +92,7 @@ def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     """As gunicorn does."""
     given = settings.load({"app": "app:app", "server": "gunicorn", "server_config": str(tmp_path / "none")}, {})
     with pytest.raises(AppError, match="cannot read gunicorn's settings in"):
-        gunicorn_file.told(given)
+        config_file.told(given)
 
 
 def test_file_for_another_server_is_refused() -> None:

@@ -15,8 +15,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from limpet.head import _PLAIN, BadHead, HeadParser, plain
-from limpet.request import Peer, Request, UnparsedRequest
+from limpet.protocol.head import _PLAIN, BadHead, HeadParser, plain
+from limpet.protocol.request import Peer, Request, UnparsedRequest
 
 PEER = Peer("192.0.2.1", 4711, "127.0.0.1:8000")
 HEAD = (

@@ -8,12 +8,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from limpet import buckets, learned
-from limpet.forwarded import Trust
-from limpet.hashing import Hasher
-from limpet.key import KeyChain
-from limpet.learned import CELLS, WAYS, Learned, Outcome
-from limpet.router import Router
+from limpet.routing import buckets, learned_ids
+from limpet.routing.forwarded import Trust
+from limpet.routing.hashing import Hasher
+from limpet.routing.key_chain import KeyChain
+from limpet.routing.learned_ids import CELLS, WAYS, Learned, Outcome
+from limpet.routing.router import Router
 
 SECRET = b"5a" * 32
 IDLE_S = 100.0
@@ -28,8 +28,8 @@ class LearnedHistory(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        for start in (0, learned._HEADER + ROW * learned._OF_ROW):
-            MEMORY[start : start + learned._HEADER] = memoryview(array("Q", bytes(8 * learned._HEADER)))
+        for start in (0, learned_ids._HEADER + ROW * learned_ids._OF_ROW):
+            MEMORY[start : start + learned_ids._HEADER] = memoryview(array("Q", bytes(8 * learned_ids._HEADER)))
         self.table = Learned(MEMORY, IDLE_S)
         self.now = 1000.0
         self.seen: list[dict[int, tuple[float, bool]]] = [{} for _ in range(4)]  # of each slot: when, and forgotten?

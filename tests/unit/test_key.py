@@ -8,15 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import limpet.request
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import limpet.request
-from limpet.elements import Ip, Path
 from limpet.errors import SettingsError
-from limpet.key import Key, KeyChain, Trust
-from limpet.request import Peer, Request
+from limpet.protocol.request import Peer, Request
+from limpet.routing.elements import Ip, Path
+from limpet.routing.key_chain import Key, KeyChain, Trust
 
 PEER = Peer("192.0.2.77", 4711, "127.0.0.1:8000")
 TRUST = Trust.parse("192.0.2.0/24")
@@ -321,7 +321,7 @@ def by_annotation(far_end: Peer) -> str:
     return f"{far_end.port}"
 
 
-def by_string_annotation(far_end: "limpet.request.Peer") -> str:  # noqa: UP037
+def by_string_annotation(far_end: "limpet.protocol.request.Peer") -> str:  # noqa: UP037
     return f"{far_end.port}"
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limpet import learned
-from limpet.learned import CELLS, ROWS, WAYS, Learned, Outcome
+from limpet.routing import learned_ids
+from limpet.routing.learned_ids import CELLS, ROWS, WAYS, Learned, Outcome
 
 SLOTS = 4
 IDLE_S = 100.0
@@ -25,11 +25,13 @@ def memory() -> memoryview[int]:
 @pytest.fixture
 def table(memory: memoryview[int]) -> Learned:
     """An empty table."""
-    for place in range(0, learned._HEADER):
+    for place in range(0, learned_ids._HEADER):
         memory[place] = 0
     for row in range(ROWS):
-        begin = learned._HEADER + row * learned._OF_ROW
-        memory[begin : begin + SLOTS * learned._OF_SLOT] = memoryview(array("Q", bytes(8 * SLOTS * learned._OF_SLOT)))
+        begin = learned_ids._HEADER + row * learned_ids._OF_ROW
+        memory[begin : begin + SLOTS * learned_ids._OF_SLOT] = memoryview(
+            array("Q", bytes(8 * SLOTS * learned_ids._OF_SLOT))
+        )
     return Learned(memory, IDLE_S)
 
 
@@ -154,8 +156,10 @@ def test_id_of_a_slot_that_is_gone_is_unknown(table: Learned) -> None:
 @given(st.lists(st.tuples(st.sampled_from(range(24)), st.sampled_from(range(SLOTS)), st.booleans()), max_size=80))
 def test_table_says_what_a_dictionary_says(memory: memoryview[int], steps: list[tuple[int, int, bool]]) -> None:
     """Any order of learning and forgetting by any slots, in one row that is never full."""
-    begin = learned._HEADER + 7 * learned._OF_ROW
-    memory[begin : begin + SLOTS * learned._OF_SLOT] = memoryview(array("Q", bytes(8 * SLOTS * learned._OF_SLOT)))
+    begin = learned_ids._HEADER + 7 * learned_ids._OF_ROW
+    memory[begin : begin + SLOTS * learned_ids._OF_SLOT] = memoryview(
+        array("Q", bytes(8 * SLOTS * learned_ids._OF_SLOT))
+    )
     table, model = Learned(memory, IDLE_S), dict[int, int]()
     names = in_one_row(24)[: WAYS - 1]
     for at, (name, slot, forgets) in enumerate(steps):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from limpet.lifecycle import LONGEST_BACKOFF_S, Action, Event, Life, State, backoff_s, inserted
+from limpet.fleet.lifecycle import LONGEST_BACKOFF_S, Action, Event, Life, State, backoff_s, inserted
 
 
 class World(NamedTuple):

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from limpet.baton import Batons, Verdict
-from limpet.handoff import Channel
-from limpet.moved import Arrived
-from limpet.moving import TAKES_PER_TURN, Mover
-from limpet.passing import shut_down
-from limpet.proxy_protocol import Origin
-from limpet.scoreboard import WORKER_CELLS, Row
+from limpet.ipc.channel import Channel
+from limpet.ipc.scoreboard import WORKER_CELLS, Row
+from limpet.moving.baton import Batons, Verdict
+from limpet.moving.messages import Arrived
+from limpet.moving.mover import TAKES_PER_TURN, Mover
+from limpet.moving.passing import shut_down
+from limpet.protocol.proxy_protocol import Origin
 
 PATIENCE_S = 30.0
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from limpet.embed.naming import import_string
 from limpet.errors import SettingsError
-from limpet.naming import import_string
 from tests import apps, bind_apps
 
 at_top = lambda request: None  # noqa: E731 - a name is all that a lambda needs

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet.per_address import PerAddress
+from limpet.dispatch.address_limit import PerAddress
 
 
 @pytest.mark.parametrize(

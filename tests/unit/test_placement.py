@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from limpet.hashing import Hasher
-from limpet.key import KeyChain, Trust
-from limpet.placement import Placement
-from limpet.request import Peer
-from limpet.router import Router
-from limpet.scoreboard import Row, Scoreboard
+from limpet.ipc.scoreboard import Row, Scoreboard
+from limpet.protocol.request import Peer
+from limpet.routing.hashing import Hasher
+from limpet.routing.key_chain import KeyChain, Trust
+from limpet.routing.placement import Placement
+from limpet.routing.router import Router
 
 SLOTS = 4
 PEER = Peer("192.0.2.1", 4711, "127.0.0.1:8000")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from limpet import settings
+from limpet.config import settings
+from limpet.config.presets import PRESETS, listing, reference
+from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import SettingsError
-from limpet.presets import PRESETS, listing, reference
-from limpet.settings import SETTINGS, Settings
 
 REPOSITORY = Path(__file__).parents[2]
 APP = {"app": "chat:app"}

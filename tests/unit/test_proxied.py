@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from limpet.forwarded import Trust
+from limpet.routing.forwarded import Trust
 from limpet.servers.proxied import Proxied
 
 PROXY = ("127.0.0.1", 4711)

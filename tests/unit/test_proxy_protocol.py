@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet.proxy_protocol import MAX_BYTES, BadHeaderError, Header, Origin, parse, write
+from limpet.protocol.proxy_protocol import MAX_BYTES, BadHeaderError, Header, Origin, parse, write
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 CLIENT = b"GET / HTTP/1.1\r\n\r\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import limpet
-from limpet import api_page
+from tools.docs import api_page
 
 DOCS = Path(__file__).parents[2] / "docs"
 NAMES = {

@@ -7,8 +7,8 @@ import io
 
 import pytest
 
-from limpet.refusal import answer
-from limpet.scoreboard import DISPATCHER_CELLS
+from limpet.dispatch.refusals import answer
+from limpet.ipc.scoreboard import DISPATCHER_CELLS
 
 COUNTED = [int(name.removeprefix("refused_")) for name in DISPATCHER_CELLS if name.startswith("refused_")]
 

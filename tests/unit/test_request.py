@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet.request import Headers, Peer, Request
+from limpet.protocol.request import Headers, Peer, Request
 
 PEER = Peer("192.0.2.1", 4711, "127.0.0.1:8000")
 NAMES = ["sid", "mysid", "SID", "connect.sid", "s+d", "a-b", "x"]

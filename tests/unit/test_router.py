@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from limpet.buckets import rank
-from limpet.hashing import Hasher
-from limpet.key import Key, KeyChain, Trust
-from limpet.learned import CELLS, Learned
-from limpet.router import Router
+from limpet.routing.buckets import rank
+from limpet.routing.hashing import Hasher
+from limpet.routing.key_chain import Key, KeyChain, Trust
+from limpet.routing.learned_ids import CELLS, Learned
+from limpet.routing.router import Router
 
 SLOTS = 4
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet import secret
+from limpet.config import secret
 from limpet.errors import SettingsError
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from limpet import servers
+from limpet.config.settings import load
 from limpet.errors import AppError, SettingsError
-from limpet.servers import KINDS, kind
-from limpet.settings import load
+from limpet.servers import registry
+from limpet.servers.registry import KINDS, kind
 from tests.matrix.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_server_that_is_not_installed_is_named_with_its_remedy(name: str, monkey
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(AppError) as caught:
-        servers.module(name)
+        registry.module(name)
     assert caught.value.message.startswith(f"`--server {name}` needs the package `{name}`")
     assert caught.value.hint == f"`pip install 'limpet[{KINDS[name].extra}]'`"
 

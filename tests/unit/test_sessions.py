@@ -11,17 +11,17 @@ from collections import Counter
 import pytest
 
 import limpet
-from limpet import sessions
+from limpet.config.settings import Settings
 from limpet.current import WorkerInfo
 from limpet.errors import SettingsError
 from limpet.integrations.socketio import sticky
-from limpet.key import Key
-from limpet.learned import Learned
-from limpet.request import Peer, Request
-from limpet.router import Clocks, Router
-from limpet.scoreboard import Scoreboard
-from limpet.sessions import Sessions, Source
-from limpet.settings import Settings
+from limpet.ipc.scoreboard import Scoreboard
+from limpet.protocol.request import Peer, Request
+from limpet.routing.key_chain import Key
+from limpet.routing.learned_ids import Learned
+from limpet.routing.router import Clocks, Router
+from limpet.sessions import sessions
+from limpet.sessions.sessions import Sessions, Source
 
 SLOTS = 8
 NOBODY = Peer(None, None, "")

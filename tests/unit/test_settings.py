@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet import bounds_page, settings, settings_page
-from limpet.declare import Setting
+from limpet.config import settings
+from limpet.config.fields import Setting
+from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import EXIT_CODES, SettingsError
-from limpet.settings import SETTINGS, Settings
+from tools.docs import bounds_page, settings_page
 
 APP = {"app": "chat:app"}
 BY_NAME = {each.name: each for each in SETTINGS}

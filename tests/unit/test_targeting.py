@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from limpet import buckets
-from limpet.hashing import Hasher
+from limpet.routing import buckets
+from limpet.routing.hashing import Hasher
 
 SLOTS = 4
 SEEN, ASKED = 1500, 1500

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from limpet.top import Row, ahead, balance, bar, keys_in, rows, sparkline
+from limpet.cli.top import Row, ahead, balance, bar, keys_in, rows, sparkline
 
 
 def answer(uptime_s: float, *requests: int) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from limpet.servers.uvicorn_lean import maker
-from limpet.servers.uvicorn_moving import MovingH11, MovingHttpTools
-from limpet.servers.uvicorn_protocols import SeatedH11, SeatedHttpTools
+from limpet.servers.uvicorn.construction import maker
+from limpet.servers.uvicorn.moving import MovingH11, MovingHttpTools
+from limpet.servers.uvicorn.protocols import SeatedH11, SeatedHttpTools
 
 
 def arguments() -> dict[str, Any]:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 from uvicorn.server import ServerState
 
-from limpet.servers.uvicorn import SeatedServer
-from limpet.servers.uvicorn_protocols import SeatedHttpTools
+from limpet.servers.uvicorn.protocols import SeatedHttpTools
+from limpet.servers.uvicorn.server import SeatedServer
 
 
 def test_thousands_of_connections_are_looked_at_some_in_each_turn_of_the_loop() -> None:

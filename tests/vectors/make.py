@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Final
 
-from limpet import buckets
-from limpet.hashing import Hasher
+from limpet.routing import buckets
+from limpet.routing.hashing import Hasher
 
 HERE: Final = Path(__file__).parent
 SECRETS: Final = (b"0123456789abcdef", b"a secret may be longer than any key of BLAKE2b, " * 4)

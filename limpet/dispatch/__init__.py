@@ -1,0 +1,1 @@
+"""The way of a connection: accept, peek, key, slot, handoff."""

@@ -1,0 +1,216 @@
+"""The dispatcher process: accept a connection, peek at its head, hand it to the slot of its key.
+
+Read this file first. It owns the event loop and the order of the steps; whom the listeners let in
+(dispatch/accepting.py), who waits for his head (dispatch/arrivals.py) and what one is (dispatch/peek.py), whose key
+lives where (routing/router.py), how a connection passes to a worker (ipc/channel.py) and what limpet itself answers
+(dispatch/refusals.py) are decided elsewhere. The supervisor starts it and tells it by dispatch/orders.py when to begin
+and to end; it holds the listeners and both ends of every channel, so this process can be killed at any moment: only
+connections in the middle of their head, or in an outbox, are lost.
+
+1. It never forks and never waits for a worker: a slot without a worker has a channel in which connections wait.
+2. Nothing that a client sends ends it. A user's key function may hang it: the supervisor sees `busy_since_ns`.
+3. A connection is in exactly one of `arrivals`, an outbox, `refusals`; who takes it out hands over or closes it.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from limpet.config.settings import Settings
+from limpet.dispatch.accepting import ACCEPTS_PER_TURN, RESERVE, Listening
+from limpet.dispatch.arrivals import HUNG_UP, Arrivals
+from limpet.dispatch.orders import Orders
+from limpet.dispatch.peek import Arrival, ClientGoneError
+from limpet.dispatch.refusals import Refusals, turn_away
+from limpet.ipc.channel import Handoff, Outbox
+from limpet.ipc.control_link import Link
+from limpet.ipc.scoreboard import Row
+from limpet.protocol.client_hello import BadHelloError
+from limpet.protocol.head import BadHead
+from limpet.protocol.proxy_protocol import BadHeaderError
+from limpet.protocol.request import Peer, Request
+from limpet.routing.forwarded import Trust
+from limpet.routing.placement import Placement
+from limpet.routing.router import Router
+
+_TICK_S: Final = 0.05  # how often outboxes and slow heads are tried
+_PER_TURN: Final = 16  # events and slow heads: others must not wait for thousands, so all take turns
+_LATE_PER_TURN: Final = 4  # heads whose time is over: a moment later is as good for them, but not for others
+
+
+class Dispatcher:
+    """One dispatcher's connections and its loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        router: Router,
+        placement: Placement,
+        outboxes: list[Outbox],
+        listeners: list[tuple[socket.socket, str]],
+        link: Link,
+        row: Row,
+        reach: Callable[[int, list[int]], bool],
+        *,
+        is_inner: bool,
+    ) -> None:
+        """*reach* adds the outbox of a new slot by its number and the channel's descriptors, and says if that is all.
+
+        *is_inner* says that *listeners* are channels by which terminators pass inner connections on.
+        """
+        self.settings = settings
+        self.router = router
+        self.placement = placement
+        self.outboxes = outboxes
+        self.row = row
+        self.stop_at: float | None = None
+        self._epoll = select.epoll()
+        self.listening = Listening(listeners, self._epoll, row, reserve=RESERVE, is_inner=is_inner)
+        self.arrivals = Arrivals(settings, router.chain, self._epoll, row, is_inner=is_inner)
+        self.refusals = Refusals(self._epoll, row)
+        self._orders = Orders(self, link, reach)
+        self._epoll.register(link.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
+        self._trust = Trust(unix=True) if is_inner else Trust.parse(",".join(settings.trust))
+        self._asks_functions = router.chain.asks_functions
+        self._latest_address: str | None = ""
+
+    def run(self) -> None:
+        """Serve until the supervisor says stop, and what is in hand has ended, or the supervisor is gone."""
+        next_tick, now, orders = 0.0, 0.0, self._orders.fileno()
+        events: list[tuple[int, int]] = []
+        while self.stop_at is None or (self._in_hand() and time.monotonic() < self.stop_at):
+            self.row.set("busy_since_ns", 0)
+            events = self._epoll.poll(self._wait_s(now) if not events or self.arrivals else _TICK_S, _PER_TURN)
+            now = time.monotonic()
+            self.row.set("busy_since_ns", int(now * 1e9))
+            readable = []
+            for fd, mask in events:
+                if (arrival := self.arrivals.find(fd)) is not None:
+                    self._look(arrival, now, hung_up=bool(mask & HUNG_UP))
+                elif self.listening.accepts(fd):
+                    readable.append(fd)
+                elif fd == orders:
+                    self._orders.obey(now)
+                else:
+                    self.refusals.read(fd, hung_up=bool(mask & HUNG_UP))
+            for fd in readable:  # last, so that no number of a descriptor closed above means a new one in this turn
+                if self.listening.accepts(fd):
+                    self.accept(fd, now)
+            if now >= self.arrivals.due_at:
+                for arrival in self.arrivals.due(now, _LATE_PER_TURN):
+                    self._give_up(arrival, now)
+            if now >= next_tick or self.arrivals.is_in_round:
+                self._tick(now)
+                next_tick = now + _TICK_S
+
+    def accept(self, fd: int, now: float, most: int = ACCEPTS_PER_TURN) -> None:
+        """Take what waits in the backlog of listener *fd*."""
+        for connection, peer in self.listening.take(fd, most, now):
+            arrival = self.arrivals.begin(connection, peer, now)
+            if arrival is None:
+                self._dispatch(connection, peer, None, now)
+            elif arrival.awaits_header and peer.address not in self._trust:
+                turn_away(connection, peer, self.row, "proxy_untrusted", "it is not in `--trust`")
+            else:
+                self._look(arrival, now)
+        for connection in self.listening.spare(fd, now):
+            self.refusals.answer(connection, 503, now, "the server has as many connections as it may")
+
+    def _look(self, arrival: Arrival, now: float, *, hung_up: bool = False) -> None:
+        """See whether the head is there now, and let the connection go its way."""
+        try:
+            is_complete = arrival.look(hung_up=hung_up)
+        except ClientGoneError:
+            self.row.add("vanished")
+            self.arrivals.forget(arrival)
+            arrival.connection.close()
+        except (BadHelloError, BadHeaderError) as bad:
+            self.arrivals.forget(arrival)
+            cell = "hellos_bad" if isinstance(bad, BadHelloError) else "proxy_headers_bad"
+            turn_away(arrival.connection, arrival.peer, self.row, cell, str(bad))
+        except BadHead as bad:
+            self.arrivals.forget(arrival)
+            self.refusals.answer(arrival.connection, bad.status, now, bad.reason)
+        else:
+            if is_complete:
+                self.arrivals.forget(arrival)
+                self._dispatch(arrival.connection, arrival.peer, arrival.request, now, arrival.header)
+            else:
+                self._await(arrival, now)
+
+    def _await(self, arrival: Arrival, now: float) -> None:
+        """Keep *arrival* until more of its head has come. Too many: the one that has waited longest has to go."""
+        if not self.arrivals.enter(arrival):
+            self.arrivals.forget(arrival)
+            self.refusals.answer(arrival.connection, 429, now)
+        elif (oldest := self.arrivals.keep(arrival)) is not None:
+            self.refusals.answer(oldest.connection, 503, now, "too many connections wait for their request head")
+
+    def _dispatch(
+        self, connection: socket.SocketType, peer: Peer, request: Request | None, now: float, header: int = 0
+    ) -> None:
+        """Find the slot and hand the connection over, which begins with *header* bytes of a PROXY header."""
+        if self._asks_functions:
+            self.row.set("busy_since_ns", time.monotonic_ns())  # many of them in one turn are no one that hangs
+        if peer.address == self._latest_address:
+            self.row.add("same_address")
+        self._latest_address = peer.address
+        route = self.router.route(peer, request)
+        if route is not None:
+            slot: int | None = route.slot
+        else:
+            self.row.add("keyless")
+            slot = self.placement.place(peer)
+        if slot is None:
+            self.refusals.answer(connection, 503, now, "all workers have as many connections as they may")
+        elif self._orders.refuses(slot):
+            self.refusals.answer(connection, 503, now, "the worker of this client is being replaced")
+        else:
+            digest = 0 if route is None else route.digest
+            self.hand(connection, Handoff(peer.bind, slot, digest, int(now * 1e9), header), now)
+
+    def hand(self, connection: socket.SocketType, handoff: Handoff, now: float) -> None:
+        """Give *connection* to the slot that *handoff* names."""
+        outbox, deadline = self.outboxes[handoff.slot], now + self.settings.wait_timeout_s
+        if outbox.put(connection, handoff, deadline, self.settings.queue):
+            self.row.add("handed")
+        else:
+            self.refusals.answer(connection, 503, now)
+
+    def _tick(self, now: float) -> None:
+        """Do what is done by the clock: slow heads, full channels, accepting again."""
+        for arrival, mask in self.arrivals.slow(_PER_TURN):
+            self._look(arrival, now, hung_up=bool(mask & HUNG_UP))
+        for outbox in self.outboxes:
+            for connection in outbox.flush(now) if outbox else ():
+                self.refusals.answer(connection, 503, now)
+        self.refusals.expire(now)
+        if 0 < self.listening.again_at <= now:
+            self._orders.accept_again(now)
+        self._orders.ask_again(now)
+
+    def _give_up(self, arrival: Arrival, now: float) -> None:
+        """End *arrival*, whose head has not come in time."""
+        is_watched = self.arrivals.forget(arrival, keep_watch=True)
+        if arrival.awaits_header:
+            why = "no PROXY header came in time"
+            turn_away(arrival.connection, arrival.peer, self.row, "proxy_headers_bad", why)
+        elif arrival.silent and not arrival.has_more():  # a browser opens some to have them; it would take an answer
+            self.row.add("refused_408")  # for that of the request which it is just about to send
+            arrival.connection.close()
+        else:
+            self.refusals.answer(arrival.connection, 408, now, is_watched=is_watched)
+
+    def _wait_s(self, now: float) -> float | None:
+        """Return how long the loop may sleep at *now*; None until something comes."""
+        if self.arrivals.is_in_round:
+            return 0.0
+        return min(_TICK_S, max(0.0, self.arrivals.due_at - now)) if self._in_hand() else None
+
+    def _in_hand(self) -> bool:
+        """Whether anything has a deadline, so that the loop must not sleep for long."""
+        return bool(self.arrivals or self.refusals or self._orders or self.listening.again_at or any(self.outboxes))

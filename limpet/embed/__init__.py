@@ -1,0 +1,1 @@
+"""`limpet.listen`, `Cluster` and `Handle`: a server that a program starts."""

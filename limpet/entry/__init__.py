@@ -1,0 +1,1 @@
+"""The mains of limpet's processes."""

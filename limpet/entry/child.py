@@ -1,0 +1,137 @@
+"""The entry of every child process: `python -m limpet.entry.child dispatcher|terminator|worker FD`.
+
+Owns the assembly: reads what the supervisor wrote into descriptor FD (ipc/boot.py) and puts the process
+together from it. A failure goes up the line to the supervisor, which alone speaks to the user.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+
+from limpet import current, logs
+from limpet.dispatch.dispatcher import Dispatcher
+from limpet.errors import LimpetError
+from limpet.ipc import boot
+from limpet.ipc.channel import Channel, Outbox
+from limpet.ipc.control_link import Link
+from limpet.ipc.scoreboard import Scoreboard
+from limpet.routing.learned_ids import Learned
+from limpet.routing.placement import Placement
+from limpet.routing.router import Clocks, Router
+from limpet.system import descriptors
+from limpet.worker import user_code
+
+log = logging.getLogger("limpet")
+
+
+def main() -> int:
+    """Run the child that the arguments name until it ends; return its exit code."""
+    role, fd = sys.argv[1:]
+    place = boot.read(int(fd))
+    logs.configure(place.settings.log_level, place.settings.log_file, place.settings.log_format)
+    link = Link(socket.socket(fileno=place.link_fd))
+    current.be_child(role)
+    user_code.look_in(place.settings.app_dir)
+    try:
+        if role == "dispatcher":
+            _dispatch(place, link)
+        elif role == "terminator":
+            _terminate(place, link)
+        else:
+            _work(place, link)
+    except LimpetError as error:
+        cause = error.__cause__
+        detail = "".join(traceback.format_exception(cause)) if cause is not None else ""
+        link.send(
+            {"news": "failed", "message": error.message, "hint": error.hint, "code": error.exit_code, "detail": detail}
+        )
+        return error.exit_code
+    return 0
+
+
+def _dispatch(place: boot.Boot, link: Link) -> None:
+    _leave_signals_to_the_supervisor()
+    settings = place.settings
+    board = Scoreboard(place.scoreboard_fd)
+    row = board.dispatcher(place.row)
+
+    router = Router.from_settings(
+        settings,
+        bytes.fromhex(place.secret),
+        user_code.load_function,
+        user_code.Complaints(row),
+        clocks=Clocks(time.time, time.monotonic),
+    )
+    router.on_found = functools.partial(row.set, "elements")
+    router.learned = Learned(board.learned(), settings.learn_idle_s)
+    outboxes = [
+        Outbox(Channel.inherit(fds), board.waiting(place.row, slot)) for slot, fds in enumerate(place.channel_fds)
+    ]
+    placement = Placement(
+        settings.place, router, board, lambda slot: outboxes[slot].queued(), settings.max_connections_per_worker
+    )
+    listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
+
+    def reach(slot: int, fds: list[int]) -> bool:
+        while len(outboxes) <= slot:
+            outboxes.append(Outbox(None, board.waiting(place.row, len(outboxes))))
+        if len(fds) == 2 and not outboxes[slot].has_channel:
+            outboxes[slot].attach(Channel.inherit((fds[0], fds[1])))
+        else:  # inherited already, or there were too few free numbers
+            for fd in fds:
+                os.close(fd)
+        return outboxes[slot].has_channel
+
+    _collect_rarely()
+    link.send({"news": "ready"})
+    is_inner = place.is_inner
+    Dispatcher(settings, router, placement, outboxes, listeners, link, row, reach, is_inner=is_inner).run()
+
+
+def _terminate(place: boot.Boot, link: Link) -> None:
+    from limpet.dispatch.terminator import Terminator  # pulls in OpenSSL, which a dispatcher does without
+    from limpet.net import tls
+
+    _leave_signals_to_the_supervisor()
+    tls.ignore_names_that_are_no_text()
+    row = Scoreboard(place.scoreboard_fd).terminator(place.row)
+    outboxes = [Outbox(Channel.inherit(fds), row) for fds in place.channel_fds]
+    listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
+    terminator = Terminator(place.settings, place.pem, listeners, outboxes, link, row)
+    link.send({"news": "ready"})
+    terminator.run()
+
+
+def _leave_signals_to_the_supervisor() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal all processes: see dispatch/orders.py
+        signal.signal(number, lambda *_: None)
+
+
+def _collect_rarely() -> None:
+    """Have the garbage collector look at what has grown old a hundred times less often.
+
+    A look at 10,000 connections that wait for their head takes 25 ms, in which all others wait. The dispatcher makes no
+    cycles, and young objects, as of a user's key function, are looked at as ever.
+    """
+    gc.freeze()
+    young, middle, old = gc.get_threshold()
+    gc.set_threshold(young, middle, 100 * old)
+
+
+def _work(place: boot.Boot, link: Link) -> None:
+    descriptors.be_content_with(place.descriptors)
+    from limpet.worker import seat  # pulls in the server, which a dispatcher does without
+
+    seat.work(place, link)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Whether the application can be imported by this version, as a program of its own: `python -m limpet.entry.preflight FD`.
+
+Owns the last part of a trial (supervisor/upgrade.py): a supervisor never imports the application, so this is executed
+in its place and ends with a word that says that all is well. It serves nothing and starts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from limpet.config.settings import Settings
+from limpet.errors import LimpetError
+from limpet.supervisor.upgrade import PASSED
+from limpet.worker import user_code
+
+
+def main() -> int:
+    """Import what the settings name; return the exit code if that fails."""
+    fd = int(sys.argv[1])
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(fd, "rb") as file:
+        settings = Settings.from_json(file.read().decode())
+    user_code.look_in(settings.app_dir)  # as in the children
+    try:
+        user_code.check(settings)
+    except LimpetError as error:
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        sys.stderr.write(error.render())
+        return error.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.write(1, PASSED.encode())
+    os._exit(0)  # whatever threads the application has started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the supervisor knows of its processes; acts on nothing."""

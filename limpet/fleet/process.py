@@ -1,0 +1,118 @@
+"""One child process as the supervisor sees it: started, told what to do, and found dead.
+
+Owns how a child is started, a fresh interpreter in its own process group with exactly the descriptors it needs, and
+how its end reads in words. What to do about it is the supervisor's business.
+
+1. A fresh interpreter, never a fork: a replacement loads the application anew, and nothing of the supervisor leaks.
+2. An own process group: Ctrl-C in the terminal and systemd's group signals reach the supervisor only.
+3. `WEB_CONCURRENCY` has had its say in the settings: an application that reads it too must not multiply workers. What
+   the service manager says to the supervisor (operate/service_manager.py) is not for children either.
+4. As the first process of a container the supervisor inherits whoever lost his parent: it reaps them, and no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Collection
+from typing import Any, Final
+
+from limpet.config import privileges
+from limpet.ipc import boot
+from limpet.ipc.control_link import Link, Message
+from limpet.operate import service_manager
+
+_NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *service_manager.NOT_FOR_CHILDREN})
+
+
+class Child:
+    """A running dispatcher or worker. `link` is this side of the line to it."""
+
+    def __init__(self, role: str, place: boot.Boot, link: Link, now: float) -> None:
+        """Start the process. *now* is monotonic. Raises OSError when the system has no room for it."""
+        self.role = role
+        self.row = place.row
+        self.serial = place.serial
+        self.generation = place.generation
+        self.started_at = now
+        self.kill_at = float("inf")  # monotonic: when its time to drain is over
+        self.leaves_by = 0.0  # monotonic: until then it may still read the slot's channels; its successor waits for it
+        self.stack_fd: int | None = None  # its number in the process: see system/stack.py
+        self.is_open = False  # told to take connections
+        self.link = link
+        self.failure: Message | None = None  # what it said of its failure, or what it is killed for
+        environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
+        if role == "worker":
+            environment |= {"LIMPET_SLOT": str(place.index), "LIMPET_GENERATION": str(place.generation)}
+        identity = privileges.wanted(place.settings)
+        if identity is not None:
+            environment |= identity.environment
+        boot_fd = boot.write(place)
+        try:
+            self._process: subprocess.Popen[bytes] | _Adopted = subprocess.Popen(
+                # -P: a `select.py` of the user's must not stand in for Python's own; the child adds the folder itself
+                [sys.executable, "-P", "-m", "limpet.entry.child", role, str(boot_fd)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(boot_fd, *place.inherited_fds),
+                env=environment,
+                process_group=0,
+                **(identity.as_arguments() if identity is not None else {}),
+            )
+        finally:
+            os.close(boot_fd)
+        self.pid = self._process.pid
+
+    @classmethod
+    def adopt(cls, link: Link, pid: int, **kept: Any) -> Child:
+        """Return the child of this process with *pid* that another program here has started; *kept* was said of it."""
+        child = cls.__new__(cls)
+        vars(child).update(kept, link=link, pid=pid, _process=_Adopted(pid))
+        return child
+
+    def ended(self) -> bool:
+        """Reap the process if it has ended; return whether it has. Blocks never."""
+        return self._process.poll() is not None
+
+    def how_it_ended(self) -> str:
+        """Return in words how the reaped process ended."""
+        code = self._process.returncode
+        assert code is not None
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+
+class _Adopted:
+    """What `subprocess.Popen` is to a child that was started by it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Reap it if it has ended; return its exit code, None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def kill(self) -> None:
+        """End it at once, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def reap_orphans(own: Collection[int]) -> None:
+    """Reap what has ended and is none of the processes *own*, which somebody here waits for. Blocks never."""
+    # One of our own that has just ended may hide others: its signal is still to come, and then we look again.
+    with contextlib.suppress(ChildProcessError):  # there are no children
+        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if found.si_pid in own:
+                return
+            os.waitpid(found.si_pid, os.WNOHANG)

@@ -1,0 +1,1 @@
+"""A kept-alive connection changes its worker."""

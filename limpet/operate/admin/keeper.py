@@ -1,0 +1,147 @@
+"""The supervisor's side of the admin process: its address, its start, and another one when it has ended.
+
+Owns the listener for life and the line to the process, by whose end each learns of the other's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import selectors
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from limpet.config import privileges, secret
+from limpet.config.settings import Settings
+from limpet.errors import reason
+from limpet.ipc.control_link import Link, LinkClosedError
+from limpet.net import listener
+from limpet.net.listener import Bind, Listener
+
+_BACKLOG: Final = 64
+_FIRST_PAUSE_S: Final = 0.5  # before the next process; doubled while they end soon
+_LONGEST_PAUSE_S: Final = 30.0
+_LASTED_S: Final = 60.0  # a process that has lived for so long was no failed start
+_OWNER_ONLY: Final = 0o177
+log = logging.getLogger("limpet")
+
+
+class Keeper:
+    """The admin process of one supervisor, none without `--admin`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        control: Path,
+        selector: selectors.BaseSelector,
+        kept: Listener | None,
+    ) -> None:
+        """*kept* is the listener that another supervisor has left. Raises ListenError, SettingsError."""
+        self._settings = settings
+        self._token = secret.token(settings.admin_token) if settings.admin_token else None
+        self._control = control.absolute()
+        self._selector = selector
+        self.listener = kept or (_open(settings.admin) if settings.admin else None)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._line: Link | None = None
+        self._pause_s = _FIRST_PAUSE_S
+        self._started_at = 0.0
+        self._start_at = float("inf")
+
+    @property
+    def url(self) -> str | None:
+        """Where it answers."""
+        return self.listener.url if self.listener else None
+
+    @property
+    def pids(self) -> set[int]:
+        """The process that this waits for, as long as it has not ended."""
+        return {self._process.pid} if self._process is not None and self._process.poll() is None else set()
+
+    def start(self, now: float) -> None:
+        """Let who wants to know something connect, and start the process. *now* is monotonic."""
+        if self.listener is not None:
+            self.listener.listen()
+            log.info("admin at %s", self.listener.url)
+            self._spawn(now)
+
+    def _spawn(self, now: float) -> None:
+        assert self.listener is not None
+        self._start_at, self._started_at = float("inf"), now
+        line, theirs = Link.pair()
+        told = {
+            "settings": self._settings.to_json(),
+            "control": str(self._control),
+            "token": self._token,
+            "line": theirs.fileno(),
+            "listener": self.listener.sock.fileno(),
+        }
+        identity = privileges.wanted(self._settings)
+        fd = os.memfd_create("limpet-admin", os.MFD_CLOEXEC)
+        try:
+            os.write(fd, json.dumps(told).encode())
+            os.lseek(fd, 0, os.SEEK_SET)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "limpet.operate.admin", str(fd)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(fd, theirs.fileno(), self.listener.sock.fileno()),
+                process_group=0,
+                **(identity.as_arguments() if identity is not None else {}),
+            )
+        except OSError as error:
+            line.close()
+            self._put_off(now, f"cannot start the admin process: {reason(error)}")
+            return
+        finally:
+            os.close(fd)
+            theirs.close()
+        self._line = line
+        self._selector.register(line, selectors.EVENT_READ, lambda now: self._hear(now))
+
+    def _hear(self, now: float) -> None:
+        assert self._line is not None
+        try:
+            self._line.receive()
+        except LinkClosedError:
+            self._hang_up()
+            if self._process is not None:
+                self._process.kill()  # the line may have ended before it has
+            self._put_off(now, "the admin process has ended")
+
+    def _put_off(self, now: float, why: str) -> None:
+        self._pause_s = _FIRST_PAUSE_S if now - self._started_at > _LASTED_S else self._pause_s
+        self._start_at = now + self._pause_s
+        log.warning("%s; the next one starts in %.1f s", why, self._pause_s)
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def look(self, now: float) -> None:
+        """Start another process if that is due. *now* is monotonic."""
+        if now >= self._start_at and not self.pids:
+            self._spawn(now)
+
+    def _hang_up(self) -> None:
+        if self._line is not None:
+            self._selector.unregister(self._line)
+            self._line.close()
+            self._line = None
+
+    def close(self) -> None:
+        """End the process and give the address up."""
+        self._hang_up()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self.listener is not None:
+            self.listener.close()
+
+
+def _open(text: str) -> Listener:
+    """Return a listener at the address *text*; the file of a unix socket is for this user alone. Raises ListenError."""
+    mask = os.umask(_OWNER_ONLY)
+    try:
+        return listener.open(Bind.parse(text), _BACKLOG)
+    finally:
+        os.umask(mask)

@@ -1,0 +1,58 @@
+"""The admin process: uvicorn serves the pages of app.py on the listener that the supervisor keeps, until it is gone.
+
+Owns the process and nothing else. It imports no user code and has none of the server's channels or memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+
+import uvicorn
+
+from limpet import logs
+from limpet.config.settings import Settings
+from limpet.ipc.control_link import Link
+from limpet.operate.admin.app import App
+from limpet.operate.admin.asking import Server
+from limpet.operate.admin.guard import Guard
+
+
+def main() -> int:
+    """Serve until the supervisor has ended; return the exit code."""
+    with open(int(sys.argv[1]), "rb") as file:
+        told = json.loads(file.read())
+    settings = Settings.from_json(told["settings"])
+    logs.configure(settings.log_level, settings.log_file, settings.log_format)
+    line, listener = Link(socket.socket(fileno=told["line"])), socket.socket(fileno=told["listener"])
+    guard = Guard(told["token"], is_unix=listener.family == socket.AF_UNIX)
+    asyncio.run(_serve(told["control"], guard, line, listener))
+    return 0
+
+
+async def _serve(control: str, guard: Guard, line: Link, listener: socket.socket) -> None:
+    app = App(Server(control), guard)
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",  # serves unix sockets by the same call
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        limit_concurrency=256,
+    )
+    server = uvicorn.Server(config)
+
+    def end() -> None:  # the supervisor says nothing, so what can be read is the end of the line
+        asyncio.get_running_loop().remove_reader(line.fileno())
+        server.should_exit = True
+
+    asyncio.get_running_loop().add_reader(line.fileno(), end)
+    samples = asyncio.create_task(app.live.run())
+    await server.serve(sockets=[listener])
+    samples.cancel()

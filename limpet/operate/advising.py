@@ -1,0 +1,95 @@
+"""Warnings that help: figures looked at from time to time, and what operate/advice.py makes of them logged.
+
+Owns when it looks, and how often it says the same: once an hour for each cause. Reads the scoreboard; changes nothing.
+
+1. A while lasts until there is enough to judge, _LONGEST_S at most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from limpet.logs import Hourly
+from limpet.operate import advice, status
+from limpet.operate.advice import Facts, Seen
+from limpet.servers.registry import kind
+
+if TYPE_CHECKING:
+    from limpet.supervisor.supervisor import Supervisor
+
+_LOOK_S: Final = 3.0
+_LONGEST_S: Final = 60.0
+_ENOUGH: Final = 1000  # connections or requests
+_CLOCK: Final = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+log = logging.getLogger("limpet")
+
+
+class Adviser:
+    """Looks at the figures of one server."""
+
+    def __init__(self, server: Supervisor) -> None:
+        self._server = server
+        self._hourly = Hourly()
+        self._look_at = 0.0
+        self._judge_at = float("inf")
+        self._before: tuple[list[Counter[str]], Counter[str]] | None = None
+        self._found: set[str] = set()
+
+    def look(self, now: float) -> None:
+        """Warn of what is to be seen now. *now* is monotonic."""
+        if now < self._look_at or not self._server.serving or self._server.stopping:
+            return
+        self._look_at = now + _LOOK_S
+        slots, dispatchers = status.counted(self._server)
+        if self._before is None or len(self._before[0]) != len(slots):
+            self._before, self._judge_at = (slots, dispatchers), now + _LONGEST_S
+            return
+        self._note_elements()
+        seen = self._seen(slots, dispatchers)
+        if max(sum(seen.requests), sum(seen.received), seen.handed) >= _ENOUGH or now >= self._judge_at:
+            self._before, self._judge_at = (slots, dispatchers), now + _LONGEST_S
+            for sign in advice.signs(self._facts(), seen):
+                if self._hourly.allows(sign.cause, now):
+                    log.warning("%s (hint: %s)", sign.text, sign.hint)
+
+    def _seen(self, slots: list[Counter[str]], dispatchers: Counter[str]) -> Seen:
+        assert self._before is not None
+        before, before_there = self._before
+        board = self._server.estate.board
+        rows = {slot.number: board.worker(slot.child.row) for slot in self._server.slots if slot.child}
+        return Seen(
+            requests=[now["requests"] - then["requests"] for now, then in zip(slots, before, strict=True)],
+            received=[now["received"] - then["received"] for now, then in zip(slots, before, strict=True)],
+            **{name: dispatchers[name] - before_there[name] for name in ("handed", "keyless", "same_address")},
+            open={number: row["connections"] + row["copies"] for number, row in rows.items()},
+            routed=dispatchers["handed"],
+            found=frozenset(self._found),
+            any_keyless=dispatchers["keyless"] > 0,
+        )
+
+    def _note_elements(self) -> None:
+        server, board = self._server, self._server.estate.board
+        rows = [board.worker(child.row) for slot in server.slots for child in slot.children]
+        rows += [board.dispatcher(member.number) for member in server.dispatchers]
+        bits = {bit for row in rows for bit in server.router.chain.elements_of(row["elements"])}
+        self._found |= bits
+
+    def _facts(self) -> Facts:
+        server = self._server
+        served_by = kind(server.settings.server)
+        clock = ""
+        with suppress(OSError):
+            clock = _CLOCK.read_text().strip()
+        return Facts(
+            chain=[element.spec for element in server.router.chain.elements],
+            server=server.settings.server,
+            moves=served_by.moves,
+            closes=served_by.closes and served_by.http,
+            has_dispatcher=bool(server.dispatchers),
+            descriptors=server.estate.descriptors,
+            clock=clock,
+        )

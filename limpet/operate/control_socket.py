@@ -1,0 +1,284 @@
+"""The control socket: how `limpet status` and its like talk to a running server.
+
+Owns both ends of the conversation and the place of the socket: one JSON object a line in each direction, on a unix
+socket that only its owner may use (0600 in a 0700 directory). What a command means is the supervisor's business.
+
+Who calls is known by the kernel, whatever rights the file has got: root, the user of the supervisor, and the one of its
+children, whose file it is.
+
+1. The supervisor's side never blocks: a caller that sends half a line, or nothing, is dropped after _PATIENCE_S.
+2. A caller that asked to stop is told when that has begun, and sees the end of the line when it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import selectors
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from limpet.config.privileges import Identity
+from limpet.errors import ControlError, ListenError
+
+Message = dict[str, Any]
+Answer = Callable[[Message], Message]
+_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
+_PATIENCE_S: Final = 5.0
+_LONGEST_LINE: Final = 1 << 20  # bytes; `limpet where` may carry many keys
+_MOST_CALLERS: Final = 64
+_ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, as without free descriptors
+log = logging.getLogger("limpet")
+
+
+def runtime_dir() -> Path:
+    """Return the directory in which servers of this user put their control sockets."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base, "limpet") if base else Path(os.environ.get("TMPDIR", "/tmp"), f"limpet-{os.getuid()}")
+
+
+@dataclass(slots=True)
+class _Caller:
+    deadline: float
+    unread: bytes = b""
+
+
+class ControlServer:
+    """The supervisor's side. Owns the socket and its file; `close` removes it."""
+
+    def __init__(
+        self,
+        path: Path,
+        listener: socket.socket,
+        answer: Answer,
+        selector: selectors.BaseSelector,
+        owner: Identity | None = None,
+    ) -> None:
+        """Answer who calls at *listener*, the socket at *path*: root, this user, and its *owner*.
+
+        The keys it registers with *selector* carry a function to call with the monotonic time when they are readable.
+        """
+        self.path = path
+        self._answer = answer
+        self._selector = selector
+        self._callers: dict[socket.socket, _Caller] = {}
+        self._listener = listener
+        self._listen_again_at = 0.0
+        self._allowed = {0, os.geteuid(), *(owner or ())[:1]}
+        selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def pack(self) -> dict[str, Any]:
+        """Return what `adopt` needs in another program of this process: who is in mid-question is not forgotten."""
+        asking = [(caller, state.unread) for caller, state in self._callers.items() if state.deadline != float("inf")]
+        callers = [{"fd": caller.fileno(), "unread": unread.hex()} for caller, unread in asking]
+        return {"path": str(self.path), "fd": self._listener.fileno(), "callers": callers}
+
+    @classmethod
+    def adopt(
+        cls,
+        packed: dict[str, Any],
+        answer: Answer,
+        selector: selectors.BaseSelector,
+        now: float,
+        owner: Identity | None = None,
+    ) -> ControlServer:
+        """Return the server that `pack` was called on."""
+        server = cls(Path(packed["path"]), socket.socket(fileno=packed["fd"]), answer, selector, owner)
+        for each in packed["callers"]:
+            server._await(socket.socket(fileno=each["fd"]), now, bytes.fromhex(each["unread"]))
+        return server
+
+    def expire(self, now: float) -> None:
+        """Drop the callers whose time is over, and listen again after there was no free descriptor."""
+        if 0 < self._listen_again_at <= now:
+            self._listen_again_at = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        for caller in [caller for caller, state in self._callers.items() if state.deadline <= now]:
+            self._drop(caller)
+
+    def close(self) -> None:
+        """End all conversations and remove the socket's file."""
+        for caller in list(self._callers):
+            self._drop(caller)
+        if not self._listen_again_at:
+            self._selector.unregister(self._listener)
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+
+    def _accept(self, now: float) -> None:
+        try:
+            caller, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError:  # as without free descriptors: the caller waits, and would wake the loop all the time
+            self._selector.unregister(self._listener)
+            self._listen_again_at = now + _ACCEPT_PAUSE_S
+            return
+        credentials = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, _ = _CREDENTIALS.unpack(credentials)
+        if uid not in self._allowed:
+            log.warning("user %d (pid %d) may not ask at the control socket", uid, pid)
+            caller.close()
+            return
+        caller.setblocking(False)
+        if len(self._callers) >= _MOST_CALLERS:
+            self._drop(next(iter(self._callers)))
+        self._await(caller, now)
+
+    def _await(self, caller: socket.socket, now: float, unread: bytes = b"") -> None:
+        self._callers[caller] = _Caller(now + _PATIENCE_S, unread)
+        self._selector.register(caller, selectors.EVENT_READ, lambda _: self._read(caller))
+
+    def _drop(self, caller: socket.socket) -> None:
+        del self._callers[caller]
+        self._selector.unregister(caller)
+        caller.close()
+
+    def _read(self, caller: socket.socket) -> None:
+        state = self._callers[caller]
+        try:
+            data = caller.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        line, newline, _ = (state.unread + data).partition(b"\n")
+        if not data or len(line) > _LONGEST_LINE:
+            self._drop(caller)
+        elif not newline:
+            state.unread = line
+        else:
+            state.deadline = float("inf")  # rule 2: it stays until the caller closes, or this server ends
+            with contextlib.suppress(OSError):  # an answer fits into the socket's buffer, or the caller is reading it
+                caller.settimeout(_PATIENCE_S)
+                caller.sendall(json.dumps(self._respond(line)).encode() + b"\n")
+                caller.setblocking(False)
+
+    def _respond(self, line: bytes) -> Message:
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError):  # the latter for thousands of brackets
+            return {"error": "not a JSON object"}
+        return self._answer(request) if isinstance(request, dict) else {"error": "not a JSON object"}
+
+
+def listen(path: str | None, name: str, owner: Identity | None = None) -> tuple[Path, socket.socket]:
+    """Return a socket that listens on *path*, by default a new file in the runtime directory. Raises ListenError.
+
+    The file is *owner*'s, by default this user's.
+    """
+    where = Path(path) if path else runtime_dir() / f"{name}-{os.getpid()}.sock"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path is None:
+            _make_private(where.parent)
+        _remove_dead(where)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(where))
+        finally:
+            os.umask(mask)
+        if owner is not None:
+            os.chown(where, owner.uid, owner.gid)
+            if path is None:
+                where.parent.chmod(0o711)  # the owner has to reach the file, by its name
+        listener.listen(_MOST_CALLERS)
+    except OSError as error:
+        listener.close()
+        reason = (error.strerror or str(error)).lower()
+        hint = "`--control PATH` puts the control socket elsewhere"
+        raise ListenError(f"cannot open the control socket `{where}`: {reason}", hint=hint) from None
+    listener.setblocking(False)
+    return where, listener
+
+
+def ask(path: str | None, request: Message, *, timeout_s: float = 10.0, until_end: float | None = None) -> Message:
+    """Return a running server's answer to *request*.
+
+    *path* is its control socket, by default the only one in the runtime directory. With *until_end* also wait at most
+    that many seconds until the server has ended. Raises ControlError. Blocks until the answer, at most *timeout_s*.
+    """
+    connection = _connect(Path(path)) if path else _connect_to_only()
+    with connection:
+        try:
+            connection.settimeout(timeout_s)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answer = _read_line(connection)
+            if until_end is not None:
+                connection.settimeout(until_end)
+                while connection.recv(65536):
+                    pass
+        except TimeoutError:
+            raise ControlError(
+                "the server did not finish in time", hint="`limpet status` shows what it is doing"
+            ) from None
+        except OSError as error:
+            raise ControlError(f"the server went away: {error.strerror}") from None
+    if "error" in answer:
+        raise ControlError(answer["error"], hint=answer.get("hint"))
+    return answer
+
+
+def _read_line(connection: socket.socket) -> Message:
+    data = b""
+    while not data.endswith(b"\n"):
+        part = connection.recv(65536)
+        if not part:
+            raise ControlError("the server ended before it answered")
+        data += part
+    answer: Message = json.loads(data)
+    return answer
+
+
+def _connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        reason = (error.strerror or str(error)).lower()
+        raise ControlError(
+            f"no server answers on `{path}`: {reason}",
+            hint="`limpet run APP` starts one; `--control PATH` names another",
+        ) from None
+    return connection
+
+
+def _connect_to_only() -> socket.socket:
+    """Return a connection to the only running server of this user. Raises ControlError if there is none, or several."""
+    alive: list[tuple[Path, socket.socket]] = []
+    for path in sorted(runtime_dir().glob("*.sock")):
+        with contextlib.suppress(ControlError):
+            alive.append((path, _connect(path)))
+    if len(alive) == 1:
+        return alive[0][1]
+    for _, connection in alive:
+        connection.close()
+    if alive:
+        names = ", ".join(f"`{path}`" for path, _ in alive)
+        raise ControlError(f"{len(alive)} servers run: {names}", hint=f"`--control {alive[0][0]}` takes the first")
+    raise ControlError(f"no server runs: `{runtime_dir()}` has no control socket", hint="`limpet run APP` starts one")
+
+
+def _make_private(directory: Path) -> None:
+    """Make *directory* if it is not there. Raises PermissionError when somebody else could write into it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+        raise PermissionError(1, f"{directory} is not a directory of this user alone")
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove the socket file of a server that was killed; one that answers stays, and bind says so."""
+    if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
+        try:
+            _connect(path).close()
+        except ControlError:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Wire formats, pure: bytes of clients and proxies in, values out."""

@@ -1,0 +1,1 @@
+"""gunicorn's adapter: its arbiter stays away, its workers serve."""

@@ -1,0 +1,1 @@
+"""hypercorn's adapter, on asyncio and on trio."""

@@ -1,0 +1,1 @@
+"""uvicorn's adapter: the server whose connections can move."""

@@ -1,0 +1,376 @@
+"""uvicorn's protocols when keys are per request: a request of another slot's client makes the connection move.
+
+Owns the moment of the decision and the bytes: where one message ends and the next begins, what was read and not
+served, when reading stops and starts. Whose key lives where is the router's business, how a connection travels
+moving/mover.py's. The parsers see nothing of it: a request that moves was never given to one.
+
+1. A parser never gets a byte behind the end of a message before its response is complete: what follows may belong to
+   somebody else. Heads and chunked bodies can only end at CRLF CRLF, bodies with a length by count; whether a message
+   did end there is for the parser to say.
+2. The first request of a connection that arrives was decided by whoever sent it, and is served unasked: a key
+   function that answers differently each time must not make a request bounce. That it would is counted.
+3. A connection moves only when all of the earlier response has left this process.
+4. A connection with a baton is ended by `Mover.ended` alone: other workers have copies, which would hold back the FIN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from limpet.dispatch.refusals import answer
+from limpet.ipc.channel import Handoff
+from limpet.moving.baton import Baton, Verdict
+from limpet.moving.messages import Arrived
+from limpet.moving.passing import shut_down
+from limpet.protocol.head import BadHead, HeadParser
+from limpet.protocol.request import Peer, UnparsedRequest
+from limpet.servers.uvicorn.protocols import CONNECTIONS, Seated, SeatedH11, SeatedHttpTools, bytes_wait, pass_on
+from limpet.worker.ownership import UNTOLD
+
+_RETRY_S: Final = 0.01  # between tries to send into a full channel
+_BLANK_LINE: Final = b"\r\n\r\n"
+_SAFE: Final = (b"GET ", b"HEAD ", b"OPTIONS ", b"TRACE ")  # repeated by clients after an end without an answer
+
+
+class _Moving(Seated):
+    """What both parsers' protocols have in common; a mixin before SeatedHttpTools or SeatedH11."""
+
+    __slots__ = ()  # see Seated
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._baton: Baton | None = None
+        self._peer: Peer | None = None  # not asked for before the second request
+        self._initial = b""
+        self._pinned = True  # the next request is served unasked
+        self._was_sent = False  # by another worker, not by a dispatcher
+        self._keyed = True  # whether a request without a key is somebody new
+        self._wanted: int | None = None  # the slot that the connection is to move to
+        self._away = False  # this is a paused copy
+        self._give_up_at = 0.0
+        self._at = 0  # in `_unread`: up to here the parser has it
+        self._in_message = False  # the parser has a head whose message has not ended
+        self._left = 0  # bytes of a message with a length that are still to come
+        self._tail = b""  # the last bytes given to the parser, in which a blank line may have begun
+        self._limited = False  # the transport tells when its last byte has left
+        self._took_over = False  # a websocket protocol has the connection now
+        self.light_head = b""
+
+    def arrived(self, arrived: Arrived) -> None:
+        """Take over what came with a connection from another worker. Called before `connection_made`."""
+        super().arrived(arrived)
+        self._pinned, self._keyed = arrived.decided, arrived.keyed
+        self._baton = arrived.baton
+        self.had_by, self.digest = arrived.had_by, arrived.digest
+        self._initial = arrived.leftover
+
+    def accepted(self, handoff: Handoff) -> None:
+        """Take over what came with a connection from the dispatcher. Called before `connection_made`."""
+        super().accepted(handoff)
+        self._keyed = handoff.digest != 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._initial:  # here, before the loop reads the first byte itself: the order is kept
+            initial, self._initial, self._was_sent = self._initial, b"", True
+            self.data_received(initial)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._away:
+            self.seat.row.cells[CONNECTIONS] += 1  # uncounted when it went; what follows counts an end
+            if self._baton is not None:
+                self.seat.mover.forget(self, self._baton)
+        elif self._baton is not None:
+            self.seat.mover.ended(self.fd, self._baton)
+        super().connection_lost(exc)
+
+    def resume(self, leftover: bytes) -> None:
+        """Read again: the connection has come back with *leftover*, whose first request belongs here."""
+        self._away, self._pinned, self._was_sent, self._keyed = False, True, True, True
+        self.connections.add(self)
+        self.seat.row.cells[CONNECTIONS] += 1
+        self.flow.resume_reading()
+        self.data_received(leftover)
+
+    def drop(self, verdict: Verdict) -> None:
+        """Close this paused copy, and do to the connection what *verdict* says."""
+        if verdict is Verdict.REFUSE:
+            shut_down(self.fd, answer(503))
+        elif verdict is Verdict.END:
+            shut_down(self.fd, answer(503) if bytes_wait(self.transport) else b"")
+        elif verdict is Verdict.SHUT:
+            shut_down(self.fd)
+        self.transport.abort()  # closes the descriptor, and no more than that
+
+    def eof_received(self) -> Any:
+        """Return whether the connection stays open: requests that came before the FIN are still to be served.
+
+        The FIN stays in the socket: whoever reads next, here or in another worker, finds it again.
+        """
+        due = self._unread and self.cycle is not None and not self.cycle.response_complete
+        if self._wanted is None and not due:
+            return super().eof_received()
+        self.flow.pause_reading()
+        return True
+
+    def expire(self, now: float) -> None:
+        if self._wanted is None:  # else the head is here, and waits for a slot or for the client: see `_move`
+            super().expire(now)
+
+    def shutdown(self) -> None:
+        if self._wanted is None and not self.is_followed():  # else `_move` answers, or what follows is served first
+            super().shutdown()
+
+    def is_followed(self) -> bool:
+        return bool(self._unread)
+
+    def is_idle(self) -> bool:
+        return not (self._pinned or self._away or self._in_message or self._wanted is not None) and super().is_idle()
+
+    def holds_head(self) -> bool:
+        return False  # it gets whole ones only
+
+    def _give_away(self, slot: int, *, silent: bool) -> bool:
+        now = self.loop.time()
+        done = self.seat.mover.give(self, self._baton, slot, self._unread, now, keyed=self._keyed, silent=silent)
+        if done:
+            self._baton = None
+        return done
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._wanted is not None:
+            self.loop.call_soon(self._move)  # asyncio cannot abort a transport from here
+
+    def in_head(self) -> bool:
+        within: bool = self._wanted is None and not self._away and super().in_head()
+        return within
+
+    def data_received(self, data: bytes) -> None:
+        """Give the parser of *data* what it may have now; what `Seated` does, for a parser that gets it in pieces."""
+        if self._refused:
+            return
+        self._unread = self._unread + data if self._unread else data
+        if self._wanted is not None:
+            if not self.transport.is_closing():
+                self.transport.pause_reading()  # uvloop reads on when told to pause inside `connection_made`
+            return
+        before, within = self.cycle, self._in_message
+        self._pump()
+        if self.cycle is not before:
+            self._request_began()
+        elif self._wanted is None and (before is None or before.response_complete):
+            self._await_head(0 if within else len(data))
+
+    def _pump(self) -> None:
+        """Give the parser all that belongs to the message it is in, and the next one when its time has come."""
+        while self._at < len(self._unread) and not (self.transport.is_closing() or self._refused):
+            within = self._in_message
+            piece = self._next_piece() if within else self._next_head()
+            if not piece:
+                break
+            self._give(piece, within=within)
+            if self._took_over:
+                self._upgraded()
+                return
+        self._unread, self._at = self._unread[self._at :], 0
+        if self._wanted is not None:
+            self._move()
+
+    def _give(self, piece: bytes | memoryview, *, within: bool) -> None:
+        """Give the parser *piece*, a head or, *within* a message, what comes next of it."""
+        self._in_message = True
+        super().feed(piece)
+        if not self._in_body:
+            self._in_message, self._left, self._tail = False, 0, b""
+        elif not within:
+            self._left = _length(bytes(piece))
+        elif self._left:
+            self._left -= len(piece)
+
+    def _next_head(self) -> bytes:
+        """Take the next request head, if it is whole, is due, and belongs here."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.flow.pause_reading()  # the next request waits for this response
+            return b""
+        while self._unread.startswith(b"\r\n", self._at):  # some clients send one behind the body of a POST
+            self._at += 2
+        found = self._unread.find(_BLANK_LINE, self._at)
+        if found < 0:
+            return b""
+        end = found + len(_BLANK_LINE)
+        head = self._unread[self._at : end]
+        if len(head) > self.seat.settings.max_head_bytes:
+            self.refuse_head()
+            return b""
+        if self._belongs_elsewhere(head):
+            return b""
+        self._at = end
+        return head
+
+    def _next_piece(self) -> bytes | memoryview:
+        """Take as much of what is unread as surely belongs to the message being parsed."""
+        start, self._at = self._at, self._end_of_piece()
+        if self._left:
+            return memoryview(self._unread)[start : self._at]  # not copied: it may be large
+        piece = self._unread[start : self._at]
+        self._tail = (self._tail + piece[-3:])[-3:]
+        return piece
+
+    def _end_of_piece(self) -> int:
+        if self._left:
+            return min(self._at + self._left, len(self._unread))
+        across = (self._tail + self._unread[self._at : self._at + 3]).find(_BLANK_LINE) if self._tail else -1
+        if across >= 0:
+            return self._at + across + len(_BLANK_LINE) - len(self._tail)
+        found = self._unread.find(_BLANK_LINE, self._at)
+        return len(self._unread) if found < 0 else found + len(_BLANK_LINE)
+
+    def _belongs_elsewhere(self, head: bytes) -> bool:
+        """Decide, once, on the request with this *head*, unless who sent it did so; note where it wants to go."""
+        home = self.seat.home
+        if self._pinned:
+            self._pinned = False
+            home.latest = self.digest if self._was_sent else UNTOLD
+            if self._was_sent and home.router.may_differ and home.disagrees(UnparsedRequest(head, self.peer())):
+                self.seat.row.add("misrouted")  # this worker would send it on
+            return False
+        self._peer = self._peer or self.peer()
+        slot, self._keyed = home.slot_of(UnparsedRequest(head, self._peer), keyed=self._keyed)
+        if slot == home.slot:
+            return False
+        self._wanted, self.digest = slot, home.digest()
+        return True
+
+    def _move(self) -> None:
+        """Stop reading, and go as soon as the earlier response has left and there is room."""
+        wanted, transport = self._wanted, self.transport
+        if wanted is None or transport.is_closing():
+            return
+        self.flow.pause_reading()
+        if transport.get_write_buffer_size():
+            transport.set_write_buffer_limits(high=0)  # `resume_writing` is called when it is empty
+            self._limited = True
+            return
+        if self.alone:
+            self._end_unanswered() if self._unread.startswith(_SAFE) else self._refuse()
+            return
+        now = self.loop.time()
+        done, self._baton = self.seat.mover.pass_on(self, self._baton, wanted, self._unread, now)
+        if not done:
+            self._give_up_at = self._give_up_at or now + self.seat.settings.wait_timeout_s
+            if now < self._give_up_at:
+                self.loop.call_later(_RETRY_S, self._move)
+            else:
+                self._refuse()
+            return
+        # from here on a paused copy; without a baton there is none to keep
+        self._wanted, self._away, self._unread, self._give_up_at = None, True, b"", 0.0
+        if self._limited:
+            transport.set_write_buffer_limits()
+            self._limited = False
+        self.connections.discard(self)
+        self.seat.row.cells[CONNECTIONS] -= 1
+        if self._baton is None:
+            transport.abort()
+
+    def _refuse(self) -> None:
+        """Answer 503: the request's own slot cannot take it, and no other may."""
+        self._wanted, self._unread = None, b""
+        self.seat.row.add("returns_refused")
+        self.flow.resume_reading()  # the rest of the request is thrown away: unread it would reset the connection
+        self.refuse(503)
+
+    def _end_unanswered(self) -> None:
+        """Close the connection: nobody here will serve the request, and who sent it may repeat it (RFC 9110, 9.2.2).
+
+        A front does, on another machine; a 503 it would pass on.
+        """
+        self._wanted, self._unread = None, b""
+        self.seat.row.add("returns_refused")
+        self.transport.close()
+
+    def _upgraded(self) -> None:
+        """Leave the connection to the websocket protocol that took over: it never moves again."""
+        protocol: Any = self.transport.get_protocol()
+        if self._baton is not None:
+            self.seat.mover.settled(self._baton)
+            self._baton, protocol.moved = None, True
+        pass_on(self.transport, self._unread[self._at :])
+
+
+class MovingHttpTools(_Moving, SeatedHttpTools):
+    """The httptools protocol of a worker whose keys are per request."""
+
+    def data_received(self, data: bytes) -> None:
+        """As for all, but without a buffer and a loop in the usual case: one whole head comes, and nothing else."""
+        cycle = self.cycle
+        if (
+            not (cycle is None or cycle.response_complete)
+            or self._unread
+            or self._in_message
+            or self._refused
+            or self._wanted is not None
+            or len(data) > self.seat.settings.max_head_bytes  # there may be a megabyte to search
+            or not 0 < data.find(_BLANK_LINE) == len(data) - len(_BLANK_LINE)
+            or self.transport.is_closing()
+        ):
+            super().data_received(data)
+        elif self._belongs_elsewhere(data):
+            self._unread = data
+            self._move()
+        else:
+            self._begin(data)
+
+    def _begin(self, head: bytes) -> None:
+        """Let the parser have *head*, a whole one that is alone."""
+        before = self.cycle
+        self.feed(head)
+        if self._in_body:
+            self._in_message, self._left = True, _length(head)
+        if self._took_over:
+            self._upgraded()
+        elif self.cycle is not before:
+            self._request_began()
+
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        self._took_over = True
+
+
+class MovingH11(_Moving, SeatedH11):
+    """The h11 protocol of a worker whose keys are per request.
+
+    h11 accepts heads that the dispatcher refuses, and might read another key in them, or another end of the message.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()  # uvicorn would, but it may get nothing yet
+        super().data_received(data)
+
+    def _next_head(self) -> bytes:
+        head = super()._next_head()
+        try:
+            if head:
+                HeadParser(len(head) + 1, self.seat.settings.max_headers).feed(head)
+        except BadHead as bad:
+            if bad.status == 431:
+                self.refuse_head()
+            else:
+                self.send_400_response("Invalid HTTP request received.")
+            return b""
+        return head
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        super().handle_websocket_upgrade(event)
+        self._took_over = True
+
+
+def _length(head: bytes) -> int:
+    """Return the length of the body behind *head* as that says, 0 when the parser has to find the end."""
+    value = UnparsedRequest(head, _NOBODY).header_bytes(b"content-length")
+    return int(value) if value is not None and value.isdigit() else 0
+
+
+_NOBODY: Final = Peer(None, None, "")

@@ -1,0 +1,236 @@
+"""The sessions of one worker: what it does for ids that clients will bring back to it.
+
+Owns the three ways by which a session stays with its worker: limpet's own cookie (routing/affinity_cookie.py), ids
+minted to hash home, and ids learned (routing/learned_ids.py); and what an application may call for them.
+sessions/middleware.py asks it for each request and each response. Where a key lives is the router's business.
+
+1. A learned id is in the table before `learned_from` returns, so before the response leaves.
+2. Outside a worker `mint`, `learn` and `forget` do nothing that matters: an application runs unchanged without limpet.
+3. An id is a key like any other: the same bytes have the same home whichever element of the chain finds them.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import unquote
+
+from limpet.current import WorkerInfo
+from limpet.errors import SettingsError
+from limpet.protocol.request import Request
+from limpet.routing.learned_ids import Outcome
+
+if TYPE_CHECKING:
+    from limpet.config.settings import Settings
+    from limpet.ipc.scoreboard import Row
+    from limpet.routing.router import Router
+
+Id = TypeVar("Id", str, bytes)
+_TRIES: Final = 64  # for each slot there is: all fail once in 10^27 times
+_SHARED: Final = re.compile(rb"(?:^|[,\s])(?:public|s-maxage\s*=)", re.IGNORECASE)
+_MCP: Final = "header:mcp-session-id"  # its clients answer 404 with a new session, and end one with DELETE
+_HINT: Final = "`--learn header:x-session-id`, `--learn cookie:NAME`, `--learn 'location:/files/([^/?]+)'`"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where in a response an id to learn stands."""
+
+    header: bytes  # in lower case
+    pattern: re.Pattern[str]  # its first group
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Return the source written as *text*. Raises SettingsError."""
+        if text == "app":
+            return cls(b"", re.compile(""))  # in no header
+        kind, _, rest = text.partition(":")
+        if kind == "location" and rest:
+            try:
+                pattern = re.compile(rest)
+            except re.error as error:
+                raise SettingsError(f"`{text}` is not a regular expression: {error}", hint=_HINT) from None
+            if pattern.groups:
+                return cls(b"location", pattern)
+            raise SettingsError(f"`{text}` has no group, and its first group is the id", hint=_HINT)
+        if not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", rest) or kind not in ("header", "cookie"):
+            raise SettingsError(
+                f"`{text}` is not `header:NAME`, `cookie:NAME`, `location:REGEX` or `app`, where ids come from",
+                hint=_HINT,
+            )
+        if kind == "header":
+            return cls(rest.lower().encode(), re.compile(r"\A\s*(.*?)\s*\Z"))
+        return cls(b"set-cookie", re.compile(rf"\A\s*{re.escape(rest)}\s*=\s*\"?([^;\"\s]*)"))
+
+    def find(self, value: bytes) -> bytes | None:
+        """Return the id in a header's *value*, as clients will send it."""
+        text = value.decode("latin-1")
+        found = self.pattern.search(unquote(text) if self.header == b"location" else text)
+        if not found or not found[1]:
+            return None
+        return found[1].encode("utf-8" if self.header == b"location" else "latin-1")
+
+
+class Sessions:
+    """This worker's side of all sessions."""
+
+    def __init__(self, settings: Settings, info: WorkerInfo, router: Router, row: Row) -> None:
+        self._router = router
+        self._row = row
+        self._info = info
+        self._refuses = settings.on_lost == "refuse"
+        self._sources: dict[bytes, list[Source]] = {}
+        for source in map(Source.parse, settings.learn):
+            self._sources.setdefault(source.header, []).append(source)
+        self._watches = bool(self._sources) or self._refuses  # learned ids: those in use, and those that are lost
+        self._lives_here = router.lives_at(info.slot)
+        self._one_at_a_time = threading.Lock()  # a WSGI application has threads, and table and row one writer
+
+    @property
+    def router(self) -> Router:
+        """What knows where keys live, as this worker does."""
+        return self._router
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether neither requests nor responses are of interest, now and later."""
+        return self._router.jar is None and not self._watches
+
+    def is_settled(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Return whether a request with these *headers* and its response are of no interest: the usual case."""
+        jar = self._router.jar
+        return not self._watches and jar is not None and jar.is_good([v for name, v in headers if name == b"cookie"])
+
+    @property
+    def learns(self) -> bool:
+        """Whether responses are looked at for ids."""
+        return bool(self._sources)
+
+    def refusal(self, request: Request) -> int:
+        """Return the status with which to refuse *request*, 0 to serve it. Notes that its learned id is in use."""
+        learned = self._router.learned
+        if not self._watches or learned is None or learned.is_empty:
+            return 0
+        key = self._router.chain.find(request.peer, request)
+        route = None if key is None else self._router.where(key)
+        if key is None or route is None or route.learned is None:
+            return 0
+        self._count("learned_hits")
+        entry, now = route.learned, time.monotonic()
+        if entry.slot != self._info.slot:  # learned elsewhere since it was sent here
+            return 0
+        if self._refuses and not entry.is_by(self._info.generation):
+            self._count("lost")
+            return 404 if key.element == _MCP else 410
+        if learned.is_due(entry, now):
+            with self._one_at_a_time:
+                learned.touch(route.digest, entry, now)
+        return 0
+
+    def cookie_for(self, request: Request, *, is_https: bool) -> str | None:
+        """Return the Set-Cookie header with which to answer *request*, None when its client needs none."""
+        jar, chain = self._router.jar, self._router.chain.at(request.peer.bind)
+        if jar is None or not chain.has_affinity:
+            return None
+        opened = jar.find(request)
+        if opened is not None and not jar.is_due(opened):
+            return None
+        if chain.before_affinity(request.peer, request):
+            return None
+        lives_there = self._lives_here if opened is None else self._router.lives_at(self._router.home_of(opened.digest))
+        value, born = jar.mint(lives_there, secrets.token_bytes, opened)
+        return jar.header(value, born, is_https=is_https)
+
+    def may_set(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Return whether a response with these *headers* may carry a cookie; no if shared caches may keep it."""
+        shared = any(name.lower() == b"cache-control" and _SHARED.search(value) for name, value in headers)
+        if not shared:
+            self._count("cookies")
+        return not shared
+
+    def learned_from(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Learn the ids in the *headers* of a response."""
+        for name, value in headers:
+            for source in self._sources.get(name.lower(), ()):
+                if found := source.find(value):
+                    self.learn(found)
+
+    def ended_by(self, request: Request, status: int) -> None:
+        """Forget the id whose session *request* has ended, if *status* says that it has: with MCP a DELETE does."""
+        if request.method == "DELETE" and 200 <= status < 300:
+            key = self._router.chain.find(request.peer, request)
+            if key is not None and key.element == _MCP:
+                self.forget(key.value)
+
+    def learn(self, value: bytes) -> None:
+        """Note that the client who brings *value* as its key belongs to this worker."""
+        if self._router.learned is None or not value:
+            return
+        digest = self._router.hasher.digest(value, is_address=False)
+        with self._one_at_a_time:
+            outcome = self._router.learned.learn(digest, self._info.slot, self._info.generation, time.monotonic())
+            self._row.add("learned", outcome is not Outcome.KNOWN)
+            self._row.add("learned_evicted", outcome is Outcome.EVICTED)
+
+    def _count(self, name: str) -> None:
+        with self._one_at_a_time:
+            self._row.add(name)
+
+    def forget(self, value: bytes) -> None:
+        """Make *value* unknown again."""
+        if self._router.learned is not None:
+            digest = self._router.hasher.digest(value, is_address=False)
+            slot, generation = self._info.slot, self._info.generation
+            with self._one_at_a_time:
+                self._router.learned.forget(digest, slot, generation, self._router.slots, time.monotonic())
+
+    def mint(self, factory: Callable[[], Id]) -> Id:
+        """Return the first id of *factory* that hashes home."""
+        for _ in range(_TRIES * self._router.slots):
+            made = factory()
+            if self._lives_here(self._router.hasher.digest(_as_bytes(made), is_address=False)):
+                return made
+        raise RuntimeError(f"no id of {factory!r} hashes home: does it return a new one each time?")
+
+
+_here: Sessions | None = None
+
+
+def become(sessions: Sessions) -> None:
+    """Make *sessions* what this process's `mint`, `learn` and `forget` act on. Runs in a worker, before the import."""
+    global _here
+    _here = sessions
+
+
+def here() -> Sessions | None:
+    """Return the sessions of this worker, None outside of one."""
+    return _here
+
+
+def mint(factory: Callable[[], Id]) -> Id:
+    """Return an id from *factory* that brings its client back to this worker, by whichever element finds it as its key.
+
+    *factory* must return a new random id each time; it is called as often as there are slots, on average.
+    """
+    return factory() if _here is None else _here.mint(factory)
+
+
+def learn(value: str | bytes) -> None:
+    """Remember that the client who brings *value* as its key belongs to this worker, from the next request on."""
+    if _here is not None:
+        _here.learn(_as_bytes(value))
+
+
+def forget(value: str | bytes) -> None:
+    """Forget what `learn` or `--learn` remembered of *value*."""
+    if _here is not None:
+        _here.forget(_as_bytes(value))
+
+
+def _as_bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()

@@ -1,0 +1,1 @@
+"""Those who act: the supervisor's loop and its actors."""

@@ -1,0 +1,73 @@
+"""A server put together and run: from its settings, or from what the supervisor before it has left.
+
+Owns the order of the first steps, and who closes what when one fails. What each part does is its own business; the
+server's life is supervisor/supervisor.py's. Called by the command line, and by supervisor/program_link.py for a
+program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+
+from limpet import __version__, logs
+from limpet.config import privileges, secret
+from limpet.config.settings import Settings
+from limpet.net import backend
+from limpet.operate import watch
+from limpet.routing.router import Clocks, Router
+from limpet.supervisor import snapshot, upgrade
+from limpet.supervisor.program_link import Program
+from limpet.supervisor.supervisor import Supervisor
+
+log = logging.getLogger("limpet")
+
+
+def run(settings: Settings, program: Program | None = None) -> None:
+    """Run a server, for *program* if one started it, until it was told to stop. Raises LimpetError.
+
+    The process's main thread must call it.
+    """
+    before, is_trial = upgrade.inherited()
+    if before is not None:
+        _take_over(settings, before, is_trial=is_trial)
+        return
+    identity = privileges.wanted(settings)
+    if settings.log_file is not None:
+        if identity is not None:
+            logs.LogFile.owner = identity[:2]
+        logs.check(settings.log_file)
+    logs.configure(settings.log_level, settings.log_file, settings.log_format)
+    if settings.reload:
+        watch.check(settings.reload_dir)
+    kept = secret.load(settings.cluster, settings.secret_file, settings.state_dir)
+    log.info("secret %s", kept.origin)
+    if kept.warning is not None:
+        log.warning("%s (hint: %s)", *kept.warning)
+    router = _router(settings, kept.value)
+    with contextlib.closing(backend.open(settings, router)) as chosen:
+        Supervisor(settings, kept.value, router, chosen, program).run()
+
+
+def _take_over(settings: Settings, before: snapshot.Packed, *, is_trial: bool) -> None:
+    """Go on from *before* until the server was told to stop; in a trial, end this process. Raises LimpetError."""
+    settings, unchanged = snapshot.settled(settings, before)
+    if (identity := privileges.wanted(settings)) is not None and not is_trial:
+        logs.LogFile.owner = identity[:2]
+    logs.configure(settings.log_level, None if is_trial else settings.log_file, settings.log_format)
+    value = bytes.fromhex(before["secret"])
+    router = _router(settings, value)
+    chosen = backend.adopt(before["backend"], settings, router, snapshot.listeners(before))
+    server = Supervisor(settings, value, router, chosen, before=before)
+    if is_trial:  # not inside of `closing`: these are copies of listeners that go on
+        upgrade.pass_on_trial(settings)
+    log.info("upgraded from version %s to %s: %d workers serve on", before["version"], __version__, len(server.slots))
+    for line in unchanged:
+        log.warning("%s (hint: it takes a stop and a new start)", line)
+    with contextlib.closing(chosen):
+        server.run()
+
+
+def _router(settings: Settings, value: bytes) -> Router:
+    return Router.from_settings(settings, value, clocks=Clocks(time.time, time.monotonic))

@@ -1,0 +1,277 @@
+"""What a supervisor leaves to the one that replaces it in the same process: everything that must not begin anew.
+
+Owns the form in which that travels, a memory file, and which settings can be others afterwards. When it is done, and
+what must be true before, is supervisor/upgrade.py's business.
+
+How it works: descriptors keep their numbers over an exec, so that the state has their numbers; processes stay children,
+since the pid is the same. `pack` is all that travels; what it does not name begins anew.
+
+1. Two versions must agree on what their processes say to each other and have in common in memory: `misfit`.
+2. What the processes of a server must agree on stays as it was, whatever the new settings say: all but CHANGEABLE.
+
+If you give the supervisor something that must outlast it: add it to `pack`, and take it in where it is made (`adopt`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from limpet import __version__
+from limpet.config.settings import SETTINGS, Settings
+from limpet.errors import LimpetError
+from limpet.fleet.changes import Change
+from limpet.fleet.lifecycle import Life, State
+from limpet.fleet.member import Member
+from limpet.fleet.process import Child
+from limpet.fleet.resources import Estate
+from limpet.ipc import channel as handoff
+from limpet.ipc import scoreboard
+from limpet.ipc.channel import Channel
+from limpet.ipc.control_link import Link, Unsent
+from limpet.ipc.scoreboard import Scoreboard
+from limpet.moving import baton, mover
+from limpet.net import backend
+from limpet.net.listener import Bind, Listener
+
+if TYPE_CHECKING:
+    from limpet.supervisor.supervisor import Supervisor
+
+FORMAT: Final = 1  # of the state, and of the messages of ipc/control_link.py and ipc/boot.py
+Packed = dict[str, Any]
+
+CHANGEABLE: Final = frozenset(
+    {
+        *("config", "log_level", "log_file", "log_format", "access_log", "debug_header", "max_surge"),
+        *("reload", "reload_dir"),
+        *("block_warning_s", "hang_timeout_s", "max_requests", "max_memory_mib", "websocket_spread_s", "worker_class"),
+        *("loop", "http", "ws", "server_config", "threads", "factory", "interface", "root_path"),
+        *("max_copies", "max_pending", "head_timeout_s", "keep_alive_timeout_s", "key_timeout_s"),
+        *("start_timeout_s", "graceful_timeout_s"),
+    }
+)
+"""Settings in which processes that were started before and after may differ."""
+
+
+def pack(server: Supervisor) -> Packed:
+    """Return all that the next supervisor has to know of *server*, with the numbers of its descriptors."""
+    estate = server.estate
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "wire": wire(),
+        "layout": scoreboard.layout(),
+        "settings": server.settings.to_json(),
+        "secret": estate.secret.hex(),
+        "backend": server.backend.name,
+        "listeners": [[_pack_listener(member) for member in members] for members in server.backend.listeners()],
+        "control": server.control.pack(),
+        "admin": server.beside.admin.listener and _pack_listener(server.beside.admin.listener),
+        "board": estate.board.fd,
+        "channels": [channel.fds for channel in estate.channels],
+        "moves": [channel.fds for channel in estate.moves],
+        "inner": [channel.fds for channel in estate.inner],
+        "past": {name: getattr(estate.past, name) for name in ("slots", "dispatchers", "terminators")},
+        "newest_serial": estate.newest_serial,
+        "descriptors": estate.descriptors,
+        "members": [_pack_member(member) for member in server.members()],
+        "scaled": server.scaling.has_scaled,
+        "changes": [_pack_change(change) for change in server.rolling.changes.known()],
+        "upgrades": server.upgrade.done + 1,
+    }
+
+
+def wire() -> list[Any]:
+    """Return the form of all messages and cells that processes of a server have in common."""
+    return [handoff.FORM, mover.FORM, baton.FORM]
+
+
+def misfit(state: Packed) -> str | None:
+    """Return what keeps this version from going on where the one of *state* stopped, None if nothing does."""
+    if state["format"] != FORMAT:
+        return f"its state has form {state['format']}, this version knows form {FORMAT}"
+    if state["wire"] != wire():
+        return "its workers pass connections in another form"
+    part = scoreboard.misfit(state["layout"])
+    return f"its processes have {part} in another form" if part else None
+
+
+def descriptors(state: Packed) -> Iterator[int]:
+    """Yield the descriptors that *state* names."""
+    yield state["board"]
+    yield state["control"]["fd"]
+    yield from (caller["fd"] for caller in state["control"]["callers"])
+    if admin := state.get("admin"):
+        yield admin["fd"]
+    for pair in (*state["channels"], *state["moves"], *state.get("inner", ())):
+        yield from pair
+    for members in state["listeners"]:
+        yield from (member["fd"] for member in members)
+    for member in state["members"]:
+        yield from (child["link"] for child in member["children"] if child["link"] >= 0)
+
+
+def write(state: Packed) -> int:
+    """Return a descriptor of a memory file with *state*; the caller closes it."""
+    fd = os.memfd_create("limpet-upgrade", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(json.dumps(state).encode())
+    return fd
+
+
+def read(fd: int) -> Packed:
+    """Return what the supervisor before this one has written into *fd*. Raises LimpetError if it cannot be taken over.
+
+    Owns all descriptors that the state names from then on, and closes *fd*.
+    """
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(fd, "rb") as file:
+        state: Packed = json.loads(file.read())
+    if why := misfit(state):
+        raise LimpetError(
+            f"version {state['version']} cannot be replaced in place by version {__version__}: {why}",
+            hint="stop and start the server; socket activation keeps its sockets meanwhile",
+        )
+    for number in descriptors(state):
+        os.set_inheritable(number, False)
+    return state
+
+
+def settled(wanted: Settings, state: Packed) -> tuple[Settings, list[str]]:
+    """Return the settings to go on with, and a line on each of *wanted* that cannot be had in place."""
+    before = Settings.from_json(state["settings"])
+    names = [field.name for field in dataclasses.fields(Settings)]
+    kept = [name for name in names if name not in CHANGEABLE and getattr(before, name) != getattr(wanted, name)]
+    flags = {each.name: each.flag for each in SETTINGS}
+    lines = [f"`{flags[name]}` cannot change in place and stays `{_text(getattr(before, name))}`" for name in kept]
+    return dataclasses.replace(wanted, **{name: getattr(before, name) for name in kept}), lines
+
+
+def listeners(state: Packed) -> list[list[Listener]]:
+    """Return the listeners of each bind."""
+    return [[_unpack_listener(each) for each in members] for members in state["listeners"]]
+
+
+def admin(state: Packed) -> Listener | None:
+    """Return the listener of the admin process, if there is one."""
+    return _unpack_listener(state["admin"]) if state.get("admin") else None
+
+
+def estate(settings: Settings, secret: bytes, chosen: backend.Backend, state: Packed) -> Estate:
+    """Return what outlives the children, as it was."""
+    estate = Estate(settings, secret, chosen, Scoreboard.adopt(state["board"]))
+    estate.channels = [Channel.inherit(fds) for fds in state["channels"]]
+    estate.moves = [Channel.inherit(fds) for fds in state["moves"]]
+    estate.inner = [Channel.inherit(fds) for fds in state.get("inner", ())]
+    estate.past.terminators = Counter(state["past"].get("terminators", {}))
+    estate.past.slots = [Counter(figures) for figures in state["past"]["slots"]]
+    estate.past.dispatchers = Counter(state["past"]["dispatchers"])
+    estate.newest_serial = state["newest_serial"]
+    estate.descriptors = state.get("descriptors", estate.descriptors)
+    for member in state["members"]:
+        for child in member["children"]:
+            estate.free_rows[member["role"]].remove(child["row"])
+    return estate
+
+
+def members(state: Packed, role: str) -> list[Member]:
+    """Return the slots, the dispatchers, or the terminators, with their processes."""
+    return [_unpack_member(each) for each in state["members"] if each["role"] == role]
+
+
+def changes(state: Packed) -> list[Change]:
+    """Return the changes of which somebody may still ask what became of them."""
+    return [_unpack_change(each) for each in state["changes"]]
+
+
+def _text(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+_OF_LISTENER: Final = ("backlog", "address_text", "url", "stays")
+
+
+def _pack_listener(listener: Listener) -> Packed:
+    kept = {name: getattr(listener, name) for name in (*_OF_LISTENER, "inode")}
+    return {"fd": listener.sock.fileno(), "bind": listener.bind.text, **kept}
+
+
+def _unpack_listener(packed: Packed) -> Listener:
+    inode = packed["inode"] and tuple(packed["inode"])
+    kept = {name: packed[name] for name in _OF_LISTENER}
+    return Listener(socket.socket(fileno=packed["fd"]), Bind.parse(packed["bind"]), inode=inode, **kept)
+
+
+_OF_MEMBER: Final = ("is_held", "down_since", "recycle_at", "last_end")
+_OF_CHILD: Final = (
+    "pid",
+    "role",
+    "row",
+    "serial",
+    "generation",
+    "started_at",
+    "kill_at",
+    "leaves_by",
+    "is_open",
+    "stack_fd",
+    "failure",
+)
+
+
+def _pack_member(member: Member) -> Packed:
+    """Return *member* with its children, each with the name of its part."""
+    parts = [("child", member.child), ("successor", member.successor), *(("old", old) for old in member.predecessors)]
+    return {
+        "role": member.role,
+        "number": member.number,
+        "life": dataclasses.asdict(member.life),
+        **{name: getattr(member, name) for name in _OF_MEMBER},
+        "children": [_pack_child(part, child) for part, child in parts if child is not None],
+    }
+
+
+def _pack_child(part: str, child: Child) -> Packed:
+    kept = {name: getattr(child, name) for name in _OF_CHILD}
+    unsent = [(each.line.decode(), each.fds, each.is_latest) for each in child.link.unsent]
+    return {"part": part, "link": child.link.fileno(), "unread": child.link.unread.hex(), "unsent": unsent, **kept}
+
+
+def _unpack_member(packed: Packed) -> Member:
+    member = Member(packed["role"], packed["number"])
+    member.life = Life(**{**packed["life"], "state": State(packed["life"]["state"])})
+    for name in _OF_MEMBER:
+        setattr(member, name, packed[name])
+    for each in packed["children"]:
+        link = _unpack_link(each)
+        child = Child.adopt(link, **{name: each[name] for name in _OF_CHILD})
+        if each["part"] == "old":
+            member.predecessors.append(child)
+        else:
+            setattr(member, each["part"], child)
+    return member
+
+
+def _unpack_link(packed: Packed) -> Link:
+    """Return the line to a child; that to one which has hung up, and is still to be reaped, is closed."""
+    if packed["link"] >= 0:
+        unsent = (Unsent(line.encode(), tuple(fds), latest) for line, fds, latest in packed["unsent"])
+        return Link(socket.socket(fileno=packed["link"]), bytes.fromhex(packed["unread"]), unsent)
+    ours, theirs = Link.pair()
+    theirs.close()
+    ours.close()
+    return ours
+
+
+def _pack_change(change: Change) -> Packed:
+    return {**dataclasses.asdict(change), "under_way": list(change.under_way)}
+
+
+def _unpack_change(packed: Packed) -> Change:
+    change = Change(**{**packed, "under_way": set(packed["under_way"])})
+    change.slots = packed["slots"]  # which Change counts by itself
+    return change

@@ -1,0 +1,159 @@
+"""Whether processes still do what they should, and whether a worker is due to be recycled.
+
+Owns these decisions and what they are made from: the scoreboard, and what the kernel tells of a process. Asked by the
+supervisor at each tick, which kills, renews or warns.
+
+1. A worker's heartbeat comes through its event loop. While the loop is blocked it is missing, and that is warned of:
+   every client of the slot waits. It is no reason to kill: code in C may be busy for seconds.
+2. A worker that has neither a heartbeat nor used any CPU time for `--hang-timeout` hangs, as one that is stopped does.
+   The others have no heartbeat, since they sleep while nothing comes: of them the kernel is asked whether they are
+   stopped, and a terminator hangs when it has been in one turn of its loop for as long.
+3. Nobody hangs while this process itself was not running: after a pause everybody gets his time anew.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from limpet.config.settings import Settings
+from limpet.fleet.member import Member
+from limpet.fleet.process import Child
+from limpet.ipc.scoreboard import Row, Scoreboard
+
+BEAT_S: Final = 0.5  # between two heartbeats
+_LATE_S: Final = 4 * BEAT_S  # from then on the kernel is asked for CPU time, which costs 20 us
+_PAUSE_S: Final = 2.0  # between two looks: more means that this process was stopped, or the machine slept
+_MIB: Final = 1 << 20
+
+
+@dataclass(slots=True)
+class _Signs:
+    """What was last seen of a worker."""
+
+    moved_at: float  # monotonic: its heart has beaten, or it has used CPU time
+    cpu: int = -1
+    is_warned: bool = False
+
+
+class Health:
+    """What is known of the workers of one server."""
+
+    def __init__(self, settings: Settings, board: Scoreboard) -> None:
+        self._settings = settings
+        self._board = board
+        self._signs: dict[int, _Signs] = {}  # by serial number
+        # By pid, of processes without a heartbeat: whether it is stopped, its turn, and since when that is so.
+        self._still: dict[int, tuple[tuple[bool, int], float]] = {}
+        self._looked_at = float("inf")
+
+    def begin_look(self, now: float, serials: set[int]) -> None:
+        """Begin to look at all; *serials* are those of the workers that live."""
+        self._signs = {serial: signs for serial, signs in self._signs.items() if serial in serials}
+        if now - self._looked_at > _PAUSE_S:
+            for signs in self._signs.values():
+                signs.moved_at = now
+            self._still.clear()
+        self._looked_at = now
+
+    def fault(self, member: Member, now: float) -> str | None:
+        """Return what is wrong with the process in charge of *member*, None if nothing is. *now* is monotonic."""
+        if member.child is None:
+            return None
+        if member.role != "worker" and (why := self._look_whether_still(member.role, member.child, now)):
+            return why
+        if member.role == "terminator":  # where no code of users runs
+            return None
+        limit_s = self._settings.key_timeout_s
+        is_worker = member.role == "worker"
+        row = self._board.worker(member.child.row) if is_worker else self._board.dispatcher(member.child.row)
+        since_ns = row["asking_since_ns" if is_worker else "busy_since_ns"]
+        if 0 < since_ns < (now - limit_s) * 1e9:
+            return f"has not moved for {limit_s:g} s (a key function that hangs?)"
+        if is_worker and member.life.state.serves and row["beat_ns"]:
+            return self._look_at_worker(member.child, row["beat_ns"] / 1e9, now)
+        return None
+
+    def _look_whether_still(self, role: str, child: Child, now: float) -> str | None:
+        """Return what is wrong if *child* is stopped for too long, or as a terminator in one turn of its loop."""
+        turn_ns = self._board.terminator(child.row)["busy_since_ns"] if role == "terminator" else 0
+        sign = (is_stopped(child.pid), turn_ns)
+        seen, since = self._still.get(child.pid, (None, now))
+        if sign != seen:
+            self._still[child.pid] = sign, now
+        elif any(sign) and now - since > self._settings.hang_timeout_s:
+            return f"{'was stopped' if sign[0] else 'has not moved'} for {self._settings.hang_timeout_s:g} s"
+        return None
+
+    def _look_at_worker(self, child: Child, beat: float, now: float) -> str | None:
+        signs = self._signs.setdefault(child.serial, _Signs(now))
+        if now - beat < self._settings.block_warning_s:
+            signs.is_warned = False
+        if now - beat < _LATE_S:
+            signs.moved_at = now
+            return None
+        cpu = cpu_ticks(child.pid)
+        if cpu != signs.cpu:
+            signs.cpu, signs.moved_at = cpu, now
+        if now - signs.moved_at > self._settings.hang_timeout_s:
+            return f"hangs: no heartbeat and no CPU time used for {self._settings.hang_timeout_s:g} s"
+        return None
+
+    def blocked_s(self, member: Member, now: float) -> float:
+        """Return for how long the event loop of *member*'s worker has been blocked if that is to be warned of now."""
+        if member.child is None or member.child.serial not in self._signs:
+            return 0.0
+        signs = self._signs[member.child.serial]
+        blocked_s = now - self._board.worker(member.child.row)["beat_ns"] / 1e9
+        if signs.is_warned or blocked_s < self._settings.block_warning_s:
+            return 0.0
+        signs.is_warned = True
+        return blocked_s
+
+    def recycle(self, child: Child, row: Row) -> str | None:
+        """Return why *child*, which serves, is due for a successor, None if it is not."""
+        most = self._settings.max_requests
+        # Each gets up to a tenth less, by its serial number: else all that started together would end together.
+        if most and row["requests"] >= most - child.serial * 2_654_435_761 % (1 << 32) * (most // 10) // (1 << 32):
+            return f"it has served {row['requests']} requests"
+        if self._settings.max_memory_mib and (used := memory(child.pid)) > self._settings.max_memory_mib * _MIB:
+            return f"it uses {used // _MIB} MiB of memory"
+        return None
+
+
+def cpu_ticks(pid: int) -> int:
+    """Return the CPU time that process *pid* has used, in ticks; 0 when it is no more."""
+    fields = _stat(pid)
+    return int(fields[11]) + int(fields[12]) if fields else 0
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal, or a debugger, has stopped process *pid*."""
+    return _stat(pid)[:1] in (["T"], ["t"])
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what the kernel says of process *pid* from its state on; nothing when it is no more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return []
+
+
+def memory(pid: int) -> int:
+    """Return how many bytes of memory process *pid* has resident; 0 when it is no more."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def memory_kills() -> int:
+    """Return how many processes the kernel of this machine has killed since it ran out of memory."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

@@ -1,0 +1,1 @@
+"""Thin wrappers of the kernel and of the service manager's environment."""

@@ -1,0 +1,209 @@
+"""The general door: a listening socket for whatever accepts for itself, and what the worker has to do around it.
+
+Owns the gate of that socket, READY, the supervisor's commands and the end of the worker, in a thread of its own, so a
+server needs to know nothing of them. Adapters make a `Door`; programs under `--server script` reach it by
+`limpet.listener()`. uvicorn, hypercorn and granian do without: they take connections on their own event loop.
+
+1. READY is said when the server first accepts: a server that would only listen on the descriptor never comes up. On
+   the dispatcher backend a probe in the channel makes it accept; one that does not, within a quarter of the start
+   timeout after asking for the descriptor, is refused. On the kernel backend, where the listener is real,
+   `listen` counts as well, and waits there until limpet lets clients in: a listener that listens too early would get
+   another slot's number.
+2. A drain goes: responses end their connections (`draining`), the server accepts who waits, the gate is shut, who is
+   idle may speak once more, the server is told to stop. Whoever does not end in time is ended.
+3. Callbacks run in the door's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+from limpet import current
+from limpet.errors import AppError
+from limpet.ipc.control_link import LinkClosedError
+from limpet.net.accept_queue import backlog
+from limpet.net.listener import Bind
+from limpet.net.reuseport_group import close_door
+from limpet.worker.channel_listener import FdListener, SlotListener, Tally
+from limpet.worker.seat import Seat
+
+_PROBED: Final = 1 / 4  # of the start timeout: it may still import what it needs
+_CHECK_S: Final = 0.02  # how often a draining worker looks whether somebody waits or is served
+_IDLE_S: Final = 1.0  # how long a draining worker leaves idle connections open: longer than a round trip
+_END_S: Final = 1.0  # after the graceful timeout, for the server's own end
+log = logging.getLogger("limpet.worker")
+
+
+class Door:
+    """The door of one worker."""
+
+    def __init__(self, seat: Seat) -> None:
+        """Take over the supervisor's line and this process's signals. Runs in the main thread."""
+        self.tally = Tally(seat.row)
+        self.draining = False
+        self.shut = False
+        self._seat = seat
+        self._stop: Callable[[], object] | None = None
+        self._begin_to_drain: Callable[[], object] = lambda: None
+        self.is_ready = False
+        self._lock = threading.Lock()
+        self._may_accept = threading.Event()
+        self._probe_s = seat.settings.start_timeout_s * _PROBED
+        self._asked_at = math.inf  # monotonic: when the server asked for the descriptor
+        self._until = math.inf  # monotonic: the end of the graceful timeout
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        current.open_door(self)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.signalled)
+        threading.Thread(target=self._obey, name="limpet", daemon=True).start()
+
+    def listener(self) -> socket.socket:
+        """Return a listening socket whose `accept` returns the slot's connections, non-blocking at first.
+
+        Raises RuntimeError on the kernel backend with several binds: there each has a listener.
+        """
+        found = self.listeners()
+        if len(found) > 1:
+            raise RuntimeError("each `--bind` has a listener here: `--backend dispatcher` makes them one")
+        return found[0]
+
+    def listeners(self) -> list[socket.socket]:
+        """Return all listening sockets: on the dispatcher backend one, which has the connections of all binds."""
+        if self._seat.listeners:
+            return [SlotListener(listener, self.tally, self) for listener in self._seat.listeners]
+        family, name = _address(Bind.parse(self._seat.settings.bind[0]))
+        self._seat.receiver.probe()
+        return [FdListener(self._seat.receiver, self.tally, self, family=family, name=name)]
+
+    def on_drain(self, callback: Callable[[], object]) -> None:
+        """Call *callback* when `draining` begins: responses shall end their connections."""
+        self._begin_to_drain = callback
+
+    def on_stop(self, callback: Callable[[], object]) -> None:
+        """Call *callback* when the server shall stop: finish what is in flight, at most `left_s`, and return."""
+        self._stop = callback
+
+    @property
+    def left_s(self) -> float:
+        """How much time the server has left to finish."""
+        return max(0.0, self._until - time.monotonic())
+
+    # --- the gate
+
+    def enter(self) -> None:
+        """Say READY, once; on the kernel backend wait until limpet listens."""
+        with self._lock:
+            if not self.is_ready:
+                self.is_ready = True
+                self._seat.ready()
+        if self._seat.listeners:
+            self._may_accept.wait()
+
+    def asked(self) -> None:
+        """Note when the server first asked for the descriptor: it is about to accept."""
+        if self._asked_at == math.inf:
+            self._asked_at = time.monotonic()
+            os.eventfd_write(self._wake_fd, 1)
+
+    # --- commands
+
+    def signalled(self, number: int, frame: FrameType | None) -> None:
+        """Drain on a signal that somebody sent to this very process."""
+        self.draining = True
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _obey(self) -> None:
+        """Obey the supervisor until the command to drain, then drain. The thread's whole life."""
+        poll = select.poll()
+        poll.register(self._seat.link.fileno(), select.POLLIN)
+        poll.register(self._wake_fd, select.POLLIN)
+        command: dict[str, Any] | None = None
+        while command is None and not self.draining:
+            poll.poll(self._patience_ms())
+            if select.select([self._wake_fd], [], [], 0)[0]:
+                os.eventfd_read(self._wake_fd)
+            self._refuse_if_deaf()
+            command = self._command()
+        timeout_s = self._seat.settings.graceful_timeout_s
+        self._drain(**(command or {"timeout": timeout_s, "last": False}))
+
+    def _command(self) -> dict[str, Any] | None:
+        """Carry out what the supervisor says; return the arguments of a command to drain."""
+        try:
+            commands = self._seat.link.receive()
+        except LinkClosedError:  # the supervisor is gone: finish what is here, then end
+            for listener in self._seat.listeners:
+                close_door(listener)
+            return {"timeout": self._seat.settings.graceful_timeout_s, "last": True}
+        for command in commands:
+            if command["do"] == "accept":
+                self._may_accept.set()
+            elif command["do"] == "drain":
+                return {"timeout": command["timeout"], "last": command["last"]}
+        return None
+
+    def _patience_ms(self) -> float | None:
+        if self.is_ready or self._asked_at == math.inf:
+            return None
+        return max(0.0, self._asked_at + self._probe_s - time.monotonic()) * 1000 + 1
+
+    def _refuse_if_deaf(self) -> None:
+        """End this process if its server has not accepted in time: it listens on the descriptor, in vain."""
+        if self.is_ready or time.monotonic() < self._asked_at + self._probe_s:
+            return
+        error = AppError(
+            f"the server of `{self._seat.settings.app}` took the descriptor of limpet's listener, and has not called "
+            f"its `accept` for {self._probe_s:g} s: it would never serve anybody",
+            hint="`--by ip --backend kernel` gives it a real listener; `--loop asyncio` where it is uvloop's",
+        )
+        self._seat.link.send(
+            {"news": "failed", "message": error.message, "hint": error.hint, "code": error.exit_code, "detail": ""}
+        )
+        os._exit(error.exit_code)
+
+    # --- the end
+
+    def _drain(self, timeout: float | None, last: bool) -> None:
+        began = time.monotonic()
+        self._until = math.inf if timeout is None else began + timeout
+        self.draining = True
+        self._begin_to_drain()
+        if last or not self._seat.listeners:
+            self._wait_while(self._waiting, self._until if last else min(began + _IDLE_S, self._until))
+        self.shut = True
+        self._may_accept.set()
+        self._wait_while(lambda: self.tally.open, min(time.monotonic() + _IDLE_S, self._until))
+        if self._stop is not None:
+            self._stop()
+        threading.Event().wait(None if self._until == math.inf else self.left_s + _END_S)
+        log.warning("worker %d ends with %d connections open", self._seat.info.slot, self.tally.open)
+        os._exit(0)
+
+    def _waiting(self) -> int:
+        if not self.is_ready:
+            return 0
+        return self._seat.receiver.queued() + sum(backlog(listener).waiting for listener in self._seat.listeners)
+
+    def _wait_while(self, state: Callable[[], object], until: float) -> None:
+        pause = threading.Event()
+        while state() and time.monotonic() < until:
+            pause.wait(_CHECK_S)
+
+
+def _address(bind: Bind) -> tuple[int, Any]:
+    """Return family and name of the socket that *bind* means; no name where only the socket itself knows it."""
+    if bind.kind == "unix":
+        return socket.AF_UNIX, bind.path
+    if ":" in bind.host or (bind.kind == "tcp" and not bind.host):
+        return socket.AF_INET6, (bind.host or "::", bind.port, 0, 0) if bind.port else None
+    return socket.AF_INET, (bind.host, bind.port) if bind.port else None
