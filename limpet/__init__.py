@@ -11,6 +11,8 @@ Applications import this module in their workers, so that a name brings its file
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from limpet.version import __version__
+
 if TYPE_CHECKING:
     from limpet.current import WorkerInfo, current_worker, listener
     from limpet.embed.cluster import Cluster, listen
@@ -21,17 +23,15 @@ if TYPE_CHECKING:
     from limpet.sessions.sessions import forget, learn, mint
     from limpet.worker.hooks import on_shutdown, on_start
 
-__version__ = "0.1.0"
-
 _HOMES = {
-    "cluster": ("Cluster", "listen"),
     "current": ("WorkerInfo", "current_worker", "listener"),
-    "elements": ("Affinity", "Cookie", "Forwarded", "Header", "Ip", "Path", "Query", "Sni"),
+    "embed.cluster": ("Cluster", "listen"),
+    "embed.handle": ("Handle",),
     "errors": ("LimpetError",),
-    "handle": ("Handle",),
-    "hooks": ("on_shutdown", "on_start"),
-    "request": ("Peer", "Request"),
-    "sessions": ("forget", "learn", "mint"),
+    "protocol.request": ("Peer", "Request"),
+    "routing.elements": ("Affinity", "Cookie", "Forwarded", "Header", "Ip", "Path", "Query", "Sni"),
+    "sessions.sessions": ("forget", "learn", "mint"),
+    "worker.hooks": ("on_shutdown", "on_start"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

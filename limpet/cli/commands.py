@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 
 import click
 
-from limpet import __version__
 from limpet.config import settings
 from limpet.config.fields import Setting
 from limpet.errors import INTERRUPTED, AppError, ControlError, LimpetError, SettingsError
+from limpet.version import __version__
 
 _POLL_S = 0.1  # how often a command that waits asks the server how far it is
 _STACK_S = 5.0  # how long a worker may take to write its stacks

@@ -1,4 +1,4 @@
-"""Whether the application can be imported by this version, as a program of its own: `python -m limpet.entry.preflight FD`.
+"""Whether this version can import the application, as a program of its own: `python -m limpet.entry.preflight FD`.
 
 Owns the last part of a trial (supervisor/upgrade.py): a supervisor never imports the application, so this is executed
 in its place and ends with a word that says that all is well. It serves nothing and starts nothing.

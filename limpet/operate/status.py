@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from limpet import __version__
 from limpet.errors import SettingsError
 from limpet.fleet.lifecycle import State
 from limpet.fleet.process import Child
@@ -22,6 +21,7 @@ from limpet.routing import buckets
 from limpet.routing.elements import AFFINITY, Key
 from limpet.routing.learned_ids import CAPACITY
 from limpet.supervisor import watchdog
+from limpet.version import __version__
 
 _MOST_RANKED = 8  # slots that a key's entry names
 

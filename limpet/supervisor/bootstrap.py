@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 
-from limpet import __version__, logs
+from limpet import logs
 from limpet.config import privileges, secret
 from limpet.config.settings import Settings
 from limpet.net import backend
@@ -20,6 +20,7 @@ from limpet.routing.router import Clocks, Router
 from limpet.supervisor import snapshot, upgrade
 from limpet.supervisor.program_link import Program
 from limpet.supervisor.supervisor import Supervisor
+from limpet.version import __version__
 
 log = logging.getLogger("limpet")
 

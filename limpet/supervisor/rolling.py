@@ -1,4 +1,4 @@
-"""Rolling changes carried out: what fleet/changes.py says is due happens to the slots, and the log tells what has come of it.
+"""Rolling changes carried out: what fleet/changes.py says is due happens to the slots, and the log says how it went.
 
 Owns the changes of one server and their log lines. The supervisor calls `go_on` in each turn, and reports what became
 of a slot; the life of a slot is fleet/lifecycle.py's.

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from limpet import __version__
 from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import LimpetError
 from limpet.fleet.changes import Change
@@ -38,6 +37,7 @@ from limpet.ipc.scoreboard import Scoreboard
 from limpet.moving import baton, mover
 from limpet.net import backend
 from limpet.net.listener import Bind, Listener
+from limpet.version import __version__
 
 if TYPE_CHECKING:
     from limpet.supervisor.supervisor import Supervisor

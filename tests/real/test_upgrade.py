@@ -27,7 +27,8 @@ if os.environ.get("LIMPET_UPGRADE", "").startswith("take-over"):
     while not (folder / "open").exists():
         select.select([], [], [], 0.01)
 import limpet.operate.control_socket
-limpet.operate.control_socket._PATIENCE_S = 60.0  # an operator may be in the middle of a question until the test has seen all else
+# An operator may be in the middle of a question until the test has seen all else.
+limpet.operate.control_socket._PATIENCE_S = 60.0
 """
 
 

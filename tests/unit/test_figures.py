@@ -76,5 +76,8 @@ def test_server_that_starts_or_stops_is_not_ready() -> None:
 
 def test_supervisor_does_not_import_the_monitoring_library() -> None:
     """It is an extra, and slow to import."""
-    code = "import limpet.supervisor.bootstrap, limpet.operate.admin.serving, sys; assert 'prometheus_client' not in sys.modules"
+    code = (
+        "import limpet.supervisor.bootstrap, limpet.operate.admin.serving, sys;"
+        "assert 'prometheus_client' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import limpet.request
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import limpet.protocol.request
 from limpet.errors import SettingsError
 from limpet.protocol.request import Peer, Request
 from limpet.routing.elements import Ip, Path

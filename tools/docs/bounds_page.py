@@ -1,4 +1,6 @@
-"""docs/bounds.md, made from the declarations in config/settings.py and ipc/scoreboard.py: `python -m tools.docs.bounds_page`.
+"""docs/bounds.md, made from the declarations in config/settings.py and ipc/scoreboard.py.
+
+Run as `python -m tools.docs.bounds_page`.
 
 Owns which limit is shown by which figure, and in words what a client gets that meets it. The settings' defaults and
 meanings, and that the figures exist, stand where they are declared.

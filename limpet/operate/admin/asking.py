@@ -20,7 +20,7 @@ class Server:
 
     def __init__(self, control: str) -> None:
         """*control* is the path of its control socket."""
-        self._control = control_socket
+        self._control = control
         self._figures: dict[str, Any] = {}
         self._asked_at = float("-inf")
         self._one_at_a_time = asyncio.Lock()

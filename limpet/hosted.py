@@ -1,0 +1,8 @@
+"""The name under which a program that imported an older version starts its server."""
+
+import sys
+
+from limpet.supervisor.program_link import main
+
+if __name__ == "__main__":
+    sys.exit(main())
