@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from limpet.config.served import Served
+from limpet.config.bind import Served
 from limpet.errors import SettingsError
 
 
@@ -32,8 +32,8 @@ def name(text: str) -> None:
 
 
 def bind(text: str) -> None:
+    from limpet.config.bind import Bind
     from limpet.config.settings import SETTINGS
-    from limpet.net.listener import Bind
 
     Bind.parse(text)
     for name, own in Served.parse(text)._asdict().items():
@@ -67,7 +67,7 @@ def affinity_cookie(text: str) -> None:
 
 
 def learn(text: str) -> None:
-    from limpet.sessions.sessions import Source
+    from limpet.config.learn_source import Source
 
     Source.parse(text)
 
@@ -79,7 +79,7 @@ def preset(text: str) -> None:
 
 
 def server(text: str) -> None:
-    from limpet.servers.registry import kind
+    from limpet.config.server_kinds import kind
 
     kind(text)
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limpet.config import checks
+from limpet.config.bind import Served, served
 from limpet.config.fields import Setting, declared, setting
-from limpet.config.served import Served, served
 from limpet.errors import SettingsError, reason
 from limpet.system import activation
 

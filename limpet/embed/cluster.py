@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from limpet import current
 from limpet.config import settings
+from limpet.config.bind import Served
 from limpet.config.fields import Setting
-from limpet.config.served import Served
 from limpet.embed.handle import Callback, Handle
 from limpet.embed.naming import import_string
 from limpet.errors import AppError, SettingsError

@@ -34,12 +34,13 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final, Self
 
-from limpet.config.served import Served
+from limpet.config.bind import Served
 from limpet.config.settings import Settings
 from limpet.errors import AppError, ControlError, LimpetError, failure_of
 from limpet.ipc.control_link import Link, LinkClosedError, Message
-from limpet.operate import control_socket, service_manager
+from limpet.operate import control_socket
 from limpet.supervisor import program_link
+from limpet.system import activation
 
 Callback = Callable[["Handle"], object]
 _POLL_S: Final = 0.1  # between looks at a change
@@ -254,7 +255,7 @@ def _start(settings: Settings, line: socket.socket) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             pass_fds=(boot_fd, line.fileno(), *_given_sockets(settings.bind)),
             env={
-                name: value for name, value in os.environ.items() if name not in service_manager.VARIABLES
+                name: value for name, value in os.environ.items() if name not in activation.VARIABLES
             },  # the program's own
             process_group=0,  # Ctrl-C is the program's to obey
         )

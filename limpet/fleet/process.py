@@ -23,9 +23,9 @@ from typing import Any, Final
 from limpet.config import privileges
 from limpet.ipc import boot
 from limpet.ipc.control_link import Link, Message
-from limpet.operate import service_manager
+from limpet.system import activation
 
-_NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *service_manager.NOT_FOR_CHILDREN})
+_NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *activation.NOT_FOR_CHILDREN})
 
 
 class Child:

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 from limpet.config.settings import Settings
 from limpet.errors import ControlError, SettingsError
+from limpet.fleet import past
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
 from limpet.ipc import boot
@@ -24,7 +25,6 @@ from limpet.ipc.channel import Channel
 from limpet.ipc.control_link import Link
 from limpet.ipc.scoreboard import DISPATCHER_ROWS, MAX_WORKERS, TERMINATOR_ROWS, Scoreboard
 from limpet.net import backend, tls
-from limpet.operate import status
 from limpet.system import descriptors
 
 log = logging.getLogger("limpet")
@@ -42,7 +42,7 @@ class Estate:
         self.moves: list[Channel] = []  # between workers: moving/mover.py
         # of each bind where TLS ends in terminators, by which these pass connections on to dispatchers
         self.inner = [Channel.create() for _ in settings.bind if chosen.terminators]
-        self.past = status.Past(0)
+        self.past = past.Past(0)
         self.newest_serial = 0
         self.descriptors = descriptors.take_all()  # what workers may have
         self.secret = secret

@@ -23,8 +23,8 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any, Final
 
+from limpet.ipc.baton import CELLS_PER_WORKER
 from limpet.ipc.figures import BOUNDS_NS, Figure, Kind, histogram
-from limpet.moving.baton import CELLS_PER_WORKER
 from limpet.routing.buckets import MAX_SLOTS
 from limpet.routing.learned_ids import CELLS as LEARNED_CELLS
 
@@ -250,7 +250,7 @@ class Scoreboard:
         return self._row(sum(_SIZES[:2]), number, WAITING_CELLS, _WAITING_ROOM)
 
     def batons(self) -> memoryview:
-        """Return the cells of all batons; a worker claims from its own segment. Not rows: see moving/baton.py."""
+        """Return the cells of all batons; a worker claims from its own segment. Not rows: see ipc/baton.py."""
         return self._cells[sum(_SIZES[:3]) : sum(_SIZES[:4])]
 
     def supervisor(self) -> Row:
@@ -268,3 +268,6 @@ class Scoreboard:
     def _row(self, start: int, number: int, names: Mapping[str, Figure], room: int) -> Row:
         begin = start + number * room
         return Row(self._cells[begin : begin + len(names)], names)
+
+
+BEAT_S: Final = 0.5  # between two heartbeats

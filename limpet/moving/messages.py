@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from limpet.moving.baton import Baton, Verdict
+from limpet.ipc.baton import Baton, Verdict
 from limpet.protocol.proxy_protocol import BadHeaderError, Origin, parse, write
 
 TOLD: Final = 64

@@ -1,7 +1,7 @@
 """Moving a client connection to another worker, between two requests: the other half of sticky per request.
 
 Owns the move channels (one for each slot; every worker may send, the slot's worker receives) and this worker's paused
-copies. moving/baton.py says who may read; the server adapter stops and starts the reading and knows what the bytes are.
+copies. ipc/baton.py says who may read; the server adapter stops and starts the reading and knows what the bytes are.
 
 How it works: a worker that finds a request of another slot's client stops reading, and sends the bytes that it has
 read of it into that slot's move channel. It keeps its own copy, paused. When the connection comes back, the copy reads
@@ -33,8 +33,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from limpet.ipc.baton import Baton, Batons, Verdict
 from limpet.ipc.scoreboard import Row, position
-from limpet.moving.baton import Baton, Batons, Verdict
 from limpet.moving.messages import TOLD, Arrived, Back, Connection, Copy, Kept, tell, told
 from limpet.moving.passing import FULL, read_file, send, send_with, shut_down, write_file
 from limpet.protocol.proxy_protocol import Origin

@@ -19,14 +19,15 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from limpet.config import privileges
+from limpet.config.bind import Bind
+from limpet.config.server_kinds import kind, refuse_mix, refuse_untold
 from limpet.config.settings import Settings
 from limpet.errors import BackendError, reason
 from limpet.net import listener, reuseport_group, tls
 from limpet.net.accept_queue import backlog
-from limpet.net.listener import Bind, Listener
+from limpet.net.listener import Listener
 from limpet.routing.bpf import Program, placing
 from limpet.routing.router import Router
-from limpet.servers.registry import kind, refuse_mix, refuse_untold
 
 Inherited = tuple[tuple[int, str], ...]  # for each bind a descriptor, -1 for none, and its text
 Doors = Sequence[tuple[str, socket.socket]]

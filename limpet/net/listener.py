@@ -15,68 +15,20 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import re
 import shlex
 import socket
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from limpet.config.bind import Bind
 from limpet.config.privileges import Identity
-from limpet.config.served import Served
-from limpet.errors import ListenError, SettingsError, reason
+from limpet.errors import ListenError, reason
 from limpet.system import activation
-
-MAX_PATH_BYTES = 107
-"""The longest path of a unix socket, in bytes: the kernel takes 108 with a NUL at the end."""
 
 REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """What to open to reach a socket that is bound to every address."""
-
-_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s\0:/\[\]]*)):(?P<port>[0-9]{1,5})")
-
-
-@dataclass(frozen=True, slots=True)
-class Bind:
-    """What a `--bind` means.
-
-    `HOST:PORT` is one address; a name stands for the first address that the resolver gives when the socket is
-    opened. `:PORT` is every address of the machine: `[::]:PORT`, which takes IPv4 too, or `0.0.0.0:PORT` where
-    the kernel has no IPv6. Port 0 is any free port. `unix:PATH` makes a socket file with the rights that the
-    umask leaves. `fd:N` is a stream socket that was inherited, bound or already listening; `fd:NAME` one that the
-    service manager has passed on under that name.
-    """
-
-    text: str
-    kind: Literal["tcp", "unix", "fd"]
-    host: str = ""
-    port: int = 0
-    path: str = ""
-    fd: int = -1
-    name: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Bind:
-        """Return what *text* means; what is served there (config/served.py) is not asked. Raises SettingsError."""
-        text = Served.parse(text).address
-        kind, _, rest = text.partition(":")
-        if kind == "unix" and rest and "\0" not in rest:
-            if (size := len(os.fsencode(rest))) > MAX_PATH_BYTES:
-                raise SettingsError(
-                    f"the path of `{text}` has {size} bytes: unix sockets allow {MAX_PATH_BYTES}",
-                    hint="a path that is relative to the current directory may be shorter",
-                )
-            return cls(text, "unix", path=rest)
-        if kind == "fd" and re.fullmatch("[0-9]{1,7}", rest):
-            return cls(text, "fd", fd=int(rest))
-        if kind == "fd" and re.fullmatch(r"[A-Za-z_][\w.-]{0,254}", rest, re.ASCII):
-            return cls(text, "fd", name=rest)
-        found = _ADDRESS.fullmatch(text)
-        if kind in ("unix", "fd") or not found or int(found["port"]) > 65535:
-            forms = "`HOST:PORT`, `[IPV6]:PORT`, `:PORT`, `unix:PATH`, `fd:N` or `fd:NAME`"
-            raise SettingsError(f"`{text}` is not {forms}", hint=f"`--bind {_guess(text)}`")
-        return cls(text, "tcp", host=found["ipv6"] or found["host"], port=int(found["port"]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -273,19 +225,6 @@ def _names(family: int, address: Any) -> tuple[str, str]:
     host, port = address[:2]
     shown, reached = (f"[{name}]" if ":" in name else name for name in (host, REACHED_BY.get(host, host)))
     return f"{shown}:{port}", f"http://{reached}:{port}"
-
-
-def _guess(text: str) -> str:
-    """Return what *text*, which is no bind, was most likely meant to be."""
-    kind = text.partition(":")[0]
-    if kind in ("unix", "fd"):
-        return "unix:/run/limpet.sock" if kind == "unix" else "fd:3"
-    if text.isdecimal() and int(text) <= 65535:
-        return f"127.0.0.1:{text}"
-    if text.count(":") > 1 and re.fullmatch("[0-9A-Fa-f:.]+", text):
-        return f"'[{text}]:8000'"
-    host = re.sub(r"^\w+://|[:/].*$", "", text)
-    return f"{host}:8000" if re.fullmatch(r"[\w.-]+", host) else "127.0.0.1:8000"
 
 
 def _refusal(bind: Bind, error: OSError) -> ListenError:

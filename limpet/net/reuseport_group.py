@@ -30,9 +30,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from typing import Final
 
+from limpet.config.bind import Bind
 from limpet.errors import BackendError, LimpetError, reason
 from limpet.net import listener
-from limpet.net.listener import Bind, Listener
+from limpet.net.listener import Listener
 from limpet.routing import buckets
 from limpet.routing.bpf import Program, placing
 from limpet.routing.hashing import Hasher

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from limpet.config.server_kinds import kind
 from limpet.logs import Hourly
 from limpet.operate import advice, status
 from limpet.operate.advice import Facts, Seen
-from limpet.servers.registry import kind
 
 if TYPE_CHECKING:
     from limpet.supervisor.supervisor import Supervisor

@@ -32,13 +32,6 @@ from limpet.system import activation
 if TYPE_CHECKING:
     from limpet.supervisor.supervisor import Supervisor
 
-NOT_FOR_CHILDREN: Final = (
-    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"),
-)
-"""What the manager tells the supervisor, and no child must believe to be meant for itself."""
-
-VARIABLES: Final = (*NOT_FOR_CHILDREN, "FDSTORE")
-"""All that it tells. Workers hear that it keeps descriptors: an orphan does not close the door at those."""
 
 _MORE_TIME_S: Final = 30.0  # asked for at once; again when a third of it has passed
 _MOST_UNSENT: Final = 1024  # messages for a manager that does not read

@@ -16,11 +16,11 @@ from limpet.errors import SettingsError
 from limpet.fleet.lifecycle import State
 from limpet.fleet.process import Child
 from limpet.ipc.figures import Kind
-from limpet.ipc.scoreboard import MAX_WORKERS, Row, Scoreboard
+from limpet.ipc.scoreboard import MAX_WORKERS, Row
 from limpet.routing import buckets
 from limpet.routing.elements import AFFINITY, Key
 from limpet.routing.learned_ids import CAPACITY
-from limpet.supervisor import watchdog
+from limpet.system import proc
 from limpet.version import __version__
 
 _MOST_RANKED = 8  # slots that a key's entry names
@@ -28,36 +28,6 @@ _MOST_RANKED = 8  # slots that a key's entry names
 if TYPE_CHECKING:
     from limpet.fleet.member import Member
     from limpet.supervisor.supervisor import Supervisor
-
-
-class Past:
-    """What processes that have ended had counted, so that no total goes back when one is replaced."""
-
-    def __init__(self, slots: int) -> None:
-        self.slots: list[Counter[str]] = [Counter() for _ in range(slots)]
-        self.dispatchers: Counter[str] = Counter()
-        self.terminators: Counter[str] = Counter()
-
-    def grow(self, slots: int) -> None:
-        """Make room for *slots* slots."""
-        self.slots += [Counter() for _ in range(slots - len(self.slots))]
-
-    def add_worker(self, slot: int, row: Row) -> None:
-        """Take over the figures of a dead worker of *slot*, and clear its row for the next."""
-        self.slots[slot].update(row.of_kind(Kind.TOTAL, Kind.PART))
-        row.clear()
-
-    def add_terminator(self, row: Row) -> None:
-        """Take over the figures of a dead terminator, and clear what it had in hand."""
-        self.terminators.update(row.of_kind(Kind.TOTAL))
-        row.clear()
-
-    def add_dispatcher(self, board: Scoreboard, row: int) -> None:
-        """Take over the figures of a dead dispatcher, and clear what it had in hand."""
-        self.dispatchers.update(board.dispatcher(row).of_kind(Kind.TOTAL, Kind.PART))
-        board.dispatcher(row).clear()
-        for slot in range(len(self.slots)):
-            board.waiting(row, slot).set("waiting", 0)
 
 
 def status(server: Supervisor) -> dict[str, Any]:
@@ -190,7 +160,7 @@ def _ahead(server: Supervisor, member: Member) -> dict[str, Any]:
         "state": member.word,
         "pid": child.pid if child else None,
         "cpu_s": _cpu_s(child),
-        "resident_bytes": watchdog.memory(child.pid) if child else 0,
+        "resident_bytes": proc.memory(child.pid) if child else 0,
         "holds": "heads awaited" if is_dispatcher else "connections",
         "held": held["pending"] if is_dispatcher else held["relayed"] + held["handshakes"],
         "room": held["room"],
@@ -198,7 +168,7 @@ def _ahead(server: Supervisor, member: Member) -> dict[str, Any]:
 
 
 def _cpu_s(child: Child | None) -> float:
-    return watchdog.cpu_ticks(child.pid) / os.sysconf("SC_CLK_TCK") if child else 0
+    return proc.cpu_ticks(child.pid) / os.sysconf("SC_CLK_TCK") if child else 0
 
 
 def _figures_of(server: Supervisor, member: Member, now: float) -> dict[str, Any]:
@@ -218,7 +188,7 @@ def _figures_of(server: Supervisor, member: Member, now: float) -> dict[str, Any
             "queued": _queued(server, number),
             "draining": len(member.predecessors),
             **({"heartbeat_age_s": max(0.0, now - beat_ns / 1e9)} if beat_ns else {}),
-            "resident_bytes": watchdog.memory(child.pid) if child else 0,
+            "resident_bytes": proc.memory(child.pid) if child else 0,
             "cpu_s": _cpu_s(child),
             **_of_slot(server, member),
             **{name: sum(row[name] for row in rows) for name in ("connections", "copies")},

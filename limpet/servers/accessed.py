@@ -9,17 +9,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
+from limpet.config import server_kinds
 from limpet.config.settings import Settings
 from limpet.protocol.request import Request
 from limpet.routing.router import Router
-from limpet.servers import registry
 from limpet.sessions.middleware import of_environ, of_scope
 from limpet.worker.access_log import AccessLog, Entry
 
 
 def accessed(app: Callable[..., Any], settings: Settings, slot: int, router: Router) -> Callable[..., Any]:
     """Return *app* with an access log, if one is wanted and the server has none of its own."""
-    interface = registry.interface(settings)
+    interface = server_kinds.interface(settings)
     if not settings.access_log or settings.server == "uvicorn" or interface not in ("asgi", "wsgi"):
         return app
     notes = _Notes(AccessLog(slot, settings, router), router)

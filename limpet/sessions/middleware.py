@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Any, Final
 
+from limpet.config import server_kinds
 from limpet.config.settings import Settings
 from limpet.errors import SettingsError
 from limpet.protocol.request import Peer, Request
-from limpet.servers import registry
 from limpet.sessions.sessions import Sessions
 
 Application = Callable[..., Any]
@@ -32,9 +32,9 @@ def in_session(app: Application, sessions: Sessions, settings: Settings, bind: i
         from limpet.integrations import socketio
 
         socketio.install()
-    if sessions.is_idle or not registry.kind(settings.served[bind].server).http:
+    if sessions.is_idle or not server_kinds.kind(settings.served[bind].server).http:
         return app
-    interface = registry.interface(settings)
+    interface = server_kinds.interface(settings)
     if interface == "wsgi":
         return InSessionWsgi(app, sessions)
     if interface != "asgi":

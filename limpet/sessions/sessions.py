@@ -16,12 +16,10 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import unquote
 
+from limpet.config.learn_source import Source
 from limpet.current import WorkerInfo
-from limpet.errors import SettingsError
 from limpet.protocol.request import Request
 from limpet.routing.learned_ids import Outcome
 
@@ -34,46 +32,6 @@ Id = TypeVar("Id", str, bytes)
 _TRIES: Final = 64  # for each slot there is: all fail once in 10^27 times
 _SHARED: Final = re.compile(rb"(?:^|[,\s])(?:public|s-maxage\s*=)", re.IGNORECASE)
 _MCP: Final = "header:mcp-session-id"  # its clients answer 404 with a new session, and end one with DELETE
-_HINT: Final = "`--learn header:x-session-id`, `--learn cookie:NAME`, `--learn 'location:/files/([^/?]+)'`"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where in a response an id to learn stands."""
-
-    header: bytes  # in lower case
-    pattern: re.Pattern[str]  # its first group
-
-    @classmethod
-    def parse(cls, text: str) -> Source:
-        """Return the source written as *text*. Raises SettingsError."""
-        if text == "app":
-            return cls(b"", re.compile(""))  # in no header
-        kind, _, rest = text.partition(":")
-        if kind == "location" and rest:
-            try:
-                pattern = re.compile(rest)
-            except re.error as error:
-                raise SettingsError(f"`{text}` is not a regular expression: {error}", hint=_HINT) from None
-            if pattern.groups:
-                return cls(b"location", pattern)
-            raise SettingsError(f"`{text}` has no group, and its first group is the id", hint=_HINT)
-        if not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", rest) or kind not in ("header", "cookie"):
-            raise SettingsError(
-                f"`{text}` is not `header:NAME`, `cookie:NAME`, `location:REGEX` or `app`, where ids come from",
-                hint=_HINT,
-            )
-        if kind == "header":
-            return cls(rest.lower().encode(), re.compile(r"\A\s*(.*?)\s*\Z"))
-        return cls(b"set-cookie", re.compile(rf"\A\s*{re.escape(rest)}\s*=\s*\"?([^;\"\s]*)"))
-
-    def find(self, value: bytes) -> bytes | None:
-        """Return the id in a header's *value*, as clients will send it."""
-        text = value.decode("latin-1")
-        found = self.pattern.search(unquote(text) if self.header == b"location" else text)
-        if not found or not found[1]:
-            return None
-        return found[1].encode("utf-8" if self.header == b"location" else "latin-1")
 
 
 class Sessions:

@@ -14,7 +14,8 @@ from limpet.fleet.member import Member
 from limpet.fleet.process import Child
 from limpet.ipc.scoreboard import Scoreboard
 from limpet.supervisor.rolling import Rolling
-from limpet.supervisor.watchdog import Health, memory_kills
+from limpet.supervisor.watchdog import Health
+from limpet.system.proc import memory_kills
 
 _RECYCLE_PAUSE_S: Final = 30.0  # before a worker that could not be renewed is tried again
 log = logging.getLogger("limpet")

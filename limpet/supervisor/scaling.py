@@ -19,6 +19,7 @@ import logging
 import signal
 from typing import TYPE_CHECKING, Final
 
+from limpet.config.server_kinds import kind
 from limpet.errors import ControlError, LimpetError, reason
 from limpet.fleet.changes import Change
 from limpet.fleet.lifecycle import Event, State
@@ -26,7 +27,6 @@ from limpet.fleet.member import Member
 from limpet.fleet.process import Child
 from limpet.ipc.control_link import Message
 from limpet.routing.buckets import MAX_SLOTS
-from limpet.servers.registry import kind
 
 if TYPE_CHECKING:
     from limpet.supervisor.supervisor import Supervisor

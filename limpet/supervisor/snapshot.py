@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from limpet.config.bind import Bind
 from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import LimpetError
 from limpet.fleet.changes import Change
@@ -29,14 +30,14 @@ from limpet.fleet.lifecycle import Life, State
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
 from limpet.fleet.resources import Estate
+from limpet.ipc import baton, scoreboard
 from limpet.ipc import channel as handoff
-from limpet.ipc import scoreboard
 from limpet.ipc.channel import Channel
 from limpet.ipc.control_link import Link, Unsent
 from limpet.ipc.scoreboard import Scoreboard
-from limpet.moving import baton, mover
+from limpet.moving import mover
 from limpet.net import backend
-from limpet.net.listener import Bind, Listener
+from limpet.net.listener import Listener
 from limpet.version import __version__
 
 if TYPE_CHECKING:

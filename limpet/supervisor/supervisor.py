@@ -26,6 +26,7 @@ from typing import Final
 
 from limpet import logs
 from limpet.config import privileges
+from limpet.config.server_kinds import kind
 from limpet.config.settings import Settings
 from limpet.errors import AppError, ControlError, LimpetError, SettingsError, reason
 from limpet.fleet import process
@@ -40,7 +41,6 @@ from limpet.operate import control_socket
 from limpet.operate.control_socket import ControlServer
 from limpet.routing.learned_ids import Learned
 from limpet.routing.router import Router
-from limpet.servers.registry import kind
 from limpet.supervisor import commands, signals, snapshot
 from limpet.supervisor.beside import Beside
 from limpet.supervisor.care import Care

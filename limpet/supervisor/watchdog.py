@@ -13,17 +13,15 @@ supervisor at each tick, which kills, renews or warns.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from limpet.config.settings import Settings
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
-from limpet.ipc.scoreboard import Row, Scoreboard
+from limpet.ipc.scoreboard import BEAT_S, Row, Scoreboard
+from limpet.system.proc import cpu_ticks, is_stopped, memory
 
-BEAT_S: Final = 0.5  # between two heartbeats
 _LATE_S: Final = 4 * BEAT_S  # from then on the kernel is asked for CPU time, which costs 20 us
 _PAUSE_S: Final = 2.0  # between two looks: more means that this process was stopped, or the machine slept
 _MIB: Final = 1 << 20
@@ -121,39 +119,3 @@ class Health:
         if self._settings.max_memory_mib and (used := memory(child.pid)) > self._settings.max_memory_mib * _MIB:
             return f"it uses {used // _MIB} MiB of memory"
         return None
-
-
-def cpu_ticks(pid: int) -> int:
-    """Return the CPU time that process *pid* has used, in ticks; 0 when it is no more."""
-    fields = _stat(pid)
-    return int(fields[11]) + int(fields[12]) if fields else 0
-
-
-def is_stopped(pid: int) -> bool:
-    """Return whether a signal, or a debugger, has stopped process *pid*."""
-    return _stat(pid)[:1] in (["T"], ["t"])
-
-
-def _stat(pid: int) -> list[str]:
-    """Return what the kernel says of process *pid* from its state on; nothing when it is no more."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except OSError:
-        return []
-
-
-def memory(pid: int) -> int:
-    """Return how many bytes of memory process *pid* has resident; 0 when it is no more."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
-def memory_kills() -> int:
-    """Return how many processes the kernel of this machine has killed since it ran out of memory."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

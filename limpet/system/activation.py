@@ -68,3 +68,12 @@ def kept(bind: str) -> list[int]:
 def all_kept() -> list[Passed]:
     """Return all listeners that the manager has kept."""
     return [each for each in passed() if each.name.startswith(_KEPT)]
+
+
+NOT_FOR_CHILDREN: Final = (
+    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"),
+)
+"""What the manager tells the supervisor, and no child must believe to be meant for itself."""
+
+VARIABLES: Final = (*NOT_FOR_CHILDREN, "FDSTORE")
+"""All that it tells. Workers hear that it keeps descriptors: an orphan does not close the door at those."""

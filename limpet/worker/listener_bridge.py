@@ -29,10 +29,10 @@ from types import FrameType
 from typing import Any, Final
 
 from limpet import current
+from limpet.config.bind import Bind
 from limpet.errors import AppError
 from limpet.ipc.control_link import LinkClosedError
 from limpet.net.accept_queue import backlog
-from limpet.net.listener import Bind
 from limpet.net.reuseport_group import close_door
 from limpet.worker.channel_listener import FdListener, SlotListener, Tally
 from limpet.worker.seat import Seat

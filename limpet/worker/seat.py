@@ -25,13 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from limpet import current
+from limpet.config import server_kinds
 from limpet.config.settings import Settings
 from limpet.dispatch.address_limit import PerAddress
+from limpet.ipc.baton import CELLS_PER_WORKER, Batons
 from limpet.ipc.boot import Boot
 from limpet.ipc.channel import Receiver
 from limpet.ipc.control_link import Link
-from limpet.ipc.scoreboard import Row, Scoreboard
-from limpet.moving.baton import CELLS_PER_WORKER, Batons
+from limpet.ipc.scoreboard import BEAT_S, Row, Scoreboard
 from limpet.moving.mover import Mover
 from limpet.net import tls
 from limpet.routing.learned_ids import Learned
@@ -41,7 +42,6 @@ from limpet.servers import registry
 from limpet.servers.accessed import accessed
 from limpet.sessions import sessions
 from limpet.sessions.middleware import in_session
-from limpet.supervisor.watchdog import BEAT_S
 from limpet.system import stack
 from limpet.worker import hooks, user_code
 from limpet.worker.ownership import Home
@@ -121,7 +121,7 @@ def work(place: Boot, link: Link) -> None:
         app = user_code.PerBind(in_session(each, here, settings, bind) for bind, each in enumerate(app))
     else:
         app = accessed(in_session(app, here, settings), settings, info.slot, router)
-    with contextlib.nullcontext() if registry.kind(settings.server).runs_hooks else hooks.around_worker():
+    with contextlib.nullcontext() if server_kinds.kind(settings.server).runs_hooks else hooks.around_worker():
         serve(app, seat)
 
 

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from limpet.config import server_kinds
 from limpet.config.settings import Settings
 from limpet.errors import AppError, LimpetError, SettingsError
 from limpet.ipc.scoreboard import Row
@@ -64,11 +65,11 @@ def _load(settings: Settings) -> Application:
             app = app()
         except Exception as error:
             raise AppError(f"the factory `{settings.app}` raised {_name(error)}: {error}") from error
-    wanted = registry.interface(settings)
+    wanted = server_kinds.interface(settings)
     if wanted not in ("asgi", "wsgi"):
         return _fitting(app, wanted, settings)
     interface = settings.interface if settings.interface != "auto" else interface_of(app)
-    made_for = registry.at_home(app)
+    made_for = server_kinds.at_home(app)
     if interface is None or (made_for and settings.interface == "auto"):
         other = "`--factory` if it is a function that returns the application, or `--interface asgi|wsgi`"
         raise AppError(
@@ -82,7 +83,7 @@ def _load(settings: Settings) -> Application:
 
 def _fitting(app: Application, wanted: str, settings: Settings) -> Application:
     """Return *app* if it is what the server serves. Raises AppError."""
-    if settings.server in registry.KINDS and not registry.module(settings.server).fits(app):
+    if settings.server in server_kinds.KINDS and not registry.module(settings.server).fits(app):
         hint = "`--server uvicorn` serves ASGI and WSGI" if interface_of(app) else "`--factory` if it returns that"
         raise AppError(f"`{settings.app}` is {_kind(app)}, and `--server {settings.server}` serves {wanted}", hint=hint)
     return app
@@ -102,12 +103,14 @@ def takes(app: Any, number: int, *, is_async: bool) -> bool:
 def refuse_misfits(settings: Settings, chain: KeyChain) -> None:
     """Raise SettingsError for what a server cannot do: read requests for *chain*, its functions loaded, or trio."""
     for bind, each in enumerate(settings.served):
-        if settings.loop == "trio" and each.server not in registry.ON_TRIO:
+        if settings.loop == "trio" and each.server not in server_kinds.ON_TRIO:
             raise SettingsError(
                 f"`--server {each.server}` does not run on trio",
-                hint="`--loop auto`; " + ", ".join(f"`--server {name}`" for name in sorted(registry.ON_TRIO)) + " do",
+                hint="`--loop auto`; "
+                + ", ".join(f"`--server {name}`" for name in sorted(server_kinds.ON_TRIO))
+                + " do",
             )
-        if chain.at(bind).needs_head and not registry.kind(each.server).http:
+        if chain.at(bind).needs_head and not server_kinds.kind(each.server).http:
             raise SettingsError(
                 f"the key chain `{chain.at(bind).spec}` looks into requests, and `--server {each.server}` serves "
                 "connections of any protocol",
@@ -117,8 +120,8 @@ def refuse_misfits(settings: Settings, chain: KeyChain) -> None:
 
 def adapter(settings: Settings) -> Callable[[Any, Any], None]:
     """Return the `serve` of the server's adapter. Raises AppError, as when that server is not installed."""
-    kind = registry.kind(settings.server)
-    if settings.server in registry.KINDS:
+    kind = server_kinds.kind(settings.server)
+    if settings.server in server_kinds.KINDS:
         module = registry.module(settings.server)
         if hasattr(module, "prepare"):
             module.prepare(settings)
@@ -268,7 +271,7 @@ def check(settings: Settings) -> list[str]:
     head = "the request head is read" if chain.needs_head else "nothing is read"
     name, why = backend.choose(settings, router)
     return [
-        f"application {settings.app}: {interface or registry.interface(settings)}",
+        f"application {settings.app}: {interface or server_kinds.interface(settings)}",
         f"key chain {chain.spec}: {head}",
         f"backend {name}: {why}",
     ]

@@ -14,9 +14,9 @@ import h11
 import httptools
 
 from limpet.errors import SettingsError
+from limpet.ipc.baton import Batons, Verdict
 from limpet.ipc.channel import SIZE, Channel, Handoff, Receiver
 from limpet.ipc.scoreboard import WORKER_CELLS, Row
-from limpet.moving.baton import Batons, Verdict
 from limpet.moving.messages import Arrived
 from limpet.moving.mover import Mover
 from limpet.protocol import client_hello

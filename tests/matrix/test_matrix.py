@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from websockets.sync.client import connect
 
-from limpet.servers.registry import KINDS
+from limpet.config.server_kinds import KINDS
 from tests.harness import PATIENCE_S, Limpet, fetch, wait_until
 from tests.matrix.variants import VARIANTS, Variant
 from tests.wire import Wire, request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from limpet.servers.registry import KINDS
+from limpet.config.server_kinds import KINDS
 
 BOTH: Final = ("kernel", "dispatcher")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from limpet.servers.registry import KINDS
+from limpet.config.server_kinds import KINDS
 from tests.harness import Limpet, fetch, wait_until
 from tests.wire import Wire, request
 

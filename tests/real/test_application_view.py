@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from limpet.config import bind
 from limpet.net import listener
 from tests.harness import Limpet, wait_until
 from tests.wire import Address, Wire, chunked, request, upgrade
@@ -67,7 +68,7 @@ class View:
 def sockets(folder: Path) -> list[socket.socket]:
     """Return sockets bound as `BINDS` are."""
     texts = [bind.replace("unix", f"unix:{folder}/uvicorn.sock") for bind in BINDS]
-    return [listener.open(listener.Bind.parse(text), 100).sock for text in texts]
+    return [listener.open(bind.Bind.parse(text), 100).sock for text in texts]
 
 
 @contextlib.contextmanager
@@ -109,8 +110,8 @@ def both(
         seen, http=http, ws=ws, root_path="/under", proxy_headers=False, log_config=None, access_log=False
     )
     flags = ["--http", http, "--ws", ws, "--root-path", "/under", "--workers", "2", "--by", chain]
-    for bind in BINDS:
-        flags += ["--bind", bind.replace("unix", f"unix:{folder}/limpet.sock")]
+    for address in BINDS:
+        flags += ["--bind", address.replace("unix", f"unix:{folder}/limpet.sock")]
     with alone(config, folder) as plain, Limpet("tests.wire_app:seen", *flags, bind="") as server:
         yield plain, addresses(server)
 

@@ -147,7 +147,7 @@ def test_command_is_one_that_limpet_understands(block: Block, command: str) -> N
 def test_file_is_one_that_limpet_reads(block: Block, tmp_path: Path) -> None:
     """The example of a settings file has settings, the one of a package an entry point of the group."""
     if block.text.startswith("[project"):
-        from limpet.servers.registry import GROUP
+        from limpet.config.server_kinds import GROUP
 
         assert GROUP in tomllib.loads(block.text)["project"]["entry-points"]
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from limpet.servers.registry import KINDS
+from limpet.config.server_kinds import KINDS
 from tests.harness import Limpet, wait_until
 
 STARTS = ["first start", "second start"]

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
+from limpet.config.bind import Bind
 from limpet.config.settings import Settings
 from limpet.errors import BackendError, ListenError
 from limpet.net import backend, reuseport_group
 from limpet.net.accept_queue import backlog
-from limpet.net.listener import Bind
 from limpet.net.reuseport_group import Group
 from limpet.protocol.request import Peer
 from limpet.routing.buckets import BUCKETS, table

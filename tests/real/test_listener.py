@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from limpet.config.bind import Bind
 from limpet.errors import ListenError, SettingsError
 from limpet.net import listener
-from limpet.net.listener import Bind, Listener
+from limpet.net.listener import Listener
 
 Open = Callable[..., Listener]
 Plain = Callable[..., socket.socket]

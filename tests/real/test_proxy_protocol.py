@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from limpet.config.server_kinds import KINDS
 from limpet.config.settings import load
 from limpet.errors import LimpetError
 from limpet.net.backend import choose
 from limpet.protocol.proxy_protocol import Origin, write
 from limpet.routing.router import Router
-from limpet.servers.registry import KINDS
 from tests.harness import Limpet, fetch, wait_until
 from tests.matrix.variants import VARIANTS, Variant
 from tests.real.fronts import Front

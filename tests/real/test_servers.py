@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 from websockets.sync.client import connect
 
-from limpet.servers.registry import KINDS
+from limpet.config.server_kinds import KINDS
 from tests.harness import PATIENCE_S, Limpet, fetch, wait_until
 
 SERVERS = {name: KINDS[name] for name in ("uvicorn", "hypercorn", "granian", "gunicorn")}  # all: tests/matrix

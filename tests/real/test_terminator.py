@@ -28,7 +28,7 @@ from limpet.protocol.proxy_protocol import Origin, write
 from limpet.protocol.request import Peer
 from limpet.routing.forwarded import Trust
 from limpet.routing.key_chain import KeyChain
-from limpet.supervisor.watchdog import memory
+from limpet.system.proc import memory
 from tests.harness import HERE, PATIENCE_S, Limpet, limpet_command, wait_until
 from tests.public import Public, Seen, finished, reload
 from tests.real.browser import PROGRAMS, chromium, until

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from limpet.ipc.baton import CELLS_PER_WORKER, Baton, Batons, Verdict
 from limpet.ipc.channel import Channel
 from limpet.ipc.scoreboard import WORKER_CELLS, Row
-from limpet.moving.baton import CELLS_PER_WORKER, Baton, Batons, Verdict
 from limpet.moving.messages import Arrived
 from limpet.moving.mover import Mover
 from limpet.moving.passing import shut_down

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from limpet.config import settings
+from limpet.config.server_kinds import refuse_mix
 from limpet.errors import AppError, SettingsError
 from limpet.servers.gunicorn import config_file
-from limpet.servers.registry import refuse_mix
 
 CUSTOM = """
 from uvicorn_worker import UvicornWorker

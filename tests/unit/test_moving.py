@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from limpet.ipc.baton import Batons, Verdict
 from limpet.ipc.channel import Channel
 from limpet.ipc.scoreboard import WORKER_CELLS, Row
-from limpet.moving.baton import Batons, Verdict
 from limpet.moving.messages import Arrived
 from limpet.moving.mover import TAKES_PER_TURN, Mover
 from limpet.moving.passing import shut_down

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from limpet.fleet.past import Past
 from limpet.ipc.scoreboard import DISPATCHER_CELLS, WORKER_CELLS, Scoreboard
-from limpet.operate.status import Past
 
 
 def test_figures_of_dead_workers_are_kept_and_their_row_is_cleared() -> None:

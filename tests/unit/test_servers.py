@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from limpet.config.server_kinds import KINDS, kind
 from limpet.config.settings import load
 from limpet.errors import AppError, SettingsError
 from limpet.servers import registry
-from limpet.servers.registry import KINDS, kind
 from tests.matrix.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]

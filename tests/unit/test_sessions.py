@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 
 import limpet
+from limpet.config.learn_source import Source
 from limpet.config.settings import Settings
 from limpet.current import WorkerInfo
 from limpet.errors import SettingsError
@@ -21,7 +22,7 @@ from limpet.routing.key_chain import Key
 from limpet.routing.learned_ids import Learned
 from limpet.routing.router import Clocks, Router
 from limpet.sessions import sessions
-from limpet.sessions.sessions import Sessions, Source
+from limpet.sessions.sessions import Sessions
 
 SLOTS = 8
 NOBODY = Peer(None, None, "")

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from limpet.config import privileges, secret
+from limpet.config.bind import Bind
 from limpet.config.settings import Settings
 from limpet.errors import reason
 from limpet.ipc.control_link import Link, LinkClosedError
 from limpet.net import listener
-from limpet.net.listener import Bind, Listener
+from limpet.net.listener import Listener
 
 _BACKLOG: Final = 64
 _FIRST_PAUSE_S: Final = 0.5  # before the next process; doubled while they end soon

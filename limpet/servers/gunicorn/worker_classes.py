@@ -14,12 +14,12 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
+from limpet.config.server_kinds import ASGI_CLASSES
 from limpet.config.settings import Settings
 from limpet.errors import AppError
 from limpet.servers import uvloop_listening
 from limpet.servers.asgi import framed, framed_wsgi
 from limpet.servers.gunicorn import config_file
-from limpet.servers.registry import ASGI_CLASSES
 from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 

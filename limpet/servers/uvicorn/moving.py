@@ -19,8 +19,8 @@ import asyncio
 from typing import Any, Final
 
 from limpet.dispatch.refusals import answer
+from limpet.ipc.baton import Baton, Verdict
 from limpet.ipc.channel import Handoff
-from limpet.moving.baton import Baton, Verdict
 from limpet.moving.messages import Arrived
 from limpet.moving.passing import shut_down
 from limpet.protocol.head import BadHead, HeadParser

@@ -21,10 +21,10 @@ from typing import Any, Final
 
 import uvicorn
 
+from limpet.ipc.baton import Baton
 from limpet.ipc.control_link import LinkClosedError
 from limpet.ipc.scoreboard import position
 from limpet.logs import warn_hourly
-from limpet.moving.baton import Baton
 from limpet.moving.messages import Arrived
 from limpet.moving.mover import TAKES_PER_TURN
 from limpet.routing.forwarded import Trust

@@ -1,0 +1,176 @@
+"""The servers that a worker can run, and what each of them can do.
+
+Owns one table, `KINDS`: checks of settings refuse by it, and documents and tests are held against it. How the adapter
+of a server is found and called is servers/registry.py's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from limpet.config.settings import Settings
+from limpet.errors import SettingsError
+
+GROUP: Final = "limpet.servers"
+"""Of the entry points by which an installed package offers a server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What one server can do."""
+
+    module: str  # of the adapter; of a server that is not limpet's own, `module:function`
+    interface: str  # what it calls: "asgi", "wsgi", or in words what else APP has to be
+    takes: str = "any"  # the connections it can be given, or "accepted" for those it accepts itself
+    moves: bool = False  # hands a connection on when a later request on it belongs to another slot
+    hears: str = "never"  # of an origin that is not the socket's peer: "always", on "asyncio" alone, or "never"
+    closes: bool = True  # can end each connection with its response
+    websocket: bool = False
+    http: bool = True  # all that it serves; else connections of any protocol, in which no key can be looked for
+    runs_hooks: bool = False  # calls those of worker/hooks.py itself, on its event loop
+    extra: str | None = None  # of limpet, that installs it
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "uvicorn": Kind(
+        "limpet.servers.uvicorn.server", "asgi", moves=True, hears="always", websocket=True, runs_hooks=True
+    ),
+    "hypercorn": Kind(
+        "limpet.servers.hypercorn.server", "asgi", hears="always", websocket=True, runs_hooks=True, extra="hypercorn"
+    ),
+    "granian": Kind("limpet.servers.granian", "asgi", "accepted", websocket=True, runs_hooks=True, extra="granian"),
+    "gunicorn": Kind("limpet.servers.gunicorn.server", "wsgi", hears="always", extra="gunicorn"),
+    "waitress": Kind("limpet.servers.waitress", "wsgi", hears="always", extra="waitress"),
+    "aiohttp": Kind(
+        "limpet.servers.aiohttp",
+        "an `aiohttp.web.Application`",
+        hears="asyncio",
+        websocket=True,
+        runs_hooks=True,
+        extra="aiohttp",
+    ),
+    "tornado": Kind(
+        "limpet.servers.tornado",
+        "a `tornado.web.Application`",
+        hears="always",
+        websocket=True,
+        runs_hooks=True,
+        extra="tornado",
+    ),
+    "sanic": Kind(
+        "limpet.servers.sanic", "a `sanic.Sanic`", hears="asyncio", websocket=True, runs_hooks=True, extra="sanic"
+    ),
+    "daphne": Kind("limpet.servers.daphne", "asgi", hears="always", websocket=True, runs_hooks=True, extra="daphne"),
+    "twisted": Kind(
+        "limpet.servers.twisted.server",
+        "a resource, site or protocol factory of Twisted",
+        hears="always",
+        extra="twisted",
+    ),
+    "stream": Kind(
+        "limpet.servers.stream",
+        "an `async def handle(reader, writer)` or a factory of asyncio protocols",
+        hears="asyncio",
+        runs_hooks=True,
+        http=False,
+    ),
+    "trio": Kind("limpet.servers.trio.server", "an `async def handle(stream)`, on trio", http=False, extra="trio"),
+    "anyio": Kind("limpet.servers.anyio", "an `async def handle(stream)`, on anyio", http=False, extra="anyio"),
+    "socketserver": Kind(
+        "limpet.servers.socketserver", "a handler class, as for `socketserver` or `http.server`", hears="always"
+    ),
+    "script": Kind(
+        "limpet.servers.script", "a function that serves on `limpet.listener()`", hears="always", closes=False
+    ),
+}
+ON_TRIO: Final = frozenset({"hypercorn", "trio", "anyio"})
+"""The servers that `--loop trio` may name."""
+
+ASGI_CLASSES: Final = frozenset({"asgi", "uvicorn-worker"})
+"""Of gunicorn's workers, those that call ASGI."""
+
+FOREIGN: Final = "whatever its adapter serves"
+
+
+def refuse_mix(settings: Settings) -> None:
+    """Raise SettingsError if the binds of *settings* serve more in one worker than its server can.
+
+    In a worker of uvicorn there may be several applications, key chains, and streams beside HTTP.
+    """
+    if settings.server_config is not None and settings.server != "gunicorn":
+        raise SettingsError(
+            f"`--server-config {settings.server_config}` is for gunicorn, and the server is `{settings.server}`",
+            hint="`--server gunicorn`",
+        )
+    for each in settings.served:
+        alike = (each.app, each.by, each.server) == (settings.app, settings.by, settings.server)
+        if not (alike or (settings.server == "uvicorn" and each.server in ("uvicorn", "stream"))):
+            raise SettingsError(
+                f"the bind `{each}` differs from what `--server {settings.server}` serves elsewhere, and only uvicorn "
+                "serves several applications, or by several key chains, in one worker",
+                hint="`--server uvicorn`, or a server of its own for each",
+            )
+    if settings.max_connections_per_address and any(each.server != "uvicorn" for each in settings.served):
+        raise SettingsError(
+            "`--max-connections-per-address` needs a worker that counts its clients, and only uvicorn does",
+            hint="`--server uvicorn`, or a limit in what stands in front",
+        )
+    if settings.server == "uvicorn" and all(each.server == "stream" for each in settings.served):
+        raise SettingsError("all binds are of `server=stream`", hint="`--server stream` for all of them")
+
+
+def refuse_untold(settings: Settings) -> None:
+    """Raise SettingsError if a bind of *settings* has PROXY headers that nobody may send, or the server cannot heed."""
+    if not settings.takes_headers:
+        return
+    if not settings.trust:
+        raise SettingsError(
+            "`--proxy-protocol required` without `--trust`: nobody could connect",
+            hint="`--trust 10.0.0.0/8` names the proxies; `--trust unix` those on a unix socket",
+        )
+    hears, loop = kind(settings.server).hears, settings.loop
+    is_deaf = loop == "trio" or settings.worker_class in ("gevent", *ASGI_CLASSES)
+    is_mixed = any(each.proxy_protocol == "required" and each.server != settings.server for each in settings.served)
+    if hears == "never" or is_deaf or is_mixed or (hears == "asyncio" and loop == "uvloop"):
+        raise SettingsError(
+            "`--proxy-protocol required`: what serves here, or its event loop, would show applications the proxy, not "
+            "the client",
+            hint="`--server uvicorn`, `--loop auto` and the usual `--worker-class`; streams need a server of their own",
+        )
+
+
+@cache
+def kind(name: str) -> Kind:
+    """Return what is known of the server *name*: one of limpet's, `module:function`, or an installed entry point.
+
+    Imports nothing of the user's. Raises SettingsError.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    module, colon, function = name.partition(":")
+    if colon and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+        return Kind(name, FOREIGN, closes=False)
+    from importlib.metadata import entry_points  # only now: it takes longer than the rest
+
+    offered = {point.name: point.value for point in entry_points(group=GROUP)}
+    if name in offered:
+        return Kind(offered[name], FOREIGN, closes=False)
+    known = ", ".join(f"`{each}`" for each in [*KINDS, *offered])
+    raise SettingsError(
+        f"there is no server `{name}`", hint=f"the servers are {known}; `module:function` is an adapter of your own"
+    )
+
+
+def interface(settings: Settings) -> str:
+    """Return what the server of *settings* calls: "asgi", "wsgi", or in words what else APP has to be."""
+    is_asgi = settings.server == "gunicorn" and settings.worker_class in ASGI_CLASSES
+    return "asgi" if is_asgi else kind(settings.server).interface
+
+
+def at_home(app: object) -> str | None:
+    """Return the server that *app* was made for by its framework, None if its class does not say."""
+    framework = type(app).__module__.partition(".")[0]
+    return framework if framework in KINDS and KINDS[framework].interface not in ("asgi", "wsgi") else None

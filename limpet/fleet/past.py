@@ -1,0 +1,40 @@
+"""What processes that have ended had counted, so that no total goes back when one is replaced.
+
+Written by fleet/resources.py when a process is buried; read by operate/status.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from limpet.ipc.figures import Kind
+from limpet.ipc.scoreboard import Row, Scoreboard
+
+
+class Past:
+    """What processes that have ended had counted, so that no total goes back when one is replaced."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots: list[Counter[str]] = [Counter() for _ in range(slots)]
+        self.dispatchers: Counter[str] = Counter()
+        self.terminators: Counter[str] = Counter()
+
+    def grow(self, slots: int) -> None:
+        """Make room for *slots* slots."""
+        self.slots += [Counter() for _ in range(slots - len(self.slots))]
+
+    def add_worker(self, slot: int, row: Row) -> None:
+        """Take over the figures of a dead worker of *slot*, and clear its row for the next."""
+        self.slots[slot].update(row.of_kind(Kind.TOTAL, Kind.PART))
+        row.clear()
+
+    def add_terminator(self, row: Row) -> None:
+        """Take over the figures of a dead terminator, and clear what it had in hand."""
+        self.terminators.update(row.of_kind(Kind.TOTAL))
+        row.clear()
+
+    def add_dispatcher(self, board: Scoreboard, row: int) -> None:
+        """Take over the figures of a dead dispatcher, and clear what it had in hand."""
+        self.dispatchers.update(board.dispatcher(row).of_kind(Kind.TOTAL, Kind.PART))
+        board.dispatcher(row).clear()
+        for slot in range(len(self.slots)):
+            board.waiting(row, slot).set("waiting", 0)
