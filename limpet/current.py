@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import socket
-
-    from limpet.ipc.control_link import Link
+    from collections.abc import Callable
 
 
 class WorkerInfo(NamedTuple):
@@ -27,12 +26,12 @@ class WorkerInfo(NamedTuple):
         With *wait_for_connections* the open ones, of all workers, may take as long as they like; without it they have
         the graceful timeout. Asking again changes nothing. Any thread may call it.
         """
-        assert _link is not None, "a worker has a line to its supervisor"
-        _link.send({"news": "stop", "wait_for_connections": wait_for_connections})
+        assert _ask_to_stop is not None, "a worker has a line to its supervisor"
+        _ask_to_stop(wait_for_connections)
 
 
 _current: WorkerInfo | None = None
-_link: Link | None = None
+_ask_to_stop: Callable[[bool], None] | None = None
 _role: str | None = None
 
 
@@ -46,10 +45,13 @@ def current_worker() -> WorkerInfo:
     return _current
 
 
-def become(info: WorkerInfo, link: Link) -> None:
-    """Make *info* what `current_worker` returns. Runs in a worker, before the application is imported."""
-    global _current, _link
-    _current, _link = info, link
+def become(info: WorkerInfo, ask_to_stop: Callable[[bool], None]) -> None:
+    """Make *info* what `current_worker` returns; *ask_to_stop* has the supervisor stop the server.
+
+    Runs in a worker, before the application is imported.
+    """
+    global _current, _ask_to_stop
+    _current, _ask_to_stop = info, ask_to_stop
 
 
 def be_child(role: str) -> None:

@@ -95,53 +95,6 @@ ASGI_CLASSES: Final = frozenset({"asgi", "uvicorn-worker"})
 FOREIGN: Final = "whatever its adapter serves"
 
 
-def refuse_mix(settings: Settings) -> None:
-    """Raise SettingsError if the binds of *settings* serve more in one worker than its server can.
-
-    In a worker of uvicorn there may be several applications, key chains, and streams beside HTTP.
-    """
-    if settings.server_config is not None and settings.server != "gunicorn":
-        raise SettingsError(
-            f"`--server-config {settings.server_config}` is for gunicorn, and the server is `{settings.server}`",
-            hint="`--server gunicorn`",
-        )
-    for each in settings.served:
-        alike = (each.app, each.by, each.server) == (settings.app, settings.by, settings.server)
-        if not (alike or (settings.server == "uvicorn" and each.server in ("uvicorn", "stream"))):
-            raise SettingsError(
-                f"the bind `{each}` differs from what `--server {settings.server}` serves elsewhere, and only uvicorn "
-                "serves several applications, or by several key chains, in one worker",
-                hint="`--server uvicorn`, or a server of its own for each",
-            )
-    if settings.max_connections_per_address and any(each.server != "uvicorn" for each in settings.served):
-        raise SettingsError(
-            "`--max-connections-per-address` needs a worker that counts its clients, and only uvicorn does",
-            hint="`--server uvicorn`, or a limit in what stands in front",
-        )
-    if settings.server == "uvicorn" and all(each.server == "stream" for each in settings.served):
-        raise SettingsError("all binds are of `server=stream`", hint="`--server stream` for all of them")
-
-
-def refuse_untold(settings: Settings) -> None:
-    """Raise SettingsError if a bind of *settings* has PROXY headers that nobody may send, or the server cannot heed."""
-    if not settings.takes_headers:
-        return
-    if not settings.trust:
-        raise SettingsError(
-            "`--proxy-protocol required` without `--trust`: nobody could connect",
-            hint="`--trust 10.0.0.0/8` names the proxies; `--trust unix` those on a unix socket",
-        )
-    hears, loop = kind(settings.server).hears, settings.loop
-    is_deaf = loop == "trio" or settings.worker_class in ("gevent", *ASGI_CLASSES)
-    is_mixed = any(each.proxy_protocol == "required" and each.server != settings.server for each in settings.served)
-    if hears == "never" or is_deaf or is_mixed or (hears == "asyncio" and loop == "uvloop"):
-        raise SettingsError(
-            "`--proxy-protocol required`: what serves here, or its event loop, would show applications the proxy, not "
-            "the client",
-            hint="`--server uvicorn`, `--loop auto` and the usual `--worker-class`; streams need a server of their own",
-        )
-
-
 @cache
 def kind(name: str) -> Kind:
     """Return what is known of the server *name*: one of limpet's, `module:function`, or an installed entry point.

@@ -17,15 +17,14 @@ import time
 import traceback
 
 from limpet import current, logs
+from limpet.config.router import Clocks, build_router
 from limpet.dispatch.dispatcher import Dispatcher
 from limpet.errors import LimpetError
 from limpet.ipc import boot
 from limpet.ipc.channel import Channel, Outbox
 from limpet.ipc.control_link import Link
 from limpet.ipc.scoreboard import Scoreboard
-from limpet.routing.learned_ids import Learned
 from limpet.routing.placement import Placement
-from limpet.routing.router import Clocks, Router
 from limpet.system import descriptors
 from limpet.worker import user_code
 
@@ -63,15 +62,15 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
     board = Scoreboard(place.scoreboard_fd)
     row = board.dispatcher(place.row)
 
-    router = Router.from_settings(
+    router = build_router(
         settings,
         bytes.fromhex(place.secret),
-        user_code.load_function,
-        user_code.Complaints(row),
+        load=user_code.load_function,
+        on_error=user_code.Complaints(row),
+        on_found=functools.partial(row.set, "elements"),
         clocks=Clocks(time.time, time.monotonic),
+        learned=board.learned(),
     )
-    router.on_found = functools.partial(row.set, "elements")
-    router.learned = Learned(board.learned(), settings.learn_idle_s)
     outboxes = [
         Outbox(Channel.inherit(fds), board.waiting(place.row, slot)) for slot, fds in enumerate(place.channel_fds)
     ]

@@ -18,9 +18,10 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from limpet.config import privileges
+from limpet.config import conflicts, privileges
 from limpet.config.bind import Bind
-from limpet.config.server_kinds import kind, refuse_mix, refuse_untold
+from limpet.config.router import build_router
+from limpet.config.server_kinds import kind
 from limpet.config.settings import Settings
 from limpet.errors import BackendError, reason
 from limpet.net import listener, reuseport_group, tls
@@ -250,15 +251,14 @@ def _say_what_keep_alive_means(settings: Settings, router: Router) -> None:
 
 def choose(settings: Settings, router: Router) -> tuple[str, str]:
     """Return the name of the backend to take, and why. Raises BackendError if the one that was asked for cannot be."""
-    refuse_mix(settings)
-    refuse_untold(settings)
-    tls.refuse_misfits(settings, router.chain)
+    conflicts.refuse(settings, router.chain)
     if settings.backend == "dispatcher":
         _refuse_dispatcher(settings)
         return "dispatcher", "asked for by `--backend dispatcher`"
     try:
-        _refuse_settings(settings, router)
-        reuseport_group.probe(program(router, router.owners))
+        placing = program(router, router.owners)
+        conflicts.refuse_kernel(settings, router.chain)
+        reuseport_group.probe(placing)
     except BackendError as error:
         if settings.backend == "kernel":
             raise BackendError(f"there is no kernel backend here: {error.message}", hint=error.hint) from None
@@ -279,7 +279,7 @@ def program(router: Router, owners: Sequence[int]) -> Program:
 
 def listing(settings: Settings) -> str:
     """Return the program for *settings* as people read it. Raises BackendError."""
-    router = Router.from_settings(settings, b"")  # the key is masked, and nothing else comes from the secret
+    router = build_router(settings, b"")  # the key is masked, and nothing else comes from the secret
     placing = program(router, router.owners)
     return f"{placing.listing}\n; {len(placing)} instructions"
 
@@ -291,35 +291,4 @@ def _refuse_dispatcher(settings: Settings, why: BackendError | None = None) -> N
         raise BackendError(
             f"{settings.server} serves only connections that it accepts itself, on the kernel backend{reason}",
             hint="`--by ip --backend kernel`; `--server uvicorn` serves every key chain",
-        )
-
-
-def _refuse_settings(settings: Settings, router: Router) -> None:
-    """Raise BackendError if *settings* ask for what the kernel cannot do."""
-    program(router, router.owners)
-    for text in settings.bind:
-        if Bind.parse(text).kind != "tcp":
-            raise BackendError(
-                f"`--bind {text}` is no address of its own: the kernel needs one listener for each slot",
-                hint="`--backend dispatcher` takes every bind; `--bind 127.0.0.1:8000` is an address",
-            )
-    if settings.takes_headers:
-        raise BackendError(
-            "`--proxy-protocol required`: addresses are in what is sent, and the kernel sees those of packets alone",
-            hint="leave `--backend` to `auto`, or `--backend dispatcher`",
-        )
-    if settings.max_connections_per_worker:
-        raise BackendError(
-            "`--max-connections-per-worker` needs somebody who counts, and the kernel places by address alone",
-            hint="leave it out, or `--backend dispatcher`",
-        )
-    if settings.on_down == "refuse":
-        raise BackendError(
-            "`--on-down refuse` asks for an answer, and the kernel gives none",
-            hint="`--on-down wait` or `failover`, or `--backend dispatcher`",
-        )
-    if settings.dispatchers > 1:
-        raise BackendError(
-            f"`--dispatchers {settings.dispatchers}` asks for dispatchers, and the kernel backend has none",
-            hint="leave out `--dispatchers`, or `--backend dispatcher`",
         )

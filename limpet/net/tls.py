@@ -89,28 +89,6 @@ def terminators(settings: Settings, chain: KeyChain) -> int:
     return settings.terminators if settings.tls_cert is not None and chain.needs_head else 0
 
 
-def refuse_misfits(settings: Settings, chain: KeyChain) -> None:
-    """Raise SettingsError if TLS cannot be spoken by *settings*, or nobody would say which server is meant."""
-    if settings.tls_cert is None:
-        if chain.needs_server_name and not settings.takes_headers:
-            raise SettingsError(
-                "`sni` in the key chain, and no TLS: there is no server name",
-                hint="`--tls-cert cert.pem --tls-key key.pem`, or a proxy that tells it: `--proxy-protocol required`",
-            )
-        return
-    if settings.server != "uvicorn":
-        raise SettingsError(
-            f"`--tls-cert` with `--server {settings.server}`: TLS is for workers of uvicorn alone",
-            hint="`--server uvicorn`; or nginx or HAProxy in front: docs/behind-a-proxy.md",
-        )
-    if terminators(settings, chain) and any(each.server == "stream" for each in settings.served):
-        raise SettingsError(
-            f"`--tls-cert` with `--by {chain.spec}` and a bind of `server=stream`: TLS ends before the workers, and "
-            "streams would not be told who the client is",
-            hint="a server of its own for the streams, of the same `--name`",
-        )
-
-
 def _text(path: str) -> str:
     try:
         return Path(path).read_text("ascii", "replace")

@@ -15,20 +15,30 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol
 
-from limpet.ipc.scoreboard import Row, Scoreboard
 from limpet.protocol.request import Peer
 from limpet.routing.buckets import rank
 from limpet.routing.key_chain import Key, KeyChain, Trust
 from limpet.routing.router import Router
 
 
+class Figures(Protocol):
+    """The figures of one worker: `connections` is what counts here."""
+
+    def __getitem__(self, name: str, /) -> int: ...
+
+
+class Board(Protocol):
+    """Where the figures of workers are read: the scoreboard."""
+
+    def worker(self, row: int, /) -> Figures: ...
+
+
 class Placement:
     """Picks the slot of a client of whom nothing but the far end of its connection is known."""
 
-    def __init__(
-        self, policy: str, router: Router, board: Scoreboard, queued: Callable[[int], int], most: int = 0
-    ) -> None:
+    def __init__(self, policy: str, router: Router, board: Board, queued: Callable[[int], int], most: int = 0) -> None:
         """*queued* tells how many connections wait for a slot, as this process can know; *most* 0 is no limit."""
         self._order: Callable[[Peer], Iterable[int]] = {
             "least": self._least,
@@ -41,7 +51,7 @@ class Placement:
         self._board = board
         self._queued = queued
         self._placed = [0] * router.slots
-        self._workers: list[Row | None] = [None] * router.slots
+        self._workers: list[Figures | None] = [None] * router.slots
         self._open = list(range(router.slots))  # the slots that take new clients
 
     def follow(self, rows: Sequence[int | None], held: Collection[int] = ()) -> None:

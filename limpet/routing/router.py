@@ -15,19 +15,13 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from limpet.config.settings import Settings
-from limpet.errors import SettingsError
 from limpet.protocol.request import Peer, Request
 from limpet.routing import buckets
-from limpet.routing.affinity_cookie import Attributes, Jar
+from limpet.routing.affinity_cookie import Jar
 from limpet.routing.elements import AFFINITY
 from limpet.routing.hashing import Hasher
-from limpet.routing.key_chain import Chains, Key, KeyChain, Trust
+from limpet.routing.key_chain import Key, KeyChain
 from limpet.routing.learned_ids import Entry, Learned
-
-LoadFunction = Callable[[str], Callable[..., object]]
-OnError = Callable[[str, BaseException | str], None]
-
 
 _LONGEST: Final = 256  # bytes of a key that is remembered: clients may send 60 KB
 _UNSETTLED_S: Final = 60.0  # after all clients are at home again: news take milliseconds, but a blocked worker is late
@@ -50,64 +44,40 @@ class Route(NamedTuple):
         return "learned" if self.learned is not None else "cookie" if self.is_cookie else "hash"
 
 
-class Clocks(NamedTuple):
-    """What tells a router the time."""
-
-    wall: Callable[[], float]
-    monotonic: Callable[[], float]
-
-
 class Router:
     """The key chain, the secret's hash, the bucket table and the learned ids of one server."""
 
-    def __init__(self, chain: KeyChain, hasher: Hasher, slots: int, *, failover: bool = False) -> None:
+    def __init__(
+        self,
+        chain: KeyChain,
+        hasher: Hasher,
+        slots: int,
+        *,
+        failover: bool = False,
+        jar: Jar | None = None,
+        learned: Learned | None = None,
+        on_found: Callable[[int], None] = lambda bits: None,
+        now: Callable[[], float] = float,
+    ) -> None:
+        """*now* tells the monotonic time.
+
+        *on_found* hears when an element of *chain* has found its first key: of all that have, a bit for each.
+        """
         self.chain = chain
         self.hasher = hasher
         self.slots = slots
         self.failover = failover
-        self.jar: Jar | None = None
-        self.learned: Learned | None = None
-        self.on_found: Callable[[int], None] = lambda bits: None  # hears when another element has found a key
+        self.jar = jar
+        self.learned = learned
+        self._on_found = on_found
         self._found: set[str] = set()
-        self._now: Callable[[], float] = float
+        self._now = now
         self._is_up: Sequence[bool] = ()
         self._asks_functions = chain.asks_functions
         self._unsettled_until = 0.0  # others may not know yet, or still, that clients are away from home
         self._hashed = lru_cache(maxsize=_ROUTES)(self._hash)
         self._known = lru_cache(maxsize=_ROUTES)(self._know)
         self._homes = self.owners = buckets.table(slots)  # of each bucket: its home, and the slot that serves it now
-
-    @classmethod
-    def from_settings(
-        cls,
-        settings: Settings,
-        secret: bytes,
-        load: LoadFunction | None = None,
-        on_error: OnError | None = None,
-        *,
-        clocks: Clocks | None = None,
-    ) -> Router:
-        """Return the router that *settings* describe. Without *load* user functions stay unresolved, so never run.
-
-        Of several lines of the *secret* the last gives the homes. Without *clocks* it knows no cookies.
-        """
-        lines = [line.strip() for line in secret.splitlines()] or [b""]
-        jar = None
-        if clocks is not None:
-            jar = Jar(lines, settings.cluster, Attributes.parse(settings.affinity_cookie), clocks.wall)
-        trust = Trust.parse(",".join(settings.trust))
-        chains = {each.by: KeyChain.parse(each.by, trust, load, on_error, jar) for each in settings.served}
-        chain = Chains([chains[each.by] for each in settings.served]) if len(chains) > 1 else chains.popitem()[1]
-        if settings.learn and not chain.needs_head:
-            raise SettingsError(
-                f"`--learn` remembers ids that requests bring, and the key chain `{chain.spec}` looks for none",
-                hint="`--by header:mcp-session-id,affinity --learn header:mcp-session-id`",
-            )
-        router = cls(chain, Hasher(lines[-1]), settings.workers, failover=settings.on_down != "refuse")
-        router.jar = jar if chain.has_affinity else None
-        if clocks is not None:
-            router._now = clocks.monotonic
-        return router
 
     def resize(self, slots: int) -> None:
         """Take the table of *slots* slots; all of them count as up until `follow` says otherwise."""
@@ -184,7 +154,7 @@ class Router:
         """Return where *key* is served by its hash; `_hashed` remembers."""
         if key.element not in self._found:  # here, where only keys come that are new
             self._found.add(key.element)
-            self.on_found(self.chain.bits_of(self._found))
+            self._on_found(self.chain.bits_of(self._found))
         is_cookie = key.element == AFFINITY
         digest = int.from_bytes(key.value, "big") if is_cookie else self.hasher.digest(key.value, key.is_address)
         bucket = self.hasher.bucket(digest)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from limpet.config.server_kinds import KINDS, refuse_untold
+from limpet.config.server_kinds import KINDS
 from limpet.config.settings import Settings
 from limpet.errors import AppError
 
@@ -28,12 +28,11 @@ from limpet.errors import AppError
 def told(settings: Settings) -> Settings:
     """Return *settings* with what `--server-config` says of the worker. Runs the user's code.
 
-    Raises AppError, or SettingsError for a worker that the other settings do not go with.
+    Raises AppError. What does not go together then is for config/conflicts.py to say.
     """
     if settings.server_config is None:
         return settings
     found: Settings = module(settings.server).told(settings)
-    refuse_untold(found)
     return found
 
 

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from limpet.config import server_kinds
 from limpet.config.settings import Settings
-from limpet.errors import SettingsError
 from limpet.protocol.request import Peer, Request
 from limpet.sessions.sessions import Sessions
 
@@ -37,11 +36,6 @@ def in_session(app: Application, sessions: Sessions, settings: Settings, bind: i
     interface = server_kinds.interface(settings)
     if interface == "wsgi":
         return InSessionWsgi(app, sessions)
-    if interface != "asgi":
-        raise SettingsError(
-            f"`--by affinity`, `--learn` and `--on-lost` look into responses; `--server {settings.server}` has none",
-            hint="`--server uvicorn` serves ASGI and WSGI applications",
-        )
     return InSession(app, sessions, settings.root_path.rstrip("/"), bind)
 
 

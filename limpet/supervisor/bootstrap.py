@@ -13,10 +13,11 @@ import time
 
 from limpet import logs
 from limpet.config import privileges, secret
+from limpet.config.router import Clocks, build_router
 from limpet.config.settings import Settings
 from limpet.net import backend
 from limpet.operate import watch
-from limpet.routing.router import Clocks, Router
+from limpet.routing.router import Router
 from limpet.supervisor import snapshot, upgrade
 from limpet.supervisor.program_link import Program
 from limpet.supervisor.supervisor import Supervisor
@@ -71,4 +72,4 @@ def _take_over(settings: Settings, before: snapshot.Packed, *, is_trial: bool) -
 
 
 def _router(settings: Settings, value: bytes) -> Router:
-    return Router.from_settings(settings, value, clocks=Clocks(time.time, time.monotonic))
+    return build_router(settings, value, clocks=Clocks(time.time, time.monotonic))

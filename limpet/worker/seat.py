@@ -25,7 +25,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from limpet import current
-from limpet.config import server_kinds
+from limpet.config import conflicts, server_kinds
+from limpet.config.router import Clocks, build_router
 from limpet.config.settings import Settings
 from limpet.dispatch.address_limit import PerAddress
 from limpet.ipc.baton import CELLS_PER_WORKER, Batons
@@ -35,9 +36,7 @@ from limpet.ipc.control_link import Link
 from limpet.ipc.scoreboard import BEAT_S, Row, Scoreboard
 from limpet.moving.mover import Mover
 from limpet.net import tls
-from limpet.routing.learned_ids import Learned
 from limpet.routing.placement import Placement
-from limpet.routing.router import Clocks, Router
 from limpet.servers import registry
 from limpet.servers.accessed import accessed
 from limpet.sessions import sessions
@@ -80,19 +79,19 @@ class Seat:
 def work(place: Boot, link: Link) -> None:
     """Be the worker that *place* describes until it has drained. Raises AppError when the application cannot start."""
     info = current.WorkerInfo(place.index, os.getpid(), place.generation)
-    current.become(info, link)
+    current.become(info, lambda wait: link.send({"news": "stop", "wait_for_connections": wait}))
     settings = registry.told(place.settings)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)
-    router = Router.from_settings(
+    router = build_router(
         settings,
         bytes.fromhex(place.secret),
-        _watched(row),
-        user_code.Complaints(row),
+        load=_watched(row),
+        on_error=user_code.Complaints(row),
+        on_found=functools.partial(row.set, "elements"),
         clocks=Clocks(time.time, time.monotonic),
+        learned=board.learned(),
     )
-    router.on_found = functools.partial(row.set, "elements")
-    router.learned = Learned(board.learned(), settings.learn_idle_s)
     here = sessions.Sessions(settings, info, router, row)
     sessions.become(here)
     placement = Placement(settings.place, router, board, lambda slot: 0, settings.max_connections_per_worker)
@@ -114,7 +113,7 @@ def work(place: Boot, link: Link) -> None:
     )
     if place.pem:
         tls.ignore_names_that_are_no_text()
-    user_code.refuse_misfits(settings, router.chain)
+    conflicts.refuse(settings, router.chain, is_loaded=True)
     serve = user_code.adapter(settings)  # first: gevent has to be there before the application
     app = user_code.load(settings)
     if isinstance(app, user_code.PerBind):

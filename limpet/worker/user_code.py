@@ -18,13 +18,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from limpet.config import server_kinds
+from limpet.config import conflicts, server_kinds
 from limpet.config.settings import Settings
-from limpet.errors import AppError, LimpetError, SettingsError
+from limpet.errors import AppError, LimpetError
 from limpet.ipc.scoreboard import Row
 from limpet.logs import Hourly
 from limpet.routing import elements
-from limpet.routing.key_chain import KeyChain
 from limpet.servers import registry
 
 Application = Callable[..., Any]
@@ -98,24 +97,6 @@ def takes(app: Any, number: int, *, is_async: bool) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def refuse_misfits(settings: Settings, chain: KeyChain) -> None:
-    """Raise SettingsError for what a server cannot do: read requests for *chain*, its functions loaded, or trio."""
-    for bind, each in enumerate(settings.served):
-        if settings.loop == "trio" and each.server not in server_kinds.ON_TRIO:
-            raise SettingsError(
-                f"`--server {each.server}` does not run on trio",
-                hint="`--loop auto`; "
-                + ", ".join(f"`--server {name}`" for name in sorted(server_kinds.ON_TRIO))
-                + " do",
-            )
-        if chain.at(bind).needs_head and not server_kinds.kind(each.server).http:
-            raise SettingsError(
-                f"the key chain `{chain.at(bind).spec}` looks into requests, and `--server {each.server}` serves "
-                "connections of any protocol",
-                hint="`--by ip`, or `--by python:module:function` with a function of a `limpet.Peer`",
-            )
 
 
 def adapter(settings: Settings) -> Callable[[Any, Any], None]:
@@ -257,17 +238,17 @@ def wsgi(app: Application) -> Application:
 
 def check(settings: Settings) -> list[str]:
     """Import all user code that *settings* name; return a line on each thing found. Raises LimpetError."""
+    from limpet.config.router import build_router
     from limpet.net import backend
-    from limpet.routing.router import Router
 
     settings = registry.told(settings)
     app = import_object(settings.app, "application")
     interface = settings.interface if settings.interface != "auto" else interface_of(app() if settings.factory else app)
     adapter(settings)
     load(settings)
-    router = Router.from_settings(settings, b"", load_function)  # where keys live is not asked
+    router = build_router(settings, b"", load=load_function)  # where keys live is not asked
     chain = router.chain
-    refuse_misfits(settings, chain)
+    conflicts.refuse(settings, chain, is_loaded=True)
     head = "the request head is read" if chain.needs_head else "nothing is read"
     name, why = backend.choose(settings, router)
     return [

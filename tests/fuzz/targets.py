@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import h11
 import httptools
 
+from limpet.config.router import Clocks
 from limpet.errors import SettingsError
 from limpet.ipc.baton import Batons, Verdict
 from limpet.ipc.channel import SIZE, Channel, Handoff, Receiver
@@ -27,7 +28,7 @@ from limpet.routing.affinity_cookie import Attributes, Jar
 from limpet.routing.forwarded import Trust
 from limpet.routing.hashing import Hasher
 from limpet.routing.key_chain import KeyChain
-from limpet.routing.router import Clocks, Router
+from limpet.routing.router import Router
 
 MAX_HEAD: Final = 4096
 MAX_HEADERS: Final = 32

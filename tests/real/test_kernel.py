@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from limpet.config.bind import Bind
+from limpet.config.router import build_router
 from limpet.config.settings import Settings
 from limpet.errors import BackendError, ListenError
 from limpet.net import backend, reuseport_group
@@ -226,7 +227,7 @@ def test_trial_says_what_is_wrong() -> None:
 def chosen(**given: Any) -> tuple[str, str]:
     """Return which backend a server takes, and why."""
     settings = Settings(app="tests.apps:echo", **{"workers": WORKERS, "by": "ip", **given})
-    return backend.choose(settings, Router.from_settings(settings, SECRET))
+    return backend.choose(settings, build_router(settings, SECRET))
 
 
 def test_auto_takes_the_kernel_for_addresses() -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from limpet.config.router import build_router
 from limpet.config.server_kinds import KINDS
 from limpet.config.settings import load
 from limpet.errors import LimpetError
 from limpet.net.backend import choose
 from limpet.protocol.proxy_protocol import Origin, write
-from limpet.routing.router import Router
 from tests.harness import Limpet, fetch, wait_until
 from tests.matrix.variants import VARIANTS, Variant
 from tests.real.fronts import Front
@@ -182,7 +182,7 @@ def refusal(given: dict[str, str]) -> str:
     """Return why a server with the settings *given* does not start."""
     try:
         settings = load({"app": "app:app", **given}, {})
-        choose(settings, Router.from_settings(settings, b""))
+        choose(settings, build_router(settings, b""))
     except LimpetError as error:
         return error.message
     return "it starts"

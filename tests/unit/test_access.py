@@ -13,10 +13,11 @@ from typing import Any, Literal
 import pytest
 
 from limpet import logs
+from limpet.config.router import build_router
 from limpet.config.settings import Settings
 from limpet.routing.elements import AFFINITY, Key
 from limpet.routing.learned_ids import Entry as Learned
-from limpet.routing.router import Route, Router
+from limpet.routing.router import Route
 from limpet.worker import access_log
 from limpet.worker.access_log import AccessLog, Entry, Fields, First, Held
 
@@ -39,7 +40,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def log(form: Literal["human", "json"] = "json") -> AccessLog:
     """Return the access log of slot 1."""
     settings = Settings(app="a:b", by="header:x-user", log_format=form)
-    return AccessLog(1, settings, Router.from_settings(settings, b"secret"))
+    return AccessLog(1, settings, build_router(settings, b"secret"))
 
 
 def entry(found: Any, path: bytes = b"/", ended: float = 1000.0) -> Entry:
@@ -75,7 +76,7 @@ def test_line_says_how_the_request_came_here(written: list[str], found: Any, rou
 
 def test_route_of_a_key_is_known_to_be_a_cookie() -> None:
     """The log has the route alone."""
-    router = Router.from_settings(Settings(app="a:b", by="affinity"), b"secret")
+    router = build_router(Settings(app="a:b", by="affinity"), b"secret")
     assert router.where(Key(bytes(8), AFFINITY, False)).how == "cookie"
     assert router.where(Key(b"ada", "header:x-user", False)).how == "hash"
 

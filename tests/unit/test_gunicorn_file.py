@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from limpet.config import settings
-from limpet.config.server_kinds import refuse_mix
+from limpet.config import conflicts, settings
 from limpet.errors import AppError, SettingsError
+from limpet.routing.key_chain import KeyChain, Trust
 from limpet.servers.gunicorn import config_file
+
+IP = KeyChain.parse("ip", Trust.parse(""))
 
 CUSTOM = """
 from uvicorn_worker import UvicornWorker
@@ -98,4 +100,4 @@ def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_file_for_another_server_is_refused() -> None:
     """It would be left unread."""
     with pytest.raises(SettingsError, match="is for gunicorn, and the server is `uvicorn`"):
-        refuse_mix(settings.load({"app": "app:app", "server_config": "gunicorn.conf.py"}, {}))
+        conflicts.refuse(settings.load({"app": "app:app", "server_config": "gunicorn.conf.py"}, {}), IP)

@@ -11,7 +11,9 @@ from collections import Counter
 import pytest
 
 import limpet
+from limpet.config import conflicts
 from limpet.config.learn_source import Source
+from limpet.config.router import Clocks, build_router
 from limpet.config.settings import Settings
 from limpet.current import WorkerInfo
 from limpet.errors import SettingsError
@@ -20,7 +22,7 @@ from limpet.ipc.scoreboard import Scoreboard
 from limpet.protocol.request import Peer, Request
 from limpet.routing.key_chain import Key
 from limpet.routing.learned_ids import Learned
-from limpet.routing.router import Clocks, Router
+from limpet.routing.router import Router
 from limpet.sessions import sessions
 from limpet.sessions.sessions import Sessions
 
@@ -32,7 +34,7 @@ def worker(slot: int, *learn: str) -> tuple[Sessions, Router]:
     """Return the sessions of the worker in *slot*."""
     settings = Settings(app="app:app", workers=SLOTS, by="query:sid,header:x-sid", learn=learn)
     board = Scoreboard.create()
-    router = Router.from_settings(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
+    router = build_router(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
     router.learned = Learned(board.learned(), 60)
     return Sessions(settings, WorkerInfo(slot, 1, 1), router, board.worker(0)), router
 
@@ -136,8 +138,7 @@ def test_stand_in_renews_a_cookie_for_the_home_of_its_client() -> None:
     settings = Settings(app="app:app", workers=SLOTS, by="affinity")
     board, clocks = Scoreboard.create(), Clocks(lambda: 0.0, lambda: 0.0)
     old, new = (
-        Router.from_settings(settings, secret, clocks=clocks)
-        for secret in (b"old" * 6, b"new" * 6 + b"\n" + b"old" * 6)
+        build_router(settings, secret, clocks=clocks) for secret in (b"old" * 6, b"new" * 6 + b"\n" + b"old" * 6)
     )
     assert old.jar is not None
     assert new.jar is not None
@@ -157,7 +158,7 @@ def test_stand_in_renews_a_cookie_for_the_home_of_its_client() -> None:
 def test_tries_of_a_client_fall_on_workers_by_chance() -> None:
     """Who wants a certain worker gets it in one of N tries, whatever it does with the cookies that it was given."""
     settings = Settings(app="app:app", workers=SLOTS, by="affinity,header:x")
-    router = Router.from_settings(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
+    router = build_router(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
     assert router.jar is not None
     draw = random.Random(3)
     given = [router.jar.mint(router.lives_at(draw.randrange(SLOTS)), secrets.token_bytes)[0] for _ in range(50)]
@@ -178,4 +179,4 @@ def test_learning_is_refused_where_no_request_is_read_for_an_id() -> None:
     """The table would fill, and nobody would ever look into it."""
     settings = Settings(app="app:app", workers=SLOTS, by="ip", learn=("header:x",))
     with pytest.raises(SettingsError, match="looks for none"):
-        Router.from_settings(settings, b"secret" * 4)
+        conflicts.refuse(settings, build_router(settings, b"secret" * 4).chain)
