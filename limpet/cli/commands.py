@@ -26,6 +26,7 @@ import click
 from limpet.config import settings
 from limpet.config.fields import Setting
 from limpet.errors import INTERRUPTED, AppError, ControlError, LimpetError, SettingsError
+from limpet.servers import application
 from limpet.version import __version__
 
 _POLL_S = 0.1  # how often a command that waits asks the server how far it is
@@ -126,7 +127,7 @@ def check(show_bpf: bool, **flags: Any) -> None:
     if (identity := privileges.wanted(wanted)) is not None:
         identity.become()
     user_code.look_in(wanted.app_dir)  # as in the children: the script's own directory is what Python would take
-    for line in user_code.check(wanted):
+    for line in application.check(wanted):
         click.echo(line)
     if show_bpf:
         click.echo(backend.listing(wanted))

@@ -19,6 +19,7 @@ import traceback
 from limpet import current, logs
 from limpet.config.router import Clocks, build_router
 from limpet.dispatch.dispatcher import Dispatcher
+from limpet.entry import worker
 from limpet.errors import LimpetError
 from limpet.ipc import boot
 from limpet.ipc.channel import Channel, Outbox
@@ -127,9 +128,8 @@ def _collect_rarely() -> None:
 
 def _work(place: boot.Boot, link: Link) -> None:
     descriptors.be_content_with(place.descriptors)
-    from limpet.worker import seat  # pulls in the server, which a dispatcher does without
 
-    seat.work(place, link)
+    worker.work(place, link)
 
 
 if __name__ == "__main__":

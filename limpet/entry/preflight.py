@@ -12,6 +12,7 @@ import traceback
 
 from limpet.config.settings import Settings
 from limpet.errors import LimpetError
+from limpet.servers import application
 from limpet.supervisor.upgrade import PASSED
 from limpet.worker import user_code
 
@@ -24,7 +25,7 @@ def main() -> int:
         settings = Settings.from_json(file.read().decode())
     user_code.look_in(settings.app_dir)  # as in the children
     try:
-        user_code.check(settings)
+        application.check(settings)
     except LimpetError as error:
         if error.__cause__ is not None:
             traceback.print_exception(error.__cause__)

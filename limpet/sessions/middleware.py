@@ -27,10 +27,6 @@ _FAILED: Final = b"Internal Server Error"
 
 def in_session(app: Application, sessions: Sessions, settings: Settings, bind: int = 0) -> Application:
     """Return *app* as the worker's server is to call it for connections of the bind number *bind*."""
-    if settings.mint == "socketio" and bind == 0:  # once for the process
-        from limpet.integrations import socketio
-
-        socketio.install()
     if sessions.is_idle or not server_kinds.kind(settings.served[bind].server).http:
         return app
     interface = server_kinds.interface(settings)

@@ -6,7 +6,6 @@ wrong here is the user's to repair, so it ends in an AppError whose cause keeps 
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib
 import inspect
@@ -18,13 +17,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from limpet.config import conflicts, server_kinds
-from limpet.config.settings import Settings
 from limpet.errors import AppError, LimpetError
 from limpet.ipc.scoreboard import Row
 from limpet.logs import Hourly
 from limpet.routing import elements
-from limpet.servers import registry
 
 Application = Callable[..., Any]
 log = logging.getLogger("limpet")
@@ -34,58 +30,6 @@ def look_in(directories: Sequence[str]) -> None:
     """Let user code be imported from *directories* before anywhere else, without any from the current one."""
     first = [os.path.abspath(directory) for directory in directories] or [os.getcwd()]
     sys.path[:] = [*first, *(directory for directory in sys.path if directory not in first)]
-
-
-class PerBind(tuple[Application, ...]):
-    """The application of each bind, where binds differ in what they serve or by which key chain."""
-
-    __slots__ = ()
-
-
-def load(settings: Settings) -> Application | PerBind:
-    """Return the settings' application as its server calls it, or those of all binds. Raises AppError."""
-    wanted = [(each.app, each.server) for each in settings.served]
-    loaded = {}
-    for app, server in dict.fromkeys(wanted):
-        own: dict[str, Any] = {"app": app, "server": server}
-        loaded[app, server] = _load(dataclasses.replace(settings, **own))
-    several = len({(each.app, each.by, each.server) for each in settings.served}) > 1
-    return PerBind(loaded[each] for each in wanted) if several else loaded[wanted[0]]
-
-
-def _load(settings: Settings) -> Application:
-    """Return the settings' application as the server calls it: as an ASGI 3 callable, or as a WSGI one.
-
-    A server that calls ASGI gets WSGI ones in a pool of threads. Raises AppError. Runs in a worker.
-    """
-    app = import_object(settings.app, "application")
-    if settings.factory:
-        try:
-            app = app()
-        except Exception as error:
-            raise AppError(f"the factory `{settings.app}` raised {_name(error)}: {error}") from error
-    wanted = server_kinds.interface(settings)
-    if wanted not in ("asgi", "wsgi"):
-        return _fitting(app, wanted, settings)
-    interface = settings.interface if settings.interface != "auto" else interface_of(app)
-    made_for = server_kinds.at_home(app)
-    if interface is None or (made_for and settings.interface == "auto"):
-        other = "`--factory` if it is a function that returns the application, or `--interface asgi|wsgi`"
-        raise AppError(
-            f"`{settings.app}` is {_kind(app)}, not an ASGI or WSGI application",
-            hint=f"`--server {made_for}`" if made_for else other,
-        )
-    if wanted == "wsgi":
-        return _only_wsgi(app, interface, settings)
-    return wsgi(app) if interface == "wsgi" else asgi(app)
-
-
-def _fitting(app: Application, wanted: str, settings: Settings) -> Application:
-    """Return *app* if it is what the server serves. Raises AppError."""
-    if settings.server in server_kinds.KINDS and not registry.module(settings.server).fits(app):
-        hint = "`--server uvicorn` serves ASGI and WSGI" if interface_of(app) else "`--factory` if it returns that"
-        raise AppError(f"`{settings.app}` is {_kind(app)}, and `--server {settings.server}` serves {wanted}", hint=hint)
-    return app
 
 
 def takes(app: Any, number: int, *, is_async: bool) -> bool:
@@ -99,35 +43,11 @@ def takes(app: Any, number: int, *, is_async: bool) -> bool:
     return True
 
 
-def adapter(settings: Settings) -> Callable[[Any, Any], None]:
-    """Return the `serve` of the server's adapter. Raises AppError, as when that server is not installed."""
-    kind = server_kinds.kind(settings.server)
-    if settings.server in server_kinds.KINDS:
-        module = registry.module(settings.server)
-        if hasattr(module, "prepare"):
-            module.prepare(settings)
-        found = module.serve
-    else:
-        found = import_object(kind.module, "server")
-    serve: Callable[[Any, Any], None] = found
-    return serve
-
-
-def _only_wsgi(app: Application, interface: str, settings: Settings) -> Application:
-    """Return *app* if it is a WSGI application. Raises AppError."""
-    if interface != "wsgi":
-        raise AppError(
-            f"`{settings.app}` is an ASGI application, and `{settings.server}` serves WSGI alone",
-            hint="`--server uvicorn` serves ASGI, websockets included",
-        )
-    return app
-
-
 def load_function(text: str) -> Callable[..., object]:
     """Return the key function named `module:function`. Raises AppError. Runs in a dispatcher or worker."""
     function = import_object(text, "key function")
     if not callable(function):
-        raise AppError(f"the key function `{text}` is {_kind(function)}, not a function")
+        raise AppError(f"the key function `{text}` is {describe(function)}, not a function")
     found: Callable[..., object] = function
     return found  # what it answers is checked at each call
 
@@ -151,7 +71,7 @@ class Complaints:
         where = traceback.extract_tb(error.__traceback__)[-1]
         if where.filename == elements.__file__:
             return f"answered no key: {error}"
-        return f"raised {_name(error)} in {where.filename}:{where.lineno}"
+        return f"raised {class_name(error)} in {where.filename}:{where.lineno}"
 
 
 def import_object(text: str, what: str) -> Any:
@@ -213,51 +133,6 @@ def asgi(app: Application) -> Application:
     return asgi3
 
 
-def wsgi(app: Application) -> Application:
-    """Return *app* as ASGI 3, its calls made in threads."""
-    from a2wsgi import WSGIMiddleware  # only workers that serve WSGI pay for the import
-
-    def called(environ: Any, start_response: Any) -> Any:
-        environ["wsgi.input_terminated"] = True  # else Flask takes a body without a length, one in chunks, for none
-        environ["wsgi.errors"] = sys.stderr
-        return app(environ, start_response)
-
-    served = WSGIMiddleware(called)
-
-    async def asgi3(scope: Any, receive: Any, send: Any) -> None:
-        async def receive_whole() -> Any:
-            message = await receive()
-            if message["type"] == "http.disconnect":  # else half a body would be taken for a whole one
-                raise ConnectionError("the client left before the end of its request")
-            return message
-
-        await served(scope, receive_whole, send)
-
-    return asgi3
-
-
-def check(settings: Settings) -> list[str]:
-    """Import all user code that *settings* name; return a line on each thing found. Raises LimpetError."""
-    from limpet.config.router import build_router
-    from limpet.net import backend
-
-    settings = registry.told(settings)
-    app = import_object(settings.app, "application")
-    interface = settings.interface if settings.interface != "auto" else interface_of(app() if settings.factory else app)
-    adapter(settings)
-    load(settings)
-    router = build_router(settings, b"", load=load_function)  # where keys live is not asked
-    chain = router.chain
-    conflicts.refuse(settings, chain, is_loaded=True)
-    head = "the request head is read" if chain.needs_head else "nothing is read"
-    name, why = backend.choose(settings, router)
-    return [
-        f"application {settings.app}: {interface or server_kinds.interface(settings)}",
-        f"key chain {chain.spec}: {head}",
-        f"backend {name}: {why}",
-    ]
-
-
 def _call(app: Application) -> Application:
     """Return what runs when *app* is called: for an object that is its class's `__call__`."""
     if inspect.isroutine(app) or inspect.isclass(app):
@@ -267,12 +142,12 @@ def _call(app: Application) -> Application:
 
 
 def _import_failed(what: str, text: str, error: BaseException) -> AppError:
-    return AppError(f"cannot import {what} `{text}`: {_name(error)}: {error}")
+    return AppError(f"cannot import {what} `{text}`: {class_name(error)}: {error}")
 
 
-def _name(error: BaseException) -> str:
+def class_name(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _kind(found: object) -> str:
+def describe(found: object) -> str:
     return f"a {type(found).__name__}" if not callable(found) else f"`{found!r}`"

@@ -13,6 +13,7 @@ import pytest
 
 from limpet.config.settings import Settings
 from limpet.errors import AppError
+from limpet.servers import application
 from limpet.worker import user_code
 
 MODULE = """
@@ -55,7 +56,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def load(app: str, **settings: Any) -> Any:
-    return user_code.load(Settings(app=app, workers=1, **settings))
+    return application.load(Settings(app=app, workers=1, **settings))
 
 
 def sent_by(app: Any) -> list[Any]:

@@ -125,7 +125,9 @@ def test_help_of_run_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_check_prints_what_was_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """`limpet check` takes the options of `run`, so that a start can be tried without starting."""
-    monkeypatch.setattr("limpet.worker.user_code.check", lambda settings: [f"application {settings.app}", settings.by])
+    monkeypatch.setattr(
+        "limpet.servers.application.check", lambda settings: [f"application {settings.app}", settings.by]
+    )
     assert commands.main(["check", "chat:app", "--by", "query:room"]) == 0
     assert capsys.readouterr().out == "application chat:app\nquery:room\n"
 
@@ -222,7 +224,7 @@ def test_bug_in_the_application_keeps_its_traceback(
     """Who wrote the bug needs the line; the error below says what it kept from happening."""
     error = AppError("cannot import application `chat:app`: KeyError: 'x'")
     error.__cause__ = KeyError("x")
-    monkeypatch.setattr("limpet.worker.user_code.check", failing(error))
+    monkeypatch.setattr("limpet.servers.application.check", failing(error))
     assert commands.main(["check", "chat:app"]) == 4
     assert capsys.readouterr().err == f"KeyError: 'x'\n{error.render()}"
 

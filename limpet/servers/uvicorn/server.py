@@ -28,6 +28,7 @@ from limpet.logs import warn_hourly
 from limpet.moving.messages import Arrived
 from limpet.moving.mover import TAKES_PER_TURN
 from limpet.routing.forwarded import Trust
+from limpet.servers import application
 from limpet.servers.lifespan import Lifespan
 from limpet.servers.proxied import Proxied
 from limpet.servers.uvicorn import construction
@@ -53,9 +54,9 @@ _NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before the channel is read again after EM
 log = logging.getLogger("limpet.worker")
 
 
-def serve(app: user_code.Application | user_code.PerBind, seat: Seat) -> None:
+def serve(app: user_code.Application | application.PerBind, seat: Seat) -> None:
     """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
-    each = app if isinstance(app, user_code.PerBind) else (app,) * len(seat.settings.bind)
+    each = app if isinstance(app, application.PerBind) else (app,) * len(seat.settings.bind)
     SeatedServer(each, seat).run()
 
 
