@@ -26,7 +26,6 @@ import click
 from limpet.config import settings
 from limpet.config.fields import Setting
 from limpet.errors import INTERRUPTED, AppError, ControlError, LimpetError, SettingsError
-from limpet.servers import application
 from limpet.version import __version__
 
 _POLL_S = 0.1  # how often a command that waits asks the server how far it is
@@ -120,6 +119,7 @@ def check(show_bpf: bool, **flags: Any) -> None:
     """Import APP, look at all settings of `run` and try the backend; serve nothing."""
     from limpet.config import privileges
     from limpet.net import backend, tls
+    from limpet.servers import application
     from limpet.worker import user_code
 
     wanted = settings.load(flags, os.environ)

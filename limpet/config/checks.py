@@ -33,13 +33,20 @@ def name(text: str) -> None:
 
 def bind(text: str) -> None:
     from limpet.config.bind import Bind
-    from limpet.config.settings import SETTINGS
 
     Bind.parse(text)
-    for name, own in Served.parse(text)._asdict().items():
-        if name != "address" and own:
-            [found] = (each for each in SETTINGS if each.name == name)
-            found.read(own, f"`{name}`")
+    own = Served.parse(text)
+    for name, check in (("app", app), ("by", by), ("server", server), ("proxy_protocol", _proxy_protocol)):
+        if value := getattr(own, name):
+            try:
+                check(value)
+            except SettingsError as error:
+                raise SettingsError(f"`{name}`: {error.message}", hint=error.hint) from None
+
+
+def _proxy_protocol(text: str) -> None:
+    if text not in ("off", "required"):
+        raise SettingsError(f"`off` or `required` is allowed, not `{text}`")
 
 
 def admin(text: str) -> None:

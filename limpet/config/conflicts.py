@@ -60,7 +60,11 @@ def _is_deaf(settings: Settings, _: KeyChain) -> bool:
 def _has_no_responses(settings: Settings, chain: KeyChain) -> bool:
     """Return whether sessions are to be kept by looking into responses of a server that shows none."""
     asks = chain.has_affinity or settings.learn or settings.on_lost == "refuse"
-    return bool(asks) and kind(settings.server).http and interface(settings) not in ("asgi", "wsgi")
+    return (
+        bool(asks)
+        and kind(settings.server).http
+        and interface(settings.server, settings.worker_class) not in ("asgi", "wsgi")
+    )
 
 
 AT_START: Final[Sequence[Conflict]] = (

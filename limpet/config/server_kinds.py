@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from limpet.config.settings import Settings
 from limpet.errors import SettingsError
 
 GROUP: Final = "limpet.servers"
@@ -117,10 +116,13 @@ def kind(name: str) -> Kind:
     )
 
 
-def interface(settings: Settings) -> str:
-    """Return what the server of *settings* calls: "asgi", "wsgi", or in words what else APP has to be."""
-    is_asgi = settings.server == "gunicorn" and settings.worker_class in ASGI_CLASSES
-    return "asgi" if is_asgi else kind(settings.server).interface
+def interface(server: str, worker_class: str) -> str:
+    """Return what *server* calls: "asgi", "wsgi", or in words what else APP has to be.
+
+    *worker_class* is gunicorn's; other servers have none.
+    """
+    is_asgi = server == "gunicorn" and worker_class in ASGI_CLASSES
+    return "asgi" if is_asgi else kind(server).interface
 
 
 def at_home(app: object) -> str | None:

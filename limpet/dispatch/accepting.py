@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import select
 import socket
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from limpet.dispatch.reserve import Reserve
 from limpet.errors import reason
 from limpet.ipc.channel import Receiver
 from limpet.ipc.scoreboard import Row
@@ -187,3 +187,28 @@ def let_in(connection: socket.SocketType) -> None:
     """Let packets reach *connection*, which may have come through a door that was closed behind it."""
     if connection.family != socket.AF_UNIX:
         open_door(connection)
+
+
+class Reserve:
+    """Up to *size* descriptor numbers. The process's end closes them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._kept: list[int] = []
+        self.fill()
+
+    def fill(self) -> bool:
+        """Take numbers until all are here; return whether that is so."""
+        try:
+            while len(self._kept) < self._size:
+                self._kept.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            return False
+        return True
+
+    def release(self) -> int:
+        """Let others have the numbers; return how many those are."""
+        released = len(self._kept)
+        while self._kept:
+            os.close(self._kept.pop())
+        return released

@@ -28,7 +28,7 @@ from limpet.moving.mover import Mover
 from limpet.net import tls
 from limpet.routing.placement import Placement
 from limpet.servers import application, registry
-from limpet.servers.accessed import accessed
+from limpet.servers.asgi import accessed
 from limpet.sessions import sessions
 from limpet.sessions.middleware import in_session
 from limpet.worker import hooks, user_code

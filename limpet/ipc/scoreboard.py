@@ -258,7 +258,7 @@ class Scoreboard:
         return self._row(sum(_SIZES[:4]), 0, SUPERVISOR_CELLS, _ROOM)
 
     def learned(self) -> memoryview[int]:
-        """Return the cells of the learned table (routing/learned_ids.py): no rows; a worker writes those of its slot."""
+        """Return the cells of the learned table (routing/learned_ids.py); a worker writes those of its slot."""
         return self._cells[sum(_SIZES[:5]) : sum(_SIZES[:6])]
 
     def terminator(self, row: int) -> Row:

@@ -35,8 +35,22 @@ from typing import Final
 
 from limpet.ipc.baton import Baton, Batons, Verdict
 from limpet.ipc.scoreboard import Row, position
-from limpet.moving.messages import TOLD, Arrived, Back, Connection, Copy, Kept, tell, told
-from limpet.moving.passing import FULL, read_file, send, send_with, shut_down, write_file
+from limpet.moving.messages import (
+    FULL,
+    TOLD,
+    Arrived,
+    Back,
+    Connection,
+    Copy,
+    Kept,
+    read_file,
+    send,
+    send_with,
+    shut_down,
+    tell,
+    told,
+    write_file,
+)
 from limpet.protocol.proxy_protocol import Origin
 
 # kind, listener, slot and serial number of the sender, place + 1 or 0, epoch, slots that had it, digest

@@ -17,8 +17,8 @@ from aiohttp.web_log import AccessLogger
 
 from limpet.errors import AppError
 from limpet.routing.forwarded import Trust
-from limpet.servers.asgi import debug_headers
-from limpet.servers.proxied import believed
+from limpet.servers import asyncio_loops
+from limpet.servers.asgi import believed, debug_headers
 from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 

@@ -16,6 +16,7 @@ from anyio import abc, from_thread, lowlevel
 
 from limpet.errors import reason
 from limpet.logs import warn_hourly
+from limpet.servers import asyncio_loops
 from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 from limpet.worker.user_code import takes

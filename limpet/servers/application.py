@@ -46,7 +46,7 @@ def _load(settings: Settings) -> Application:
             app = app()
         except Exception as error:
             raise AppError(f"the factory `{settings.app}` raised {class_name(error)}: {error}") from error
-    wanted = server_kinds.interface(settings)
+    wanted = server_kinds.interface(settings.server, settings.worker_class)
     if wanted not in ("asgi", "wsgi"):
         return _fitting(app, wanted, settings)
     interface = settings.interface if settings.interface != "auto" else interface_of(app)
@@ -135,7 +135,7 @@ def check(settings: Settings) -> list[str]:
     head = "the request head is read" if chain.needs_head else "nothing is read"
     name, why = backend.choose(settings, router)
     return [
-        f"application {settings.app}: {interface or server_kinds.interface(settings)}",
+        f"application {settings.app}: {interface or server_kinds.interface(settings.server, settings.worker_class)}",
         f"key chain {chain.spec}: {head}",
         f"backend {name}: {why}",
     ]

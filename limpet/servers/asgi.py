@@ -6,12 +6,17 @@ for WSGI what there is of that. uvicorn's adapter does without: its protocols kn
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, Final
 
-from limpet.routing.forwarded import Trust
-from limpet.servers.closing import Closing
-from limpet.servers.proxied import Proxied, reported
+from limpet.config import server_kinds
+from limpet.config.settings import Settings
+from limpet.protocol.request import Peer, Request
+from limpet.routing.forwarded import Trust, client_address
+from limpet.routing.router import Router
+from limpet.sessions.middleware import of_environ, of_scope
+from limpet.worker.access_log import AccessLog, Entry
 from limpet.worker.seat import Seat
 
 
@@ -83,3 +88,151 @@ def framed_wsgi(
         return answer
 
     return framed
+
+
+class Closing:
+    """An ASGI application whose responses end their connections whenever *when* is true."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], when: Callable[[], bool]) -> None:
+        self._app = app
+        self._when = when
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass the call on. HTTP/2 has no such header and carries many requests at once."""
+        if scope["type"] != "http" or scope["http_version"][0] != "1":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_closing(message: Any) -> None:
+            if message["type"] == "http.response.start" and self._when():
+                others = [item for item in message.get("headers", ()) if bytes(item[0]).lower() != b"connection"]
+                message = message | {"headers": [*others, (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, receive, send_closing)
+
+
+_SCHEMES: Final = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
+_OF_WEBSOCKETS: Final = {"http": "ws", "https": "wss"}
+
+
+class Proxied:
+    """An ASGI application whose scopes say who sent a request to the first trusted proxy."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], trust: Trust) -> None:
+        self._app = app
+        self._trust = trust
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass the call on, with the scope as the trusted proxies report it."""
+        if scope["type"] in ("http", "websocket"):
+            peer = Peer.of(scope["client"], "")
+            if peer.address in self._trust:
+                scope |= self._reported(scope, peer)
+        await self._app(scope, receive, send)
+
+    def _reported(self, scope: Any, peer: Peer) -> dict[str, Any]:
+        """Return what differs in *scope*, whose *peer* is believed; a reported client's port is 0, as in uvicorn."""
+        request = Request("", "", peer, scope["headers"])
+        reported: dict[str, Any] = {}
+        address = client_address(peer, request, self._trust)
+        if address != peer.address:
+            reported["client"] = None if address is None else (address, 0)
+        scheme = _SCHEMES.get((request.header_bytes(b"x-forwarded-proto") or b"").lower())
+        if scheme is not None:
+            reported["scheme"] = _OF_WEBSOCKETS[scheme] if scope["type"] == "websocket" else scheme
+        return reported
+
+
+def believed(sockaddr: Any, headers: list[tuple[bytes, bytes]], trust: Trust) -> tuple[str | None, str | None]:
+    """Return address and scheme that trusted proxies report of a client, None for what they do not."""
+    peer = Peer.of(sockaddr, "")
+    if peer.address not in trust:
+        return None, None
+    request = Request("", "", peer, headers)
+    address = client_address(peer, request, trust)
+    scheme = _SCHEMES.get((request.header_bytes(b"x-forwarded-proto") or b"").lower())
+    return address if address != peer.address else None, scheme
+
+
+def reported(environ: dict[str, Any], trust: Trust) -> dict[str, Any]:
+    """Return what differs in a WSGI *environ* when its client and scheme are as trusted proxies report them."""
+    address, port = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_PORT")
+    peer = Peer.of((address, int(port), 0, 0) if port else None, "")  # in the form that may map IPv4 into IPv6
+    if peer.address not in trust:
+        return {}
+    names = ("x-forwarded-for", "forwarded", "x-forwarded-proto")
+    given = [(name.encode(), environ.get(f"HTTP_{name.upper().replace('-', '_')}")) for name in names]
+    request = Request("", "", peer, [(name, value.encode("latin-1")) for name, value in given if value is not None])
+    found: dict[str, Any] = {}
+    if (client := client_address(peer, request, trust)) != peer.address:
+        found |= {"REMOTE_ADDR": client or "", "REMOTE_PORT": "0"}
+    scheme = _SCHEMES.get((request.header_bytes(b"x-forwarded-proto") or b"").lower())
+    return found | ({"wsgi.url_scheme": scheme} if scheme is not None else {})
+
+
+def accessed(app: Callable[..., Any], settings: Settings, slot: int, router: Router) -> Callable[..., Any]:
+    """Return *app* with an access log, if one is wanted and the server has none of its own."""
+    interface = server_kinds.interface(settings.server, settings.worker_class)
+    if not settings.access_log or settings.server == "uvicorn" or interface not in ("asgi", "wsgi"):
+        return app
+    notes = _Notes(AccessLog(slot, settings, router), router)
+    return _asgi(app, notes, settings.root_path.rstrip("/")) if interface == "asgi" else _wsgi(app, notes)
+
+
+class _Notes:
+    def __init__(self, log: AccessLog, router: Router) -> None:
+        self._log = log
+        self._router = router
+
+    def add(self, request: Request, status: int, began: float) -> None:
+        """Note *request*, which *began* at that monotonic time and was answered with *status*."""
+        route = self._router.route(request.peer, request)
+        path = request.target.partition("?")[0].encode("latin-1")
+        self._log.write([Entry(began, time.monotonic(), request.method, path, request.peer.bind, status, route)])
+
+
+def _asgi(app: Callable[..., Awaitable[None]], notes: _Notes, root_path: str) -> Callable[..., Awaitable[None]]:
+    async def noted(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 500 if scope["type"] == "http" else 0
+
+        async def noting(message: Any) -> None:
+            nonlocal status
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                status = message["status"]
+            elif message["type"] == "websocket.accept":
+                status = 101
+            await send(message)
+
+        try:
+            await app(scope, receive, noting)
+        finally:
+            notes.add(of_scope(scope, root_path.encode()), status, began)
+
+    return noted
+
+
+def _wsgi(app: Callable[..., Iterable[bytes]], notes: _Notes) -> Callable[..., Iterable[bytes]]:
+    def noted(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        began, status = time.monotonic(), 500
+        request = of_environ(environ)  # now: servers use the dictionary again
+
+        def start(text: str, *rest: Any) -> Any:
+            nonlocal status
+            status = int(text.partition(" ")[0])
+            return start_response(text, *rest)
+
+        def body(answer: Iterable[bytes]) -> Iterator[bytes]:
+            try:
+                yield from answer
+            finally:
+                if hasattr(answer, "close"):
+                    answer.close()
+                notes.add(request, status, began)
+
+        return body(app(environ, start))
+
+    return noted

@@ -12,6 +12,7 @@ import sanic
 
 from limpet.errors import AppError
 from limpet.logs import take_over
+from limpet.servers import asyncio_loops
 from limpet.servers.asgi import debug_headers
 from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Final
 
 from limpet.errors import AppError
-from limpet.servers import uvloop_listening
+from limpet.servers import asyncio_loops
 from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 from limpet.worker.user_code import takes
@@ -36,7 +36,7 @@ def fits(app: object) -> bool:
 def serve(app: Callable[..., Any], seat: Seat) -> None:
     """Call *app* and return when it does."""
     if not seat.settings.takes_headers:  # of which uvloop would make nothing: without this it is refused by the door
-        uvloop_listening.install()
+        asyncio_loops.install()
     door = Door(seat)
     program = _Program(door)
     for number in (signal.SIGTERM, signal.SIGINT):

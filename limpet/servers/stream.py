@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from limpet.servers import asyncio_loops
 from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 from limpet.worker.user_code import takes

@@ -29,7 +29,7 @@ def in_session(app: Application, sessions: Sessions, settings: Settings, bind: i
     """Return *app* as the worker's server is to call it for connections of the bind number *bind*."""
     if sessions.is_idle or not server_kinds.kind(settings.served[bind].server).http:
         return app
-    interface = server_kinds.interface(settings)
+    interface = server_kinds.interface(settings.server, settings.worker_class)
     if interface == "wsgi":
         return InSessionWsgi(app, sessions)
     return InSession(app, sessions, settings.root_path.rstrip("/"), bind)

@@ -43,13 +43,13 @@ from limpet.routing.learned_ids import Learned
 from limpet.routing.router import Router
 from limpet.supervisor import commands, signals, snapshot
 from limpet.supervisor.beside import Beside
-from limpet.supervisor.care import Care
 from limpet.supervisor.lines import Lines
 from limpet.supervisor.program_link import Program
 from limpet.supervisor.rolling import Rolling
 from limpet.supervisor.scaling import SCALING, Scaling
 from limpet.supervisor.shutdown import HARD_STOP_S, Stopping
 from limpet.supervisor.upgrade import Upgrade
+from limpet.supervisor.watchdog import Care
 
 _TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
 _LEAVE_S: Final = 1.0  # that a successor waits for its predecessor to leave the channels; one that hangs never does

@@ -19,9 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from limpet.ipc.baton import CELLS_PER_WORKER, Baton, Batons, Verdict
 from limpet.ipc.channel import Channel
 from limpet.ipc.scoreboard import WORKER_CELLS, Row
-from limpet.moving.messages import Arrived
+from limpet.moving.messages import Arrived, shut_down
 from limpet.moving.mover import Mover
-from limpet.moving.passing import shut_down
 from limpet.protocol.proxy_protocol import Origin
 
 SLOTS = 3

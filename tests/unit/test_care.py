@@ -13,7 +13,7 @@ from limpet.config.settings import Settings
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
 from limpet.ipc.scoreboard import Scoreboard
-from limpet.supervisor import care
+from limpet.supervisor import watchdog
 from limpet.supervisor.watchdog import Health
 
 
@@ -25,7 +25,7 @@ def test_kill_is_put_down_to_the_kernel_only_if_it_has_killed_for_memory(
     counts = iter([7, 8 if is_by_memory else 7])
     monkeypatch.setattr(care, "memory_kills", lambda: next(counts))
     nothing: Any = SimpleNamespace()
-    watching = care.Care(Settings(app="x:app"), nothing, nothing)
+    watching = watchdog.Care(Settings(app="x:app"), nothing, nothing)
     child: Any = SimpleNamespace(pid=4711, failure=None, how_it_ended=lambda: "was killed by SIGKILL")
     member = Member("worker", 2)
     with caplog.at_level(logging.ERROR, logger="limpet"):

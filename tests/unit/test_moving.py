@@ -14,9 +14,8 @@ import pytest
 from limpet.ipc.baton import Batons, Verdict
 from limpet.ipc.channel import Channel
 from limpet.ipc.scoreboard import WORKER_CELLS, Row
-from limpet.moving.messages import Arrived
+from limpet.moving.messages import Arrived, shut_down
 from limpet.moving.mover import TAKES_PER_TURN, Mover
-from limpet.moving.passing import shut_down
 from limpet.protocol.proxy_protocol import Origin
 
 PATIENCE_S = 30.0

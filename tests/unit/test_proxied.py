@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from limpet.routing.forwarded import Trust
-from limpet.servers.proxied import Proxied
+from limpet.servers.asgi import Proxied
 
 PROXY = ("127.0.0.1", 4711)
 

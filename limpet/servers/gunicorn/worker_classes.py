@@ -17,7 +17,7 @@ from typing import Any, Final
 from limpet.config.server_kinds import ASGI_CLASSES
 from limpet.config.settings import Settings
 from limpet.errors import AppError
-from limpet.servers import uvloop_listening
+from limpet.servers import asyncio_loops
 from limpet.servers.asgi import framed, framed_wsgi
 from limpet.servers.gunicorn import config_file
 from limpet.worker.listener_bridge import Door
@@ -46,7 +46,7 @@ def prepare(settings: Settings) -> None:
 
 def serve(app: Callable[..., Any], seat: Seat, config: Any, loaded: Callable[[Any], Any]) -> None:
     """Serve *app* by a worker with gunicorn's *config* until the command to drain has been carried out."""
-    uvloop_listening.install()
+    asyncio_loops.install()
     door = Door(seat)
     name = seat.settings.worker_class
     config.set("threads", 1)  # with more of them, gunicorn takes its threaded class for sync

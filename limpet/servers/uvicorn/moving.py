@@ -21,8 +21,7 @@ from typing import Any, Final
 from limpet.dispatch.refusals import answer
 from limpet.ipc.baton import Baton, Verdict
 from limpet.ipc.channel import Handoff
-from limpet.moving.messages import Arrived
-from limpet.moving.passing import shut_down
+from limpet.moving.messages import Arrived, shut_down
 from limpet.protocol.head import BadHead, HeadParser
 from limpet.protocol.request import Peer, UnparsedRequest
 from limpet.servers.uvicorn.protocols import CONNECTIONS, Seated, SeatedH11, SeatedHttpTools, bytes_wait, pass_on

@@ -19,7 +19,7 @@ import array
 import asyncio
 import fcntl
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
 import h11
@@ -28,6 +28,7 @@ from uvicorn.protocols.http import h11_impl, httptools_impl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from limpet.config.settings import Settings
 from limpet.dispatch.refusals import LINGER_S, answer
 from limpet.ipc.channel import Handoff
 from limpet.ipc.scoreboard import position
@@ -36,7 +37,6 @@ from limpet.net.tls import asked_for
 from limpet.protocol.proxy_protocol import Origin
 from limpet.protocol.request import Peer
 from limpet.servers.uvicorn.corking import SENT, Corked, Turn
-from limpet.servers.uvicorn.head_limits import LimitedConnection, exceeds
 from limpet.worker.seat import Seat
 
 CONNECTIONS: Final = position("connections")
@@ -443,3 +443,32 @@ def pass_on(transport: asyncio.Transport, data: bytes) -> None:
     """Give *data* to the protocol that has taken the connection over."""
     if data:
         transport.get_protocol().data_received(data)  # type: ignore[attr-defined]
+
+
+def exceeds(settings: Settings, target: bytes, headers: Sequence[tuple[bytes, bytes]], *, is_long: bool) -> bool:
+    """Return whether a head is larger than it may be. *is_long* says that as many bytes have come."""
+    if len(headers) > settings.max_headers:
+        return True
+    return (
+        is_long and len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > settings.max_head_bytes
+    )
+
+
+class LimitedConnection(h11.Connection):
+    """h11's side of a connection, which refuses a head that is larger than it may be."""
+
+    settings: Settings
+    is_too_large = False
+
+    @classmethod
+    def limit(cls, connection: h11.Connection, settings: Settings) -> None:
+        """Make *connection*, which uvicorn has made, such a one."""
+        connection.__class__ = cls
+        connection.settings = settings  # type: ignore[attr-defined]
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request) and exceeds(self.settings, event.target, event.headers, is_long=True):
+            self.is_too_large = True
+            raise h11.RemoteProtocolError("the request head is too large")
+        return event

@@ -29,8 +29,8 @@ from limpet.moving.messages import Arrived
 from limpet.moving.mover import TAKES_PER_TURN
 from limpet.routing.forwarded import Trust
 from limpet.servers import application
+from limpet.servers.asgi import Proxied
 from limpet.servers.lifespan import Lifespan
-from limpet.servers.proxied import Proxied
 from limpet.servers.uvicorn import construction
 from limpet.servers.uvicorn.corking import Turn
 from limpet.servers.uvicorn.draining import let_go

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from limpet.moving.passing import shut_down
+from limpet.moving.messages import shut_down
 from limpet.worker.seat import Seat
 
 
