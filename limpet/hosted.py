@@ -2,7 +2,7 @@
 
 import sys
 
-from limpet.supervisor.program_link import main
+from limpet.entry.hosted import main
 
 if __name__ == "__main__":
     sys.exit(main())

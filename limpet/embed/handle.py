@@ -251,7 +251,7 @@ def _start(settings: Settings, line: socket.socket) -> subprocess.Popen[bytes]:
     boot_fd = program_link.write(settings, line.fileno())
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "limpet.supervisor.program_link", str(boot_fd)],
+            [sys.executable, "-P", "-m", "limpet.entry.hosted", str(boot_fd)],
             stdin=subprocess.DEVNULL,
             pass_fds=(boot_fd, line.fileno(), *_given_sockets(settings.bind)),
             env={

@@ -19,7 +19,6 @@ import traceback
 from limpet import current, logs
 from limpet.config.router import Clocks, build_router
 from limpet.dispatch.dispatcher import Dispatcher
-from limpet.entry import worker
 from limpet.errors import LimpetError
 from limpet.ipc import boot
 from limpet.ipc.channel import Channel, Outbox
@@ -128,6 +127,7 @@ def _collect_rarely() -> None:
 
 def _work(place: boot.Boot, link: Link) -> None:
     descriptors.be_content_with(place.descriptors)
+    from limpet.entry import worker  # brings in the server, which a dispatcher does without
 
     worker.work(place, link)
 

@@ -10,32 +10,36 @@ business.
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass, field
+from typing import ClassVar, Final
 
 from limpet.config.settings import Settings
 from limpet.errors import LimpetError
 from limpet.fleet.lifecycle import Event, Life, State
 from limpet.fleet.process import Child
 
+ROLES: Final = ("worker", "dispatcher", "terminator")
 MOST_PREDECESSORS: Final = 2  # of one slot; rows of the scoreboard are bounded
 
 
+@dataclass(eq=False)
 class Member:
-    """One slot, one dispatcher or one terminator."""
+    """One slot, one dispatcher or one terminator. A supervisor that replaces this one gets all fields but `ANEW`."""
 
-    def __init__(self, role: str, number: int) -> None:
-        self.role = role
-        self.number = number
-        self.life = Life()
-        self.child: Child | None = None  # in charge
-        self.successor: Child | None = None
-        self.predecessors: list[Child] = []
-        self.is_held = False  # by `limpet drain`: it gets no new clients
-        self.down_since: float | None = None  # monotonic, None while a worker serves
-        self.recycle_at = 0.0  # monotonic: not before that
-        self.is_outdated = False  # a dispatcher or terminator whose code is older than a reload or an upgrade
-        self.last_end = ""  # how the last process ended that was in charge, in words
-        self.cause: LimpetError | None = None  # why the last process ended that was to serve
+    role: str
+    number: int
+    life: Life = field(default_factory=Life)
+    child: Child | None = None  # in charge
+    successor: Child | None = None
+    predecessors: list[Child] = field(default_factory=list)
+    is_held: bool = False  # by `limpet drain`: it gets no new clients
+    down_since: float | None = None  # monotonic, None while a worker serves
+    recycle_at: float = 0.0  # monotonic: not before that
+    is_outdated: bool = False  # a dispatcher or terminator whose code is older than a reload or an upgrade
+    last_end: str = ""  # how the last process ended that was in charge, in words
+    cause: LimpetError | None = None  # why the last process ended that was to serve
+
+    ANEW: ClassVar[frozenset[str]] = frozenset({"is_outdated", "cause"})
 
     def __str__(self) -> str:
         return f"{self.role} {self.number}" + (f" (pid {self.child.pid})" if self.child else "")

@@ -1,22 +1,32 @@
 """What processes that have ended had counted, so that no total goes back when one is replaced.
 
-Written by fleet/resources.py when a process is buried; read by operate/status.py."""
+Written by fleet/resources.py when a process was reaped; read by operate/status.py.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from limpet.ipc.figures import Kind
 from limpet.ipc.scoreboard import Row, Scoreboard
 
 
+@dataclass(slots=True)
 class Past:
-    """What processes that have ended had counted, so that no total goes back when one is replaced."""
+    """The figures of the dead: of each slot's workers, of all dispatchers and of all terminators."""
 
-    def __init__(self, slots: int) -> None:
-        self.slots: list[Counter[str]] = [Counter() for _ in range(slots)]
-        self.dispatchers: Counter[str] = Counter()
-        self.terminators: Counter[str] = Counter()
+    slots: list[Counter[str]] = field(default_factory=list)
+    dispatchers: Counter[str] = field(default_factory=Counter)
+    terminators: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def adopt(cls, kept: Mapping[str, Any]) -> Past:
+        """Return what another supervisor has left, as `dataclasses.asdict` made it."""
+        slots = [Counter[str](each) for each in kept["slots"]]
+        return cls(slots, Counter(kept["dispatchers"]), Counter(kept.get("terminators", {})))
 
     def grow(self, slots: int) -> None:
         """Make room for *slots* slots."""

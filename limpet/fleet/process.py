@@ -17,8 +17,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
 from limpet.config import privileges
 from limpet.ipc import boot
@@ -28,22 +29,29 @@ from limpet.system import activation
 _NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *activation.NOT_FOR_CHILDREN})
 
 
+@dataclass(eq=False, kw_only=True)
 class Child:
-    """A running dispatcher or worker. `link` is this side of the line to it."""
+    """A running dispatcher, terminator or worker. A supervisor that replaces this one gets all fields but `ANEW`."""
 
-    def __init__(self, role: str, place: boot.Boot, link: Link, now: float) -> None:
-        """Start the process. *now* is monotonic. Raises OSError when the system has no room for it."""
-        self.role = role
-        self.row = place.row
-        self.serial = place.serial
-        self.generation = place.generation
-        self.started_at = now
-        self.kill_at = float("inf")  # monotonic: when its time to drain is over
-        self.leaves_by = 0.0  # monotonic: until then it may still read the slot's channels; its successor waits for it
-        self.stack_fd: int | None = None  # its number in the process: see system/stack.py
-        self.is_open = False  # told to take connections
-        self.link = link
-        self.failure: Message | None = None  # what it said of its failure, or what it is killed for
+    pid: int
+    role: str
+    row: int
+    serial: int
+    generation: int
+    started_at: float  # monotonic
+    link: Link  # this side of the line to it
+    process: subprocess.Popen[bytes] | _Adopted
+    kill_at: float = float("inf")  # monotonic: when its time to drain is over
+    leaves_by: float = 0.0  # monotonic: until then it may still read the slot's channels; its successor waits for it
+    stack_fd: int | None = None  # its number in the process: see system/stack.py
+    is_open: bool = False  # told to take connections
+    failure: Message | None = None  # what it said of its failure, or what it is killed for
+
+    ANEW: ClassVar[frozenset[str]] = frozenset({"link", "process"})
+
+    @classmethod
+    def start(cls, role: str, place: boot.Boot, link: Link, now: float) -> Child:
+        """Start a process. *now* is monotonic. Raises OSError when the system has no room for it."""
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
         if role == "worker":
             environment |= {"LIMPET_SLOT": str(place.index), "LIMPET_GENERATION": str(place.generation)}
@@ -52,7 +60,7 @@ class Child:
             environment |= identity.environment
         boot_fd = boot.write(place)
         try:
-            self._process: subprocess.Popen[bytes] | _Adopted = subprocess.Popen(
+            started = subprocess.Popen(
                 # -P: a `select.py` of the user's must not stand in for Python's own; the child adds the folder itself
                 [sys.executable, "-P", "-m", "limpet.entry.child", role, str(boot_fd)],
                 stdin=subprocess.DEVNULL,
@@ -63,28 +71,35 @@ class Child:
             )
         finally:
             os.close(boot_fd)
-        self.pid = self._process.pid
+        return cls(
+            pid=started.pid,
+            role=role,
+            row=place.row,
+            serial=place.serial,
+            generation=place.generation,
+            started_at=now,
+            link=link,
+            process=started,
+        )
 
     @classmethod
-    def adopt(cls, link: Link, pid: int, **kept: Any) -> Child:
-        """Return the child of this process with *pid* that another program here has started; *kept* was said of it."""
-        child = cls.__new__(cls)
-        vars(child).update(kept, link=link, pid=pid, _process=_Adopted(pid))
-        return child
+    def adopt(cls, link: Link, kept: Mapping[str, Any]) -> Child:
+        """Return the child of this process that another program here has started; *kept* are the fields it left."""
+        return cls(**kept, link=link, process=_Adopted(kept["pid"]))
 
     def ended(self) -> bool:
         """Reap the process if it has ended; return whether it has. Blocks never."""
-        return self._process.poll() is not None
+        return self.process.poll() is not None
 
     def how_it_ended(self) -> str:
         """Return in words how the reaped process ended."""
-        code = self._process.returncode
+        code = self.process.returncode
         assert code is not None
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
     def kill(self) -> None:
         """End the process at once."""
-        self._process.kill()
+        self.process.kill()
 
 
 class _Adopted:

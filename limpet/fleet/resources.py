@@ -17,8 +17,8 @@ from collections.abc import Iterable
 
 from limpet.config.settings import Settings
 from limpet.errors import ControlError, SettingsError
-from limpet.fleet import past
 from limpet.fleet.member import Member
+from limpet.fleet.past import Past
 from limpet.fleet.process import Child
 from limpet.ipc import boot
 from limpet.ipc.channel import Channel
@@ -30,19 +30,17 @@ from limpet.system import descriptors
 log = logging.getLogger("limpet")
 
 
-class Estate:
+class Resources:
     """What the supervisor keeps for the slots and dispatchers of one server."""
 
-    def __init__(
-        self, settings: Settings, secret: bytes, chosen: backend.Backend, board: Scoreboard | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, secret: bytes, chosen: backend.Backend, board: Scoreboard) -> None:
         self.settings = settings  # what the next child is told
-        self.board = board or Scoreboard.create()
+        self.board = board
         self.channels: list[Channel] = []
         self.moves: list[Channel] = []  # between workers: moving/mover.py
         # of each bind where TLS ends in terminators, by which these pass connections on to dispatchers
         self.inner = [Channel.create() for _ in settings.bind if chosen.terminators]
-        self.past = past.Past(0)
+        self.past = Past()
         self.newest_serial = 0
         self.descriptors = descriptors.take_all()  # what workers may have
         self.secret = secret
@@ -86,7 +84,7 @@ class Estate:
         row = free.pop()
         try:
             with theirs:
-                return Child(member.role, self._place(member, theirs.fileno(), row), ours, time.monotonic())
+                return Child.start(member.role, self._place(member, theirs.fileno(), row), ours, time.monotonic())
         except OSError:
             ours.close()
             free.append(row)

@@ -1,4 +1,4 @@
-"""What moves between workers: connections as the mover sees them, what of them is kept or comes back, and how descriptors pass.
+"""What moves between workers: connections as the mover sees them, what of them stays or returns, and the messages.
 
 moving/mover.py does the moving; the protocols of the server adapters are the connections and copies.
 """

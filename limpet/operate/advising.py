@@ -11,15 +11,13 @@ import logging
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from limpet.config.server_kinds import kind
+from limpet.fleet.fleet import Fleet
 from limpet.logs import Hourly
 from limpet.operate import advice, status
 from limpet.operate.advice import Facts, Seen
-
-if TYPE_CHECKING:
-    from limpet.supervisor.supervisor import Supervisor
 
 _LOOK_S: Final = 3.0
 _LONGEST_S: Final = 60.0
@@ -31,8 +29,8 @@ log = logging.getLogger("limpet")
 class Adviser:
     """Looks at the figures of one server."""
 
-    def __init__(self, server: Supervisor) -> None:
-        self._server = server
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
         self._hourly = Hourly()
         self._look_at = 0.0
         self._judge_at = float("inf")
@@ -41,10 +39,10 @@ class Adviser:
 
     def look(self, now: float) -> None:
         """Warn of what is to be seen now. *now* is monotonic."""
-        if now < self._look_at or not self._server.serving or self._server.stopping:
+        if now < self._look_at or not self._fleet.is_serving or self._fleet.is_stopping:
             return
         self._look_at = now + _LOOK_S
-        slots, dispatchers = status.counted(self._server)
+        slots, dispatchers = status.counted(self._fleet)
         if self._before is None or len(self._before[0]) != len(slots):
             self._before, self._judge_at = (slots, dispatchers), now + _LONGEST_S
             return
@@ -59,8 +57,8 @@ class Adviser:
     def _seen(self, slots: list[Counter[str]], dispatchers: Counter[str]) -> Seen:
         assert self._before is not None
         before, before_there = self._before
-        board = self._server.estate.board
-        rows = {slot.number: board.worker(slot.child.row) for slot in self._server.slots if slot.child}
+        board = self._fleet.resources.board
+        rows = {slot.number: board.worker(slot.child.row) for slot in self._fleet.slots if slot.child}
         return Seen(
             requests=[now["requests"] - then["requests"] for now, then in zip(slots, before, strict=True)],
             received=[now["received"] - then["received"] for now, then in zip(slots, before, strict=True)],
@@ -72,24 +70,24 @@ class Adviser:
         )
 
     def _note_elements(self) -> None:
-        server, board = self._server, self._server.estate.board
-        rows = [board.worker(child.row) for slot in server.slots for child in slot.children]
-        rows += [board.dispatcher(member.number) for member in server.dispatchers]
-        bits = {bit for row in rows for bit in server.router.chain.elements_of(row["elements"])}
+        fleet, board = self._fleet, self._fleet.resources.board
+        rows = [board.worker(child.row) for slot in fleet.slots for child in slot.children]
+        rows += [board.dispatcher(child.row) for member in fleet.dispatchers for child in member.children]
+        bits = {bit for row in rows for bit in fleet.router.chain.elements_of(row["elements"])}
         self._found |= bits
 
     def _facts(self) -> Facts:
-        server = self._server
-        served_by = kind(server.settings.server)
+        fleet = self._fleet
+        served_by = kind(fleet.settings.server)
         clock = ""
         with suppress(OSError):
             clock = _CLOCK.read_text().strip()
         return Facts(
-            chain=[element.spec for element in server.router.chain.elements],
-            server=server.settings.server,
+            chain=[element.spec for element in fleet.router.chain.elements],
+            server=fleet.settings.server,
             moves=served_by.moves,
             closes=served_by.closes and served_by.http,
-            has_dispatcher=bool(server.dispatchers),
-            descriptors=server.estate.descriptors,
+            has_dispatcher=bool(fleet.dispatchers),
+            descriptors=fleet.resources.descriptors,
             clock=clock,
         )

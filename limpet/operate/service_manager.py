@@ -23,15 +23,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from limpet.errors import reason
+from limpet.fleet.fleet import Fleet, Phase
 from limpet.fleet.lifecycle import Life, State
 from limpet.system import activation
-
-if TYPE_CHECKING:
-    from limpet.supervisor.supervisor import Supervisor
-
 
 _MORE_TIME_S: Final = 30.0  # asked for at once; again when a third of it has passed
 _MOST_UNSENT: Final = 1024  # messages for a manager that does not read
@@ -55,12 +52,12 @@ class Manager:
         self._to_forget = activation.all_kept()
         self._keeps = activation.keeps(environ)
 
-    def look(self, server: Supervisor, now: float) -> None:
+    def look(self, fleet: Fleet, now: float) -> None:
         """Say what has changed, and what is due. *now* is monotonic."""
         if self._socket is None:
             return
-        lives = [slot.life for slot in server.slots]
-        phase = _phase(server)
+        lives = [slot.life for slot in fleet.slots]
+        phase = _phase(fleet)
         if phase != self._phase:
             self._phase, self._more_time_at = phase, now
             self._say(*_news(phase))
@@ -71,7 +68,7 @@ class Manager:
             self._status = status
             self._say(f"STATUS={status}")
         if self._keeps:
-            self._keep(server)
+            self._keep(fleet)
         if not self._flush():
             return
         if now >= self._watchdog_at and (phase == "stopping" or _alive(lives)):
@@ -79,20 +76,20 @@ class Manager:
             self._say("WATCHDOG=1")
             self._flush()
 
-    def _keep(self, server: Supervisor) -> None:
+    def _keep(self, fleet: Fleet) -> None:
         """Give it the listeners that it does not have yet; first let it forget those that are of no use any more."""
         listeners = {
             activation.kept_name(member.bind.text, number): member.sock.fileno()
-            for members in server.backend.listeners()
+            for members in fleet.backend.listeners()
             for number, member in enumerate(members)
             if member.bind.kind != "fd"
         }
-        for old in self._to_forget if not server.upgrade.done else ():  # else the last supervisor has done that
+        for old in self._to_forget if not fleet.upgrades else ():  # else the last supervisor has done that
             if old.name not in listeners:
                 self._say("FDSTOREREMOVE=1", f"FDNAME={old.name}")
                 os.close(old.fd)
         self._to_forget = []
-        for name in listeners.keys() - self._kept if server.serving else ():
+        for name in listeners.keys() - self._kept if fleet.is_serving else ():
             self._say("FDSTORE=1", f"FDNAME={name}", fd=listeners[name])
             self._kept.add(name)
 
@@ -129,10 +126,10 @@ def _watchdog_s(environ: Mapping[str, str]) -> float:
         return 0.0
 
 
-def _phase(server: Supervisor) -> str:
-    if server.stopping or not server.serving:
-        return "stopping" if server.stopping else "starting"
-    return "reloading" if server.upgrade.is_due or server.rolling.changes.current is not None else "ready"
+def _phase(fleet: Fleet) -> str:
+    if fleet.phase is not Phase.SERVING:
+        return fleet.phase.value
+    return "reloading" if fleet.is_upgrade_due or fleet.changes.current is not None else "ready"
 
 
 def _news(phase: str) -> list[str]:

@@ -10,10 +10,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from limpet.errors import SettingsError
-from limpet.fleet.lifecycle import State
+from limpet.fleet.fleet import Fleet
+from limpet.fleet.member import Member
 from limpet.fleet.process import Child
 from limpet.ipc.figures import Kind
 from limpet.ipc.scoreboard import MAX_WORKERS, Row
@@ -25,49 +26,45 @@ from limpet.version import __version__
 
 _MOST_RANKED = 8  # slots that a key's entry names
 
-if TYPE_CHECKING:
-    from limpet.fleet.member import Member
-    from limpet.supervisor.supervisor import Supervisor
 
-
-def status(server: Supervisor) -> dict[str, Any]:
-    """Return the answer to `limpet status`."""
-    slots = [_slot(server, member) for member in _shown(server)]
-    counted = Counter(_of_dispatchers(server)) + Counter(server.estate.board.supervisor().of_kind(Kind.TOTAL))
-    counted.update(_of_terminators(server))
-    for member in server.slots:
-        counted.update(_of_slot(server, member))
-    board = server.estate.board
+def status(fleet: Fleet, admin_url: str | None) -> dict[str, Any]:
+    """Return the answer to `limpet status`; *admin_url* is where the admin page is."""
+    slots = [_slot(fleet, member) for member in fleet.shown()]
+    counted = Counter(_of_dispatchers(fleet)) + Counter(fleet.resources.board.supervisor().of_kind(Kind.TOTAL))
+    counted.update(_of_terminators(fleet))
+    for member in fleet.slots:
+        counted.update(_of_slot(fleet, member))
+    board = fleet.resources.board
     rows = (board.worker(0), board.dispatcher(0), board.supervisor(), board.terminator(0))
     names = [name for row in rows for name in row.of_kind(Kind.TOTAL)]
     dispatchers = [
         {
             "pid": member.child.pid if member.child else None,
             "state": member.word,
-            "pending": _pending(server, [member]),
+            "pending": _pending(fleet, [member]),
             "max_pending": board.dispatcher(member.child.row)["room"] if member.child else 0,
             "draining": [child.pid for child in member.predecessors],
         }
-        for member in server.dispatchers
+        for member in fleet.dispatchers
     ]
     return {
         "pid": os.getpid(),
         "version": __version__,
-        "app": server.settings.app,
-        "backend": server.backend.name,
-        "binds": server.backend.urls,
-        "admin": server.beside.admin.url,
-        "by": server.router.chain.spec,
+        "app": fleet.settings.app,
+        "backend": fleet.backend.name,
+        "binds": fleet.backend.urls,
+        "admin": admin_url,
+        "by": fleet.router.chain.spec,
         "slots": slots,
         "dispatchers": dispatchers,
-        "terminators": [_terminator(server, member) for member in server.terminators],
-        "change": server.rolling.changes.summary(),
-        "upgrades": {"done": server.upgrade.done, "refused": server.upgrade.refusal},
+        "terminators": [_terminator(fleet, member) for member in fleet.terminators],
+        "change": fleet.changes.summary(),
+        "upgrades": {"done": fleet.upgrades, "refused": fleet.upgrade_refusal},
         "totals": {"connections": sum(_connections(slot) for slot in slots), **{name: counted[name] for name in names}},
     }
 
 
-def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
+def where(fleet: Fleet, request: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to `limpet where`: one entry for each of the *request*'s keys.
 
     A key is text, `[ELEMENT=]KEY`, or as cli/explain.py has it: what an element found, or an affinity cookie, whose
@@ -77,28 +74,28 @@ def where(server: Supervisor, request: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(keys, list) or not all(isinstance(key, str | dict) for key in keys):
         return {"error": "`where` needs `keys`, a list of texts"}
     try:
-        return {"keys": [None if (key := _key(server, each)) is None else _home(server, key) for each in keys]}
+        return {"keys": [None if (key := _key(fleet, each)) is None else _home(fleet, key) for each in keys]}
     except SettingsError as error:
         return {"error": error.message, "hint": error.hint}
     except (KeyError, TypeError, ValueError):
         return {"error": "`where` has a key in a form that this server does not know"}
 
 
-def _key(server: Supervisor, asked: str | dict[str, Any]) -> Key | None:
+def _key(fleet: Fleet, asked: str | dict[str, Any]) -> Key | None:
     if isinstance(asked, str):
-        return server.router.chain.from_text(asked)
+        return fleet.router.chain.from_text(asked)
     if "cookie" in asked:
-        opened = server.router.jar.open(bytes.fromhex(asked["cookie"])) if server.router.jar else None
+        opened = fleet.router.jar.open(bytes.fromhex(asked["cookie"])) if fleet.router.jar else None
         return opened and Key(opened.digest.to_bytes(8, "big"), AFFINITY, False)
     return Key(bytes.fromhex(asked["value"]), str(asked["element"]), bool(asked["is_address"]))
 
 
-def _home(server: Supervisor, key: Key) -> dict[str, Any]:
+def _home(fleet: Fleet, key: Key) -> dict[str, Any]:
     """Return where *key* is served, and why there."""
-    route = server.router.where(key)
-    member = server.slots[route.slot]
+    route = fleet.router.where(key)
+    member = fleet.slots[route.slot]
     return {
-        "digest": server.router.hasher.show(route.digest),
+        "digest": fleet.router.hasher.show(route.digest),
         "bucket": route.bucket,
         "slot": route.slot,
         "home": route.home,
@@ -107,53 +104,53 @@ def _home(server: Supervisor, key: Key) -> dict[str, Any]:
         "element": key.element,
         "learned": route.learned is not None,
         "how": route.how,
-        "rank": buckets.rank(route.bucket, server.router.slots)[:_MOST_RANKED],
-        "backend": server.backend.name,
+        "rank": buckets.rank(route.bucket, fleet.router.slots)[:_MOST_RANKED],
+        "backend": fleet.backend.name,
     }
 
 
-def routing(server: Supervisor) -> dict[str, Any]:
+def routing(fleet: Fleet) -> dict[str, Any]:
     """Return what another process needs to find keys as this server does; where they live only this one can say."""
-    router, settings = server.router, server.settings
+    router, settings = fleet.router, fleet.settings
     return {
         "binds": list(settings.bind),
         "chains": [router.chain.at(bind).spec for bind in range(len(settings.bind))],
         "trust": list(settings.trust),
         "cookies": router.jar.names if router.jar else [],
         "app_dir": [os.path.abspath(each) for each in settings.app_dir] or [os.getcwd()],
-        "backend": server.backend.name,
+        "backend": fleet.backend.name,
         "place": settings.place,
     }
 
 
-def figures(server: Supervisor) -> dict[str, Any]:
+def figures(fleet: Fleet) -> dict[str, Any]:
     """Return all figures: of the server, of each slot with what is used of its tables, and of the dispatchers."""
-    now, board = time.monotonic(), server.estate.board
-    awaited = _now(server.dispatchers, board.dispatcher)
+    now, board = time.monotonic(), fleet.resources.board
+    awaited = _now(fleet.dispatchers, board.dispatcher)
     return {
         "server": {
-            "serving": int(server.serving),
-            "stopping": int(server.stopping),
-            "slots": server.router.slots,
-            "upgrades": server.upgrade.done,
-            "uptime_s": now - server.beside.began_at,
+            "serving": int(fleet.is_serving),
+            "stopping": int(fleet.is_stopping),
+            "slots": fleet.router.slots,
+            "upgrades": fleet.upgrades,
+            "uptime_s": now - fleet.began_at,
             **board.supervisor().of_kind(Kind.TOTAL),
         },
-        "slots": [_figures_of(server, member, now) for member in _shown(server)],
-        "processes": [_ahead(server, member) for member in (*server.terminators, *server.dispatchers)],
-        "dispatchers": {**_of_dispatchers(server), **awaited},
-        "terminators": {**_of_terminators(server), **_now(server.terminators, board.terminator)},
+        "slots": [_figures_of(fleet, member, now) for member in fleet.shown()],
+        "processes": [_ahead(fleet, member) for member in (*fleet.terminators, *fleet.dispatchers)],
+        "dispatchers": {**_of_dispatchers(fleet), **awaited},
+        "terminators": {**_of_terminators(fleet), **_now(fleet.terminators, board.terminator)},
         "tables": {
             "pending": (awaited["pending"], awaited["room"]),
-            "workers": (MAX_WORKERS - len(server.estate.free_rows["worker"]), MAX_WORKERS),
+            "workers": (MAX_WORKERS - len(fleet.resources.free_rows["worker"]), MAX_WORKERS),
         },
     }
 
 
-def _ahead(server: Supervisor, member: Member) -> dict[str, Any]:
+def _ahead(fleet: Fleet, member: Member) -> dict[str, Any]:
     """Return the figures of a process that connections pass before their worker."""
     child, is_dispatcher = member.child, member.role == "dispatcher"
-    row_of = server.estate.board.dispatcher if is_dispatcher else server.estate.board.terminator
+    row_of = fleet.resources.board.dispatcher if is_dispatcher else fleet.resources.board.terminator
     held = row_of(child.row).of_kind(Kind.NOW) if child else Counter[str]()
     return {
         "name": f"{member.role} {member.number}",
@@ -171,10 +168,10 @@ def _cpu_s(child: Child | None) -> float:
     return proc.cpu_ticks(child.pid) / os.sysconf("SC_CLK_TCK") if child else 0
 
 
-def _figures_of(server: Supervisor, member: Member, now: float) -> dict[str, Any]:
+def _figures_of(fleet: Fleet, member: Member, now: float) -> dict[str, Any]:
     """Return the figures of one slot, and what is used of its tables and may be."""
-    board, number, child = server.estate.board, member.number, member.child
-    held_back = _held_back(server, number)
+    board, number, child = fleet.resources.board, member.number, member.child
+    held_back = _held_back(fleet, number)
     in_charge = board.worker(child.row).of_kind(Kind.NOW, Kind.CLOCK) if child else {}
     beat_ns = in_charge.get("beat_ns", 0)
     rows = [board.worker(each.row) for each in member.children]
@@ -185,58 +182,49 @@ def _figures_of(server: Supervisor, member: Member, now: float) -> dict[str, Any
         "figures": {
             "up": int(member.life.state.serves),
             "generation": child.generation if child else member.life.generation,
-            "queued": _queued(server, number),
+            "queued": _queued(fleet, number),
             "draining": len(member.predecessors),
             **({"heartbeat_age_s": max(0.0, now - beat_ns / 1e9)} if beat_ns else {}),
             "resident_bytes": proc.memory(child.pid) if child else 0,
             "cpu_s": _cpu_s(child),
-            **_of_slot(server, member),
+            **_of_slot(fleet, member),
             **{name: sum(row[name] for row in rows) for name in ("connections", "copies")},
             "lag_ns": in_charge.get("lag_ns", 0),
         },
         "tables": {
-            "learned": (server.router.learned.size(number) if server.router.learned else 0, CAPACITY),
-            "copies": (in_charge.get("copies", 0), server.settings.max_copies),
-            "queue": (held_back, server.settings.queue * len(server.dispatchers)),
+            "learned": (fleet.router.learned.size(number) if fleet.router.learned else 0, CAPACITY),
+            "copies": (in_charge.get("copies", 0), fleet.settings.max_copies),
+            "queue": (held_back, fleet.settings.queue * len(fleet.dispatchers)),
         },
     }
 
 
-def counted(server: Supervisor) -> tuple[list[Counter[str]], Counter[str]]:
+def counted(fleet: Fleet) -> tuple[list[Counter[str]], Counter[str]]:
     """Return what the workers of each slot in the table have counted, and all dispatchers."""
-    return [_of_slot(server, member) for member in server.slots[: server.router.slots]], _of_dispatchers(server)
+    return [_of_slot(fleet, member) for member in fleet.slots[: fleet.router.slots]], _of_dispatchers(fleet)
 
 
-def _shown(server: Supervisor) -> list[Member]:
-    """Return the slots that are in the table, or have processes still."""
-    return [
-        member
-        for member in server.slots
-        if member.number < server.router.slots or member.children or member.life.state is not State.STOPPED
-    ]
-
-
-def _of_slot(server: Supervisor, member: Member) -> Counter[str]:
+def _of_slot(fleet: Fleet, member: Member) -> Counter[str]:
     """Return what all workers of a slot have counted."""
-    counted = Counter(server.estate.past.slots[member.number])
+    counted = Counter(fleet.resources.past.slots[member.number])
     for child in member.children:
-        counted.update(server.estate.board.worker(child.row).of_kind(Kind.TOTAL, Kind.PART))
+        counted.update(fleet.resources.board.worker(child.row).of_kind(Kind.TOTAL, Kind.PART))
     return counted
 
 
-def _of_dispatchers(server: Supervisor) -> Counter[str]:
+def _of_dispatchers(fleet: Fleet) -> Counter[str]:
     """Return what all dispatchers have counted."""
-    counted = Counter(server.estate.past.dispatchers)
-    for child in _processes(server.dispatchers):
-        counted.update(server.estate.board.dispatcher(child.row).of_kind(Kind.TOTAL, Kind.PART))
+    counted = Counter(fleet.resources.past.dispatchers)
+    for child in _processes(fleet.dispatchers):
+        counted.update(fleet.resources.board.dispatcher(child.row).of_kind(Kind.TOTAL, Kind.PART))
     return counted
 
 
-def _of_terminators(server: Supervisor) -> Counter[str]:
+def _of_terminators(fleet: Fleet) -> Counter[str]:
     """Return what all terminators have counted."""
-    counted = Counter(server.estate.past.terminators)
-    for child in _processes(server.terminators):
-        counted.update(server.estate.board.terminator(child.row).of_kind(Kind.TOTAL))
+    counted = Counter(fleet.resources.past.terminators)
+    for child in _processes(fleet.terminators):
+        counted.update(fleet.resources.board.terminator(child.row).of_kind(Kind.TOTAL))
     return counted
 
 
@@ -248,9 +236,9 @@ def _now(members: list[Member], row_of: Callable[[int], Row]) -> Counter[str]:
     return found
 
 
-def _terminator(server: Supervisor, member: Member) -> dict[str, Any]:
+def _terminator(fleet: Fleet, member: Member) -> dict[str, Any]:
     """Return what to say of a terminator: of the process in charge, and of those that end with their connections."""
-    board, in_charge = server.estate.board, member.child
+    board, in_charge = fleet.resources.board, member.child
     return {
         "pid": in_charge.pid if in_charge else None,
         "state": member.word,
@@ -263,29 +251,29 @@ def _terminator(server: Supervisor, member: Member) -> dict[str, Any]:
     }
 
 
-def _pending(server: Supervisor, dispatchers: list[Member]) -> int:
+def _pending(fleet: Fleet, dispatchers: list[Member]) -> int:
     """Return how many connections wait for their head in *dispatchers*."""
-    return sum(server.estate.board.dispatcher(child.row)["pending"] for child in _processes(dispatchers))
+    return sum(fleet.resources.board.dispatcher(child.row)["pending"] for child in _processes(dispatchers))
 
 
 def _processes(members: list[Member]) -> list[Child]:
     return [child for member in members for child in member.children]
 
 
-def _held_back(server: Supervisor, number: int) -> int:
+def _held_back(fleet: Fleet, number: int) -> int:
     """Return how many connections dispatchers hold since the channel of slot *number* is full."""
-    return sum(server.estate.board.waiting(child.row, number)["waiting"] for child in _processes(server.dispatchers))
+    return sum(fleet.resources.board.waiting(child.row, number)["waiting"] for child in _processes(fleet.dispatchers))
 
 
-def _queued(server: Supervisor, number: int) -> int:
+def _queued(fleet: Fleet, number: int) -> int:
     """Return how many connections wait for the worker of slot *number*, wherever that is."""
-    return server.estate.channels[number].queued() + _held_back(server, number) + server.backend.queued(number)
+    return fleet.resources.channels[number].queued() + _held_back(fleet, number) + fleet.backend.queued(number)
 
 
-def _slot(server: Supervisor, member: Member) -> dict[str, Any]:
+def _slot(fleet: Fleet, member: Member) -> dict[str, Any]:
     """Return what to say of a slot: of the worker in charge, and what all its workers have counted."""
-    number, board = member.number, server.estate.board
-    counted = _of_slot(server, member)
+    number, board = member.number, fleet.resources.board
+    counted = _of_slot(fleet, member)
     in_charge = board.worker(member.child.row).values() if member.child else {}
     return {
         "slot": number,
@@ -298,8 +286,8 @@ def _slot(server: Supervisor, member: Member) -> dict[str, Any]:
         "batons": counted["batons"],
         "misrouted": counted["misrouted"],
         "copies": in_charge.get("copies", 0),
-        "learned": learned.size(number) if (learned := server.router.learned) else 0,
-        "queued": _queued(server, number),
+        "learned": learned.size(number) if (learned := fleet.router.learned) else 0,
+        "queued": _queued(fleet, number),
         "crash_loop": member.life.is_crash_loop(time.monotonic()),
         "last_end": member.last_end,
         "starting": member.successor.pid if member.successor else None,

@@ -15,6 +15,10 @@ from limpet import logs
 from limpet.config import privileges, secret
 from limpet.config.router import Clocks, build_router
 from limpet.config.settings import Settings
+from limpet.fleet.fleet import Fleet
+from limpet.fleet.member import Member
+from limpet.fleet.resources import Resources
+from limpet.ipc.scoreboard import Scoreboard
 from limpet.net import backend
 from limpet.operate import watch
 from limpet.routing.router import Router
@@ -47,9 +51,26 @@ def run(settings: Settings, program: Program | None = None) -> None:
     log.info("secret %s", kept.origin)
     if kept.warning is not None:
         log.warning("%s (hint: %s)", *kept.warning)
-    router = _router(settings, kept.value)
+    board = Scoreboard.create()
+    router = _router(settings, kept.value, board)
     with contextlib.closing(backend.open(settings, router)) as chosen:
-        Supervisor(settings, kept.value, router, chosen, program).run()
+        Supervisor(_new_fleet(settings, kept.value, router, chosen, board), program).run()
+
+
+def _new_fleet(settings: Settings, value: bytes, router: Router, chosen: backend.Backend, board: Scoreboard) -> Fleet:
+    """Return a server of which nothing has been started. *value* is the secret. Raises LimpetError, OSError."""
+    resources = Resources(settings, value, chosen, board)
+    resources.grow(settings.workers)
+    return Fleet(
+        settings=settings,
+        router=router,
+        backend=chosen,
+        resources=resources,
+        slots=[Member("worker", number) for number in range(settings.workers)],
+        dispatchers=[Member("dispatcher", number) for number in range(chosen.dispatchers)],
+        terminators=[Member("terminator", number) for number in range(chosen.terminators)],
+        began_at=time.monotonic(),
+    )
 
 
 def _take_over(settings: Settings, before: snapshot.Packed, *, is_trial: bool) -> None:
@@ -58,18 +79,19 @@ def _take_over(settings: Settings, before: snapshot.Packed, *, is_trial: bool) -
     if (identity := privileges.wanted(settings)) is not None and not is_trial:
         logs.LogFile.owner = identity[:2]
     logs.configure(settings.log_level, None if is_trial else settings.log_file, settings.log_format)
-    value = bytes.fromhex(before["secret"])
-    router = _router(settings, value)
+    board = Scoreboard.adopt(before["board"])
+    router = _router(settings, bytes.fromhex(before["secret"]), board)
     chosen = backend.adopt(before["backend"], settings, router, snapshot.listeners(before))
-    server = Supervisor(settings, value, router, chosen, before=before)
+    fleet = snapshot.fleet(settings, chosen, router, board, before)
+    server = Supervisor(fleet, before=before)
     if is_trial:  # not inside of `closing`: these are copies of listeners that go on
         upgrade.pass_on_trial(settings)
-    log.info("upgraded from version %s to %s: %d workers serve on", before["version"], __version__, len(server.slots))
+    log.info("upgraded from version %s to %s: %d workers serve on", before["version"], __version__, len(fleet.slots))
     for line in unchanged:
         log.warning("%s (hint: it takes a stop and a new start)", line)
     with contextlib.closing(chosen):
         server.run()
 
 
-def _router(settings: Settings, value: bytes) -> Router:
-    return build_router(settings, value, clocks=Clocks(time.time, time.monotonic))
+def _router(settings: Settings, value: bytes, board: Scoreboard) -> Router:
+    return build_router(settings, value, clocks=Clocks(time.time, time.monotonic), learned=board.learned())

@@ -1,7 +1,6 @@
 """What the commands of the control socket mean: `limpet status`, `reload` and the like, as the supervisor obeys them.
 
-Owns the names and the answers. The supervisor does what is asked; how an answer looks on a terminal is
-cli/commands.py's.
+Owns the names and the answers. The actors do what is asked; how an answer looks on a terminal is cli/commands.py's.
 
 1. No command waits: who wants to see the end of a change asks again, by its number (`change`).
 """
@@ -9,100 +8,117 @@ cli/commands.py's.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable
 
 from limpet.errors import ControlError, LimpetError, reason
+from limpet.events import Recent
+from limpet.fleet.changes import Change
+from limpet.fleet.fleet import Fleet
 from limpet.fleet.member import Member
 from limpet.operate import status
 from limpet.operate.control_socket import Message
+from limpet.supervisor.announcing import Announcer
+from limpet.supervisor.rolling import Rolling
+from limpet.supervisor.scaling import Scaling
 from limpet.system import stack
-
-if TYPE_CHECKING:
-    from limpet.supervisor.supervisor import Supervisor
 
 log = logging.getLogger("limpet")
 
 
-def answer(server: Supervisor, request: Message) -> Message:
-    """Obey *request* and return the answer to it."""
-    try:
-        return _answer(server, request)
-    except LimpetError as error:
-        return {"error": error.message, "hint": error.hint}
+class Commands:
+    """The commands of one server."""
 
+    def __init__(
+        self,
+        fleet: Fleet,
+        rolling: Rolling,
+        scaling: Scaling,
+        announcer: Announcer,
+        events: Recent,
+        *,
+        reload: Callable[[], Change],
+        stop: Callable[[bool], None],
+        admin_url: Callable[[], str | None],
+    ) -> None:
+        """*reload* begins to renew all workers; *stop* begins to stop, and is told whether to wait for connections."""
+        self._fleet = fleet
+        self._rolling = rolling
+        self._scaling = scaling
+        self._announcer = announcer
+        self._events = events
+        self._reload = reload
+        self._stop = stop
+        self._admin_url = admin_url
 
-def _answer(server: Supervisor, request: Message) -> Message:
-    match request.get("command"):
-        case "status":
-            return status.status(server)
-        case "figures":
-            return status.figures(server)
-        case "events":
-            after = request.get("after")
-            return {"events": server.beside.events.after(after if isinstance(after, int) else 0)}
-        case "routing":
-            return status.routing(server)
-        case "where":
-            return status.where(server, request)
-        case "stop":
-            server.stop(wait_for_connections=bool(request.get("wait_for_connections")))
-            return {"stopping": True}
-        case "scale":
-            return server.scaling.request(request.get("slots")).summary()
-        case "reload":
-            return _reload(server, request.get("slot"))
-        case "drain" | "undrain" as command:
-            return _hold(server, _slot(server, request.get("slot")), command == "drain")
-        case "stack":
-            return _stack(server, request)
-        case "change":
-            change = server.rolling.changes.find(request.get("number"))
-            return change.summary() if change else {"error": f"there is no change `{request.get('number')}`"}
-    return {"error": f"this server does not know the command `{request.get('command')}`"}
+    def answer(self, request: Message) -> Message:
+        """Obey *request* and return the answer to it."""
+        try:
+            return self._answer(request)
+        except LimpetError as error:
+            return {"error": error.message, "hint": error.hint}
 
+    def _answer(self, request: Message) -> Message:
+        fleet = self._fleet
+        match request.get("command"):
+            case "status":
+                return status.status(fleet, self._admin_url())
+            case "figures":
+                return status.figures(fleet)
+            case "events":
+                after = request.get("after")
+                return {"events": self._events.after(after if isinstance(after, int) else 0)}
+            case "routing":
+                return status.routing(fleet)
+            case "where":
+                return status.where(fleet, request)
+            case "stop":
+                self._stop(bool(request.get("wait_for_connections")))
+                return {"stopping": True}
+            case "scale":
+                return self._scaling.request(request.get("slots")).summary()
+            case "reload":
+                return self._renew(request.get("slot"))
+            case "drain" | "undrain" as command:
+                return self._hold(fleet.slot(request.get("slot")), command == "drain")
+            case "stack":
+                return self._stack(request)
+            case "change":
+                change = fleet.changes.find(request.get("number"))
+                return change.summary() if change else {"error": f"there is no change `{request.get('number')}`"}
+        return {"error": f"this server does not know the command `{request.get('command')}`"}
 
-def _reload(server: Supervisor, slot: object) -> Message:
-    """Begin to renew the workers of all slots, or that of *slot*."""
-    if slot is None:
-        return server.reload().summary()
-    number = _slot(server, slot).number
-    if not server.serving or server.stopping:
-        raise ControlError(f"the server {'stops' if server.stopping else 'is starting'}")
-    return server.rolling.request(f"reload of worker {number}", [number], 1).summary()
+    def _renew(self, slot: object) -> Message:
+        """Begin to renew the workers of all slots, or that of *slot*."""
+        if slot is None:
+            return self._reload().summary()
+        number = self._fleet.slot(slot).number
+        self._fleet.refuse_unless_serving()
+        return self._rolling.request(f"reload of worker {number}", [number], 1).summary()
 
+    def _stack(self, request: Message) -> Message:
+        """Have the worker of a slot write its stacks, or with `read` return what it has written."""
+        member = self._fleet.slot(request.get("slot"))
+        child = member.child
+        if child is None or child.stack_fd is None:
+            raise ControlError(f"slot {member.number} has no worker that is ready")
+        try:
+            if request.get("read"):
+                return {"pid": child.pid, "stack": stack.read(child.pid, child.stack_fd)}
+            stack.ask(child.pid, child.stack_fd)
+        except OSError as error:
+            raise ControlError(f"cannot look at {member}: {reason(error)}") from None
+        return {"pid": child.pid}
 
-def _stack(server: Supervisor, request: Message) -> Message:
-    """Have the worker of a slot write its stacks, or with `read` return what it has written."""
-    member = _slot(server, request.get("slot"))
-    child = member.child
-    if child is None or child.stack_fd is None:
-        raise ControlError(f"slot {member.number} has no worker that is ready")
-    try:
-        if request.get("read"):
-            return {"pid": child.pid, "stack": stack.read(child.pid, child.stack_fd)}
-        stack.ask(child.pid, child.stack_fd)
-    except OSError as error:
-        raise ControlError(f"cannot look at {member}: {reason(error)}") from None
-    return {"pid": child.pid}
-
-
-def _hold(server: Supervisor, slot: Member, held: bool) -> Message:
-    """Send no new clients to *slot*, or do so again."""
-    if server.backend.name == "kernel":
-        raise ControlError(
-            "the kernel backend goes by addresses alone, and knows no new clients",
-            hint="`--backend dispatcher`; `limpet reload` renews workers on each backend",
-        )
-    if slot.is_held != held:
-        slot.is_held = held
-        log.info("worker %d %s new clients", slot.number, "gets no" if held else "gets")
-        server.tell_workers()
-    return {"slot": slot.number, "state": slot.word}
-
-
-def _slot(server: Supervisor, number: object) -> Member:
-    """Return the slot with this *number*. Raises ControlError."""
-    found = next((slot for slot in server.slots if slot.number == number), None)
-    if found is None:
-        raise ControlError(f"there is no slot {number}", hint="`limpet status` shows all slots")
-    return found
+    def _hold(self, slot: Member, held: bool) -> Message:
+        """Send no new clients to *slot*, or do so again."""
+        if self._fleet.backend.name == "kernel":
+            raise ControlError(
+                "the kernel backend goes by addresses alone, and knows no new clients",
+                hint="`--backend dispatcher`; `limpet reload` renews workers on each backend",
+            )
+        if slot.is_held != held:
+            slot.is_held = held
+            log.info("worker %d %s new clients", slot.number, "gets no" if held else "gets")
+            self._announcer.tell_workers(time.monotonic())
+        return {"slot": slot.number, "state": slot.word}

@@ -1,34 +1,27 @@
-"""The lines to the children: what each says, and what follows.
+"""The lines to the children: when each is listened to, and when it is closed.
 
-Owns when a line is listened to, and when it is closed. Its form is ipc/control_link.py's; what an event does to a slot
-is decided by fleet/lifecycle.py, and done by the supervisor.
+Owns no meaning: the form of a line is ipc/control_link.py's, and what follows from a message is the supervisor's.
 
 1. The end of a line is no death: that is seen by SIGCHLD, and all that the dead child said is heard before.
 """
 
 from __future__ import annotations
 
-import logging
 import selectors
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from limpet.fleet.lifecycle import Event
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
 from limpet.ipc.control_link import LinkClosedError, Message
-
-if TYPE_CHECKING:
-    from limpet.supervisor.supervisor import Supervisor
-
-log = logging.getLogger("limpet")
 
 
 class Lines:
     """The lines of one server."""
 
-    def __init__(self, server: Supervisor, selector: selectors.BaseSelector) -> None:
-        self._server = server
+    def __init__(self, selector: selectors.BaseSelector, take_in: Callable[[Member, Child, Message], None]) -> None:
+        """*take_in* does what follows from a message."""
         self._selector = selector
+        self._take_in = take_in
 
     def listen_to(self, member: Member, child: Child) -> None:
         """Hear *child* whenever it says something."""
@@ -36,7 +29,7 @@ class Lines:
             self._selector.register(child.link, selectors.EVENT_READ, lambda _: self.hear(member, child))
 
     def hear(self, member: Member, child: Child) -> None:
-        """Take in what *child* has said."""
+        """Take in what *child* has said. Blocks never."""
         if child.link.closed:
             return
         try:
@@ -50,25 +43,3 @@ class Lines:
         if not child.link.closed:
             self._selector.unregister(child.link)
             child.link.close()
-
-    def _take_in(self, member: Member, child: Child, message: Message) -> None:
-        server = self._server
-        match message["news"]:
-            case "ready":
-                child.stack_fd = message.get("stack")
-                event = member.announced(child)
-                if event is not None:
-                    server.happened(member, event)
-            case "failed":
-                child.failure = message
-            case "missing":
-                server.scaling.tell_slot(member, child, message["slot"])
-            case "left":
-                child.leaves_by = 0.0
-                server.let_take(member)
-            case "leaving" if child is member.child:
-                log.info("%s drains: it was told so by a signal; it is replaced", member)
-                server.happened(member, Event.LEFT)
-            case "stop":
-                log.info("%s asked to stop the server", member.name(child))
-                server.stop(wait_for_connections=message["wait_for_connections"])

@@ -1,10 +1,10 @@
-"""The supervisor as the child of a program that called `limpet.listen`: its entry, and its line to that program.
+"""The supervisor as the child of a program that called `limpet.listen`: its line to that program.
 
 Owns what the two say to each other. The program's side is embed/handle.py. The server is the same as one of `limpet
 run`; it has one thing more, the line, whose end is the end of the program.
 
 How it works: `write` puts the settings and the number of the line's descriptor into a memory file, whose descriptor is
-the argument of `python -m limpet.supervisor.program_link`. On the line, one JSON object a line:
+the argument of `python -m limpet.entry.hosted`. On the line, one JSON object a line:
 up {"news": "serving", "urls", "control"} or {"news": "failed", "message", "hint", "code"}, down {"do": "stop",
 "wait_for_connections", "at_once"}.
 
@@ -19,16 +19,11 @@ import logging
 import os
 import selectors
 import signal
-import socket
-import sys
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from limpet.config.settings import Settings
 from limpet.errors import LimpetError
 from limpet.ipc.control_link import Link, LinkClosedError
-
-if TYPE_CHECKING:
-    from limpet.supervisor.supervisor import Supervisor
 
 log = logging.getLogger("limpet")
 
@@ -42,15 +37,21 @@ def write(settings: Settings, line_fd: int) -> int:
     return fd
 
 
+class Stop(Protocol):
+    """Begins to stop the server."""
+
+    def __call__(self, *, wait_for_connections: bool) -> None: ...
+
+
 class Program:
     """The program that started this server, as the supervisor sees it."""
 
     def __init__(self, line: Link) -> None:
         self._line = line
 
-    def watch(self, server: Supervisor, selector: selectors.BaseSelector) -> None:
-        """Have *server* obey the program, and stop when the program has ended."""
-        selector.register(self._line, selectors.EVENT_READ, lambda _: self._hear(server, selector))
+    def watch(self, selector: selectors.BaseSelector, stop: Stop) -> None:
+        """Call *stop* when the program asks for it, and when it has ended."""
+        selector.register(self._line, selectors.EVENT_READ, lambda _: self._hear(selector, stop))
 
     def serving(self, urls: list[str], control: str) -> None:
         """Tell the program that clients can connect to *urls*."""
@@ -61,36 +62,15 @@ class Program:
         kept = {"message": error.message, "hint": error.hint, "code": error.exit_code}
         self._line.send({"news": "failed", **kept})
 
-    def _hear(self, server: Supervisor, selector: selectors.BaseSelector) -> None:
+    def _hear(self, selector: selectors.BaseSelector, stop: Stop) -> None:
         try:
             orders = self._line.receive()
         except LinkClosedError:
             selector.unregister(self._line)
             log.warning("the program that started this server has ended")
-            server.stop()
+            stop(wait_for_connections=False)
             return
         for order in orders:
-            server.stop(wait_for_connections=order["wait_for_connections"])
+            stop(wait_for_connections=order["wait_for_connections"])
             if order["at_once"]:
                 os.kill(os.getpid(), signal.SIGTERM)  # the second word to stop means that
-
-
-def main() -> int:
-    """Be the supervisor that a program asked for; return the exit code."""
-    from limpet.supervisor import bootstrap  # not for the program, which needs only `write`
-
-    fd = int(sys.argv[1])
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started this process may have blocked some
-    with open(fd, "rb") as file:
-        told = json.loads(file.read())
-    program = Program(Link(socket.socket(fileno=told["line"])))
-    try:
-        bootstrap.run(Settings.from_json(told["settings"]), program)
-    except LimpetError as error:
-        program.failed(error)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

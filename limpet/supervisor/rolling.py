@@ -15,7 +15,8 @@ import logging
 from collections.abc import Callable, Iterable
 
 from limpet.errors import AppError
-from limpet.fleet.changes import RELOAD, Change, Changes
+from limpet.fleet.changes import RELOAD, Change
+from limpet.fleet.fleet import Fleet
 from limpet.fleet.lifecycle import Event, State
 from limpet.fleet.member import MOST_PREDECESSORS, Member
 
@@ -25,32 +26,27 @@ log = logging.getLogger("limpet")
 class Rolling:
     """The changes of one server."""
 
-    def __init__(
-        self,
-        slots: list[Member],
-        dispatchers: list[Member],
-        terminators: list[Member],
-        happened: Callable[[Member, Event], None],
-    ) -> None:
-        """The lists are the supervisor's own, *happened* is what it does about an event."""
-        self.changes = Changes()
-        self._slots = slots
-        self._dispatchers = dispatchers
-        self._terminators = terminators
-        self._happened = happened
+    def __init__(self, fleet: Fleet, apply: Callable[[Member, Event], None]) -> None:
+        """*apply* lets an event happen to a member."""
+        self._fleet = fleet
+        self._apply = apply
 
     def request(self, why: str, slots: Iterable[int], surge: int) -> Change:
         """Return a change that renews the workers of *slots*, at most *surge* at the same time."""
-        return self.changes.request(why, slots, surge)
+        return self._fleet.changes.request(why, slots, surge)
+
+    def register(self, why: str, slots: int) -> Change:
+        """Return a change of the number of slots by *slots*, which scaling.py carries out."""
+        return self._fleet.changes.register(why, slots)
 
     def succeeded(self, member: Member) -> None:
         """Take note that a new worker of *member* is ready."""
-        if self.changes.current is not None and member.role == "worker":
-            self.changes.current.succeeded(member.number)
+        if self._fleet.changes.current is not None and member.role == "worker":
+            self._fleet.changes.current.succeeded(member.number)
 
     def failed(self, member: Member) -> None:
         """Take note that the new worker of *member* did not become ready: that may end a change."""
-        change = self.changes.current
+        change = self._fleet.changes.current
         cause = member.cause or AppError(f"{member} did not start")
         if member.role != "worker" and member.life.state is State.READY:
             log.error("%s goes on, since its successor did not start: %s", member, cause.message)
@@ -59,25 +55,25 @@ class Rolling:
         if change is None or member.role != "worker" or not change.failed(member.number, cause.message):
             return
         for number in change.under_way:
-            self._slots[number].give_up_successor()
+            self._fleet.slots[number].give_up_successor()
         change.under_way.clear()
 
     def go_on(self, *, may_begin: bool = True) -> None:
         """Begin and end changes, and renew the slots that are due."""
-        begun = self.changes.begin() if may_begin else None
+        begun = self._fleet.changes.begin() if may_begin else None
         if begun is not None:
-            log.info("%s begins: %d of %d workers", begun.why, begun.slots, len(self._slots))
-        change = self.changes.current
+            log.info("%s begins: %d of %d workers", begun.why, begun.slots, len(self._fleet.slots))
+        change = self._fleet.changes.current
         if change is None:
             self._renew_dispatchers()
             return
-        full = [slot.number for slot in self._slots if len(slot.predecessors) >= MOST_PREDECESSORS]
-        for number in change.due([slot.life.state for slot in self._slots], full):
-            self._happened(self._slots[number], Event.RENEW)
+        full = [slot.number for slot in self._fleet.slots if len(slot.predecessors) >= MOST_PREDECESSORS]
+        for number in change.due([slot.life.state for slot in self._fleet.slots], full):
+            self._apply(self._fleet.slots[number], Event.RENEW)
         if change.is_through() and not change.outcome and self._last_step(change):
             return
         if change.is_over():
-            self.changes.end()
+            self._fleet.changes.end()
             if change.outcome == "done":
                 log.info("%s done: %d new workers", change.why, change.renewed)
             else:
@@ -90,17 +86,17 @@ class Rolling:
         """Renew the dispatchers if *change* is a reload; return whether that is under way."""
         if change.why == RELOAD and not change.is_in_last_step:
             change.is_in_last_step = True
-            for each in self._dispatchers:
+            for each in self._fleet.dispatchers:
                 each.is_outdated = True
         return self._renew_dispatchers()
 
     def _renew_dispatchers(self) -> bool:
         """Begin to renew the dispatchers that have older code; return whether any still has."""
-        for each in (*self._dispatchers, *self._terminators):
+        for each in (*self._fleet.dispatchers, *self._fleet.terminators):
             if each.is_outdated and each.life.state is State.READY and len(each.predecessors) < MOST_PREDECESSORS:
-                self._happened(each, Event.RENEW)
-        return any(each.is_outdated or each.life.state is State.RENEWING for each in self._dispatchers)
+                self._apply(each, Event.RENEW)
+        return any(each.is_outdated or each.life.state is State.RENEWING for each in self._fleet.dispatchers)
 
     def cancel(self, why: str) -> None:
         """End all changes: the server stops."""
-        self.changes.cancel(why)
+        self._fleet.changes.cancel(why)

@@ -9,7 +9,8 @@ since the pid is the same. `pack` is all that travels; what it does not name beg
 1. Two versions must agree on what their processes say to each other and have in common in memory: `misfit`.
 2. What the processes of a server must agree on stays as it was, whatever the new settings say: all but CHANGEABLE.
 
-If you give the supervisor something that must outlast it: add it to `pack`, and take it in where it is made (`adopt`).
+If you give the supervisor something that must outlast it: add it to `pack` and to `fleet`. Fields of members, children,
+listeners and changes travel by themselves, but for those that their class names in `ANEW`.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ import dataclasses
 import json
 import os
 import socket
-from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+import time
+from collections.abc import Collection, Iterator
+from typing import Any, Final
 
 from limpet.config.bind import Bind
 from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import LimpetError
 from limpet.fleet.changes import Change
+from limpet.fleet.fleet import Fleet
 from limpet.fleet.lifecycle import Life, State
-from limpet.fleet.member import Member
+from limpet.fleet.member import ROLES, Member
+from limpet.fleet.past import Past
 from limpet.fleet.process import Child
-from limpet.fleet.resources import Estate
+from limpet.fleet.resources import Resources
 from limpet.ipc import baton, scoreboard
 from limpet.ipc import channel as handoff
 from limpet.ipc.channel import Channel
@@ -38,10 +41,9 @@ from limpet.ipc.scoreboard import Scoreboard
 from limpet.moving import mover
 from limpet.net import backend
 from limpet.net.listener import Listener
+from limpet.operate.control_socket import ControlServer
+from limpet.routing.router import Router
 from limpet.version import __version__
-
-if TYPE_CHECKING:
-    from limpet.supervisor.supervisor import Supervisor
 
 FORMAT: Final = 1  # of the state, and of the messages of ipc/control_link.py and ipc/boot.py
 Packed = dict[str, Any]
@@ -59,31 +61,31 @@ CHANGEABLE: Final = frozenset(
 """Settings in which processes that were started before and after may differ."""
 
 
-def pack(server: Supervisor) -> Packed:
-    """Return all that the next supervisor has to know of *server*, with the numbers of its descriptors."""
-    estate = server.estate
+def pack(fleet: Fleet, control: ControlServer, admin_listener: Listener | None) -> Packed:
+    """Return all that the next supervisor has to know of this one, with the numbers of its descriptors."""
+    resources = fleet.resources
     return {
         "format": FORMAT,
         "version": __version__,
         "wire": wire(),
         "layout": scoreboard.layout(),
-        "settings": server.settings.to_json(),
-        "secret": estate.secret.hex(),
-        "backend": server.backend.name,
-        "listeners": [[_pack_listener(member) for member in members] for members in server.backend.listeners()],
-        "control": server.control.pack(),
-        "admin": server.beside.admin.listener and _pack_listener(server.beside.admin.listener),
-        "board": estate.board.fd,
-        "channels": [channel.fds for channel in estate.channels],
-        "moves": [channel.fds for channel in estate.moves],
-        "inner": [channel.fds for channel in estate.inner],
-        "past": {name: getattr(estate.past, name) for name in ("slots", "dispatchers", "terminators")},
-        "newest_serial": estate.newest_serial,
-        "descriptors": estate.descriptors,
-        "members": [_pack_member(member) for member in server.members()],
-        "scaled": server.scaling.has_scaled,
-        "changes": [_pack_change(change) for change in server.rolling.changes.known()],
-        "upgrades": server.upgrade.done + 1,
+        "settings": fleet.settings.to_json(),
+        "secret": resources.secret.hex(),
+        "backend": fleet.backend.name,
+        "listeners": [[_pack_listener(each) for each in members] for members in fleet.backend.listeners()],
+        "control": control.pack(),
+        "admin": admin_listener and _pack_listener(admin_listener),
+        "board": resources.board.fd,
+        "channels": [channel.fds for channel in resources.channels],
+        "moves": [channel.fds for channel in resources.moves],
+        "inner": [channel.fds for channel in resources.inner],
+        "past": dataclasses.asdict(resources.past),
+        "newest_serial": resources.newest_serial,
+        "descriptors": resources.descriptors,
+        "members": [_pack_member(member) for member in fleet.members()],
+        "scaled": fleet.has_scaled,
+        "changes": [_pack_change(change) for change in fleet.changes.known()],
+        "upgrades": fleet.upgrades + 1,
     }
 
 
@@ -163,97 +165,95 @@ def admin(state: Packed) -> Listener | None:
     return _unpack_listener(state["admin"]) if state.get("admin") else None
 
 
-def estate(settings: Settings, secret: bytes, chosen: backend.Backend, state: Packed) -> Estate:
+def fleet(settings: Settings, chosen: backend.Backend, router: Router, board: Scoreboard, state: Packed) -> Fleet:
+    """Return the server that `pack` was called on, with *settings* from now on."""
+    members = [_unpack_member(each) for each in state["members"]]
+    of = {role: [member for member in members if member.role == role] for role in ROLES}
+    found = Fleet(
+        settings=settings,
+        router=router,
+        backend=chosen,
+        resources=_unpack_resources(settings, chosen, board, state),
+        slots=of["worker"],
+        dispatchers=of["dispatcher"],
+        terminators=of["terminator"],
+        began_at=time.monotonic(),
+        is_serving=True,
+        has_scaled=bool(state.get("scaled")),
+        upgrades=state["upgrades"],
+    )
+    found.changes.adopt(_unpack_change(each) for each in state["changes"])
+    return found
+
+
+def _unpack_resources(settings: Settings, chosen: backend.Backend, board: Scoreboard, state: Packed) -> Resources:
     """Return what outlives the children, as it was."""
-    estate = Estate(settings, secret, chosen, Scoreboard.adopt(state["board"]))
-    estate.channels = [Channel.inherit(fds) for fds in state["channels"]]
-    estate.moves = [Channel.inherit(fds) for fds in state["moves"]]
-    estate.inner = [Channel.inherit(fds) for fds in state.get("inner", ())]
-    estate.past.terminators = Counter(state["past"].get("terminators", {}))
-    estate.past.slots = [Counter(figures) for figures in state["past"]["slots"]]
-    estate.past.dispatchers = Counter(state["past"]["dispatchers"])
-    estate.newest_serial = state["newest_serial"]
-    estate.descriptors = state.get("descriptors", estate.descriptors)
+    resources = Resources(settings, bytes.fromhex(state["secret"]), chosen, board)
+    resources.channels = [Channel.inherit(fds) for fds in state["channels"]]
+    resources.moves = [Channel.inherit(fds) for fds in state["moves"]]
+    resources.inner = [Channel.inherit(fds) for fds in state.get("inner", ())]
+    resources.past = Past.adopt(state["past"])
+    resources.newest_serial = state["newest_serial"]
+    resources.descriptors = state.get("descriptors", resources.descriptors)
     for member in state["members"]:
         for child in member["children"]:
-            estate.free_rows[member["role"]].remove(child["row"])
-    return estate
-
-
-def members(state: Packed, role: str) -> list[Member]:
-    """Return the slots, the dispatchers, or the terminators, with their processes."""
-    return [_unpack_member(each) for each in state["members"] if each["role"] == role]
-
-
-def changes(state: Packed) -> list[Change]:
-    """Return the changes of which somebody may still ask what became of them."""
-    return [_unpack_change(each) for each in state["changes"]]
+            resources.free_rows[member["role"]].remove(child["row"])
+    return resources
 
 
 def _text(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-_OF_LISTENER: Final = ("backlog", "address_text", "url", "stays")
+def _kept(found: Any, but: Collection[str]) -> Packed:
+    """Return the fields of a dataclass but those named."""
+    names = [each.name for each in dataclasses.fields(found) if each.name not in but]
+    return {name: getattr(found, name) for name in names}
 
 
 def _pack_listener(listener: Listener) -> Packed:
-    kept = {name: getattr(listener, name) for name in (*_OF_LISTENER, "inode")}
+    kept = _kept(listener, ("sock", "bind"))
     return {"fd": listener.sock.fileno(), "bind": listener.bind.text, **kept}
 
 
 def _unpack_listener(packed: Packed) -> Listener:
+    kept = {name: value for name, value in packed.items() if name not in ("fd", "bind", "inode")}
     inode = packed["inode"] and tuple(packed["inode"])
-    kept = {name: packed[name] for name in _OF_LISTENER}
     return Listener(socket.socket(fileno=packed["fd"]), Bind.parse(packed["bind"]), inode=inode, **kept)
 
 
-_OF_MEMBER: Final = ("is_held", "down_since", "recycle_at", "last_end")
-_OF_CHILD: Final = (
-    "pid",
-    "role",
-    "row",
-    "serial",
-    "generation",
-    "started_at",
-    "kill_at",
-    "leaves_by",
-    "is_open",
-    "stack_fd",
-    "failure",
-)
+_PARTS: Final = ("child", "successor", "predecessors")
 
 
 def _pack_member(member: Member) -> Packed:
     """Return *member* with its children, each with the name of its part."""
     parts = [("child", member.child), ("successor", member.successor), *(("old", old) for old in member.predecessors)]
     return {
-        "role": member.role,
-        "number": member.number,
+        **_kept(member, (*Member.ANEW, *_PARTS, "life")),
         "life": dataclasses.asdict(member.life),
-        **{name: getattr(member, name) for name in _OF_MEMBER},
         "children": [_pack_child(part, child) for part, child in parts if child is not None],
     }
 
 
 def _pack_child(part: str, child: Child) -> Packed:
-    kept = {name: getattr(child, name) for name in _OF_CHILD}
     unsent = [(each.line.decode(), each.fds, each.is_latest) for each in child.link.unsent]
-    return {"part": part, "link": child.link.fileno(), "unread": child.link.unread.hex(), "unsent": unsent, **kept}
+    line = {"link": child.link.fileno(), "unread": child.link.unread.hex(), "unsent": unsent}
+    return {"part": part, **line, **_kept(child, Child.ANEW)}
 
 
 def _unpack_member(packed: Packed) -> Member:
-    member = Member(packed["role"], packed["number"])
-    member.life = Life(**{**packed["life"], "state": State(packed["life"]["state"])})
-    for name in _OF_MEMBER:
-        setattr(member, name, packed[name])
+    kept = {name: value for name, value in packed.items() if name not in ("life", "children")}
+    member = Member(**kept, life=Life(**{**packed["life"], "state": State(packed["life"]["state"])}))
     for each in packed["children"]:
-        link = _unpack_link(each)
-        child = Child.adopt(link, **{name: each[name] for name in _OF_CHILD})
-        if each["part"] == "old":
-            member.predecessors.append(child)
-        else:
-            setattr(member, each["part"], child)
+        of_line = ("part", "link", "unread", "unsent")
+        child = Child.adopt(_unpack_link(each), {name: each[name] for name in each if name not in of_line})
+        match each["part"]:
+            case "child":
+                member.child = child
+            case "successor":
+                member.successor = child
+            case _:
+                member.predecessors.append(child)
     return member
 
 

@@ -26,16 +26,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Final, NoReturn
 
 from limpet.config import privileges
 from limpet.config.settings import Settings
 from limpet.errors import reason
+from limpet.fleet.fleet import Fleet
 from limpet.supervisor import signals, snapshot
-
-if TYPE_CHECKING:
-    from limpet.supervisor.supervisor import Supervisor
 
 _VARIABLE: Final = "LIMPET_UPGRADE"  # `trial:FD` or `take-over:FD`
 PASSED: Final = "\nlimpet can take over\n"
@@ -47,14 +45,23 @@ log = logging.getLogger("limpet")
 class Upgrade:
     """What there is to do about SIGUSR2 in one supervisor."""
 
-    def __init__(self, server: Supervisor, held: Iterable[int], before: snapshot.Packed | None) -> None:
-        """*held* are the signals that must wait at the moment, *before* is what the last one has left."""
-        self.done = before["upgrades"] if before else 0
-        self.refusal: str | None = None  # why the last one did not happen
-        self._server = server
+    def __init__(
+        self,
+        fleet: Fleet,
+        held: Iterable[int],
+        *,
+        pack: Callable[[], snapshot.Packed],
+        refusal: str | None,
+    ) -> None:
+        """*held* are the signals that must wait at the moment of the exec; *pack* returns the state that passes on.
+
+        *refusal* says why this server is never upgraded, None if it may be.
+        """
+        self._fleet = fleet
         self._held = tuple(held)
+        self._pack = pack
+        self._refusal = refusal
         self._trial: _Trial | None = None
-        self._is_due = False
 
     @property
     def pids(self) -> set[int]:
@@ -62,14 +69,9 @@ class Upgrade:
         return {self._trial.process.pid} if self._trial is not None else set()
 
     @property
-    def is_due(self) -> bool:
-        """Whether it only waits for what is under way, so that nothing else should begin."""
-        return self._is_due
-
-    @property
     def is_under_way(self) -> bool:
         """Whether the supervisor is about to be replaced."""
-        return self._trial is not None or self._is_due
+        return self._trial is not None or self._fleet.is_upgrade_due
 
     def begin(self) -> None:
         """Try the new version, and if it can take over have it do so soon."""
@@ -77,7 +79,7 @@ class Upgrade:
             self._refuse(why)
             return
         try:
-            self._trial = _Trial(snapshot.pack(self._server), self._server.settings.start_timeout_s)
+            self._trial = _Trial(self._pack(), self._fleet.settings.start_timeout_s)
         except OSError as error:
             self._refuse(reason(error))
             return
@@ -88,27 +90,26 @@ class Upgrade:
         if self._trial is not None and self._trial.ended():
             fault, self._trial = self._trial.fault(), None
             if fault is None:
-                self._is_due = True
+                self._fleet.is_upgrade_due = True
             else:
                 self._refuse(fault)
-        if self._is_due and self._server.stopping:
-            self._is_due = False
+        if self._fleet.is_upgrade_due and self._fleet.is_stopping:
+            self._fleet.is_upgrade_due = False
             self._refuse("the server stops")
-        is_changing = self._server.rolling.changes.current is not None or self._server.scaling.is_under_way
-        if self._is_due and not recorded and not is_changing:
+        if self._fleet.is_upgrade_due and not recorded and not self._fleet.is_changing:
             self._replace(recorded)
 
     def _why_not(self) -> str | None:
         if self.is_under_way:
             return "another one is under way"
-        if self._server.program is not None:
-            return "the program that started this server has its version"
-        if self._server.stopping or not self._server.serving:
-            return f"the server {'stops' if self._server.stopping else 'is starting'}"
+        if self._refusal is not None:
+            return self._refusal
+        if self._fleet.is_stopping or not self._fleet.is_serving:
+            return f"the server {'stops' if self._fleet.is_stopping else 'is starting'}"
         return None
 
     def _refuse(self, why: str) -> None:
-        self.refusal = why.partition("\n")[0]
+        self._fleet.upgrade_refusal = why.partition("\n")[0]
         log.error("not upgraded, and nothing has changed: %s", why)
 
     def _replace(self, recorded: list[int]) -> None:
@@ -117,8 +118,8 @@ class Upgrade:
         if recorded:
             signals.release(self._held)
             return
-        self._is_due = False
-        state = snapshot.pack(self._server)
+        self._fleet.is_upgrade_due = False
+        state = self._pack()
         fd = snapshot.write(state)
         kept = [fd, *snapshot.descriptors(state)]
         try:

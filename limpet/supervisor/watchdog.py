@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from limpet.config.settings import Settings
+from limpet.fleet.fleet import Fleet
 from limpet.fleet.lifecycle import CRASH_WINDOW_S, CRASHES, State
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
@@ -128,12 +129,13 @@ _RECYCLE_PAUSE_S: Final = 30.0  # before a worker that could not be renewed is t
 log = logging.getLogger("limpet")
 
 
-class Care:
+class Watchdog:
     """The supervisor's care for its processes."""
 
-    def __init__(self, settings: Settings, board: Scoreboard, rolling: Rolling) -> None:
-        self._health = Health(settings, board)
-        self._board = board
+    def __init__(self, fleet: Fleet, rolling: Rolling) -> None:
+        self._fleet = fleet
+        self._board = fleet.resources.board
+        self._health = Health(fleet.settings, self._board)
         self._rolling = rolling
         self._memory_kills = memory_kills()
 
@@ -158,7 +160,7 @@ class Care:
 
     def _recycle(self, member: Member, child: Child, now: float) -> None:
         why = self._health.recycle(child, self._board.worker(child.row))
-        if why and not self._rolling.changes.involves(member.number):
+        if why and not self._fleet.changes.involves(member.number):
             member.recycle_at = now + _RECYCLE_PAUSE_S  # when it fails, the old one goes on for a while
             self._board.supervisor().add("recycled")
             log.info("%s is recycled: %s", member, why)

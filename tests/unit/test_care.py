@@ -23,9 +23,10 @@ def test_kill_is_put_down_to_the_kernel_only_if_it_has_killed_for_memory(
 ) -> None:
     """A SIGKILL that nobody sent is the commonest riddle, and the kernel's count is the only trace of the answer."""
     counts = iter([7, 8 if is_by_memory else 7])
-    monkeypatch.setattr(care, "memory_kills", lambda: next(counts))
+    monkeypatch.setattr(watchdog, "memory_kills", lambda: next(counts))
+    fleet: Any = SimpleNamespace(settings=Settings(app="x:app"), resources=SimpleNamespace(board=None))
     nothing: Any = SimpleNamespace()
-    watching = watchdog.Care(Settings(app="x:app"), nothing, nothing)
+    watching = watchdog.Watchdog(fleet, nothing)
     child: Any = SimpleNamespace(pid=4711, failure=None, how_it_ended=lambda: "was killed by SIGKILL")
     member = Member("worker", 2)
     with caplog.at_level(logging.ERROR, logger="limpet"):

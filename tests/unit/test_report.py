@@ -6,9 +6,16 @@ from limpet.fleet.past import Past
 from limpet.ipc.scoreboard import DISPATCHER_CELLS, WORKER_CELLS, Scoreboard
 
 
+def past_of(slots: int) -> Past:
+    """Return the figures of *slots* slots in which nothing has ended yet."""
+    past = Past()
+    past.grow(slots)
+    return past
+
+
 def test_figures_of_dead_workers_are_kept_and_their_row_is_cleared() -> None:
     """A total that goes back makes every rate that a monitor computes from it wrong."""
-    board, past = Scoreboard.create(), Past(slots=2)
+    board, past = Scoreboard.create(), past_of(2)
     for requests in (3, 4):
         row = board.worker(5)
         row.add("requests", requests)
@@ -21,7 +28,7 @@ def test_figures_of_dead_workers_are_kept_and_their_row_is_cleared() -> None:
 
 def test_states_of_now_die_with_their_process() -> None:
     """Connections of a dead worker are closed, and nobody is pending in a dead dispatcher."""
-    board, past = Scoreboard.create(), Past(slots=1)
+    board, past = Scoreboard.create(), past_of(1)
     for name in WORKER_CELLS:
         board.worker(0).set(name, 1)
     for name in DISPATCHER_CELLS:
@@ -35,7 +42,7 @@ def test_states_of_now_die_with_their_process() -> None:
 
 def test_what_a_dead_dispatcher_held_back_waits_no_more() -> None:
     """Else the queue of a slot would never look empty again."""
-    board, past = Scoreboard.create(), Past(slots=3)
+    board, past = Scoreboard.create(), past_of(3)
     for slot in range(3):
         board.waiting(1, slot).set("waiting", 8)
         board.waiting(0, slot).set("waiting", 1)

@@ -1,0 +1,73 @@
+"""What all children are told: which slots are up, which worker is in each, and the channels of new slots.
+
+Owns these messages and when they are due. Children follow: dispatchers route by them, workers pass connections on by
+them. Called by the supervisor after each death and each READY, and by scaling.py.
+
+1. The router of this process follows first, so that `limpet where` never answers by an older table than a child.
+2. A child that reads slowly gets the latest news only (ipc/control_link.py).
+"""
+
+from __future__ import annotations
+
+from limpet.config.server_kinds import kind
+from limpet.fleet.fleet import Fleet, Phase
+from limpet.fleet.member import Member
+from limpet.fleet.process import Child
+from limpet.ipc.control_link import Message
+
+
+class Announcer:
+    """Tells the children of one server what they have to know of each other."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._told_up: list[bool] = []
+        self._told_slots = len(fleet.slots)  # how many slots all children have the channels of
+
+    def is_due(self, now: float) -> bool:
+        """Return whether a slot has gone up or down since the last news."""
+        return self._fleet.up(now) != self._told_up
+
+    def tell_workers(self, now: float) -> None:
+        """Tell everybody which workers live, and which row of the scoreboard belongs to the one in each slot."""
+        fleet, up = self._fleet, self._fleet.up(now)
+        if fleet.router.follow(up[: fleet.router.slots]) and fleet.phase is Phase.SERVING:
+            fleet.backend.follow(fleet.router.owners)
+        self._told_up = up
+        message = news(fleet, up)
+        for _, child in fleet.processes():
+            child.link.send(message)
+
+    def tell_slots(self) -> None:
+        """Pass the channels of new slots on to the processes that were there before them."""
+        channels = len(self._fleet.resources.channels)
+        for number in range(self._told_slots, channels):
+            for member, child in self._fleet.processes():
+                self.tell_slot(member, child, number)
+        self._told_slots = channels
+
+    def tell_slot(self, member: Member, child: Child, number: int) -> None:
+        """Pass the channels of slot *number* on to *child*."""
+        resources = self._fleet.resources
+        if member.role == "dispatcher":
+            child.link.send({"do": "slot", "slot": number}, resources.channels[number].fds)
+        elif member.role == "worker" and kind(self._fleet.settings.server).moves:
+            child.link.send({"do": "slot", "slot": number}, resources.moves[number].fds[:1])
+
+
+def news(fleet: Fleet, up: list[bool]) -> Message:
+    """Return what all children are told of the workers; *up* says of each slot whether its clients go there."""
+    count = fleet.router.slots
+    ready = [slot.child if slot.life.state.serves else None for slot in fleet.slots]
+    refuses = fleet.settings.on_down == "refuse"
+    return {
+        "do": "workers",
+        "slots": count,
+        "scaled": fleet.has_scaled,
+        "up": up[:count],
+        "held": [slot.number for slot in fleet.slots if slot.is_held],
+        "refused": [number for number, child in enumerate(ready) if refuses and not child],
+        "rows": [child and child.row for child in ready[:count]],
+        "alive": [child.serial for slot in fleet.slots for child in slot.children],
+        "newest": fleet.resources.newest_serial,
+    }
