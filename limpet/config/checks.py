@@ -46,7 +46,7 @@ def bind(text: str) -> None:
 
 def _proxy_protocol(text: str) -> None:
     if text not in ("off", "required"):
-        raise SettingsError(f"`off` or `required` is allowed, not `{text}`")
+        raise SettingsError(f"must be `off` or `required`, not `{text}`")
 
 
 def admin(text: str) -> None:

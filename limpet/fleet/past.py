@@ -24,9 +24,14 @@ class Past:
 
     @classmethod
     def adopt(cls, kept: Mapping[str, Any]) -> Past:
-        """Return what another supervisor has left, as `dataclasses.asdict` made it."""
+        """Return what another supervisor has left, as `packed` made it."""
         slots = [Counter[str](each) for each in kept["slots"]]
         return cls(slots, Counter(kept["dispatchers"]), Counter(kept.get("terminators", {})))
+
+    def packed(self) -> dict[str, Any]:
+        """Return the figures as JSON can say them. (`dataclasses.asdict` would make counters of pairs.)"""
+        slots = [dict(each) for each in self.slots]
+        return {"slots": slots, "dispatchers": dict(self.dispatchers), "terminators": dict(self.terminators)}
 
     def grow(self, slots: int) -> None:
         """Make room for *slots* slots."""

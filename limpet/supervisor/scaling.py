@@ -63,7 +63,7 @@ class Scaling:
             raise ControlError(f"`{slots}` is not a number of workers from 1 to {MAX_SLOTS}")
         if self._change is not None or self._fleet.phase is not Phase.SERVING:
             raise ControlError("the server is starting, stopping or scaling", hint="`limpet status` shows its slots")
-        self._change = self._rolling.register(f"scaling to {slots}", abs(slots - self.slots))
+        self._change = change = self._rolling.register(f"scaling to {slots}", abs(slots - self.slots))
         self._fleet.is_scaling = True
         self._target = slots
         log.info("scaling from %d to %d workers", self.slots, slots)
@@ -72,8 +72,8 @@ class Scaling:
             for slot in self._fleet.slots[slots:]:
                 self._apply(slot, Event.STOP)
         elif slots > self.slots:
-            self._grow(slots)
-        return self._change
+            self._grow(slots)  # which may be the end of the change already
+        return change
 
     def _grow(self, slots: int) -> None:
         fleet = self._fleet

@@ -14,16 +14,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
 
 from limpet.errors import LimpetError
 from limpet.fleet.fleet import Fleet
 from limpet.fleet.lifecycle import Event, State
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
+from limpet.supervisor.processes import HARD_STOP_S
 from limpet.supervisor.rolling import Rolling
 
-HARD_STOP_S: Final = 2.0  # after the graceful timeout: for cancelled requests and the application's own shutdown
 log = logging.getLogger("limpet")
 
 

@@ -79,7 +79,7 @@ def pack(fleet: Fleet, control: ControlServer, admin_listener: Listener | None) 
         "channels": [channel.fds for channel in resources.channels],
         "moves": [channel.fds for channel in resources.moves],
         "inner": [channel.fds for channel in resources.inner],
-        "past": dataclasses.asdict(resources.past),
+        "past": resources.past.packed(),
         "newest_serial": resources.newest_serial,
         "descriptors": resources.descriptors,
         "members": [_pack_member(member) for member in fleet.members()],

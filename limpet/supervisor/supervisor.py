@@ -1,9 +1,8 @@
 """The supervisor process: starts the children, keeps what must outlive them, and obeys the operator.
 
-Owns the poll loop, and what follows each event of a slot's life. It is the root that makes the actors of this package
-and hands each what it needs: the facts in a `Fleet`, and functions of this file. Which state follows which event is
-decided by fleet/lifecycle.py, which process has which part in a slot by fleet/member.py; how a child is equipped is
-fleet/resources.py's, how connections get to the workers net/backend.py's.
+Owns the poll loop. It is the root that makes the actors of this package and hands each what it needs: the facts in a
+`Fleet`, and functions of the others. Which state follows which event is decided by fleet/lifecycle.py, what follows for
+the processes by processes.py; how connections get to the workers is net/backend.py's business.
 
 1. It never reads a client's byte and never imports the application or a key function.
 2. Signal handlers only record and wake; everything happens in the loop of `run`.
@@ -18,19 +17,18 @@ import contextlib
 import logging
 import selectors
 import signal
-import sys
 import time
+from collections.abc import Callable
 from typing import Final
 
 from limpet import logs
 from limpet.config import privileges
-from limpet.config.server_kinds import kind
-from limpet.errors import AppError, ControlError, LimpetError, SettingsError, reason
+from limpet.errors import AppError, ControlError, LimpetError
 from limpet.events import Recent
 from limpet.fleet import process
 from limpet.fleet.changes import RELOAD, Change
 from limpet.fleet.fleet import Fleet
-from limpet.fleet.lifecycle import Action, Event, State
+from limpet.fleet.lifecycle import Event, State
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
 from limpet.ipc.control_link import Message
@@ -42,15 +40,15 @@ from limpet.supervisor.announcing import Announcer
 from limpet.supervisor.commands import Commands
 from limpet.supervisor.companions import Companions
 from limpet.supervisor.lines import Lines
+from limpet.supervisor.processes import Followers, Processes
 from limpet.supervisor.program_link import Program
 from limpet.supervisor.rolling import Rolling
 from limpet.supervisor.scaling import SCALING, Scaling
-from limpet.supervisor.shutdown import HARD_STOP_S, Shutdown
+from limpet.supervisor.shutdown import Shutdown
 from limpet.supervisor.upgrade import Upgrade
 from limpet.supervisor.watchdog import Watchdog
 
 _TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
-_LEAVE_S: Final = 1.0  # that a successor waits for its predecessor to leave the channels; one that hangs never does
 _OBEYED: Final = (
     *SCALING,
     signal.SIGTERM,
@@ -74,9 +72,19 @@ class Supervisor:
         self._watch: Watch | None = None
         self._lines = Lines(self._selector, self._take_in)
         self._announcer = Announcer(fleet)
-        self._rolling = Rolling(fleet, self.apply)
-        self._scaling = Scaling(fleet, self._rolling, self._announcer, self.apply)
-        self._shutdown = Shutdown(fleet, self._rolling, self.apply, self._lines.hear)
+        followers = Followers(
+            ready=self._ready,
+            start_failed=self._start_failed,
+            kept=lambda member: self._rolling.failed(member),
+            crashed=lambda member, child, now: self._watchdog.crashed(member, child, now),
+            ended=self._ended,
+        )
+        left_s: Callable[[float], float] = lambda now: self._shutdown.left_s(now)  # noqa: E731 - made below
+        self._processes = Processes(fleet, self._lines, self._announcer, followers, left_s=left_s, now=time.monotonic)
+        apply = self._processes.apply
+        self._rolling = Rolling(fleet, apply)
+        self._scaling = Scaling(fleet, self._rolling, self._announcer, apply)
+        self._shutdown = Shutdown(fleet, self._rolling, apply, self._lines.hear)
         self._watchdog = Watchdog(fleet, self._rolling)
         events = Recent()
         log.addHandler(events)
@@ -127,7 +135,7 @@ class Supervisor:
     def _start(self) -> None:
         for member in self._fleet.members():
             if not self._fleet.is_stopping:  # since one before it could not be started
-                self.apply(member, Event.START)
+                self._processes.apply(member, Event.START)
 
     def _go_on(self) -> None:
         """Go on where the supervisor before this one stopped; who has died meanwhile is found now."""
@@ -136,7 +144,7 @@ class Supervisor:
             member.is_outdated = member.role != "worker"
             for child in member.children:
                 self._lines.listen_to(member, child)
-                self._reap(member, child)
+                self._processes.reap(member, child)
         self._announcer.tell_workers(time.monotonic())
 
     def _watch_backlogs(self) -> None:
@@ -153,13 +161,14 @@ class Supervisor:
 
     def stop(self, *, wait_for_connections: bool = False) -> None:
         """Begin to stop; with *wait_for_connections* the open ones may take as long as they like."""
-        self._reap_all()  # a dispatcher that has died is replaced, and so keeps its backlog; later it would not be
+        # A dispatcher that has died is replaced now, and so keeps its backlog; later it would not be.
+        self._processes.reap_all()
         if not self._fleet.is_stopping:
             self._shutdown.begin(wait_for_connections=wait_for_connections)
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGCHLD:
-            self._reap_all()
+            self._processes.reap_all()
             own = {child.pid for member in self._fleet.members() for child in member.children}
             process.reap_orphans(own | self._upgrade.pids | self._companions.pids)
         elif number == signal.SIGUSR2:
@@ -177,102 +186,6 @@ class Supervisor:
         else:
             self.stop()
 
-    def apply(self, member: Member, event: Event) -> None:
-        """Let *event* happen to *member* and do what follows."""
-        match member.life.happened(event, time.monotonic()):
-            case Action.SPAWN | Action.SPAWN_SUCCESSOR:
-                self._spawn(member)
-            case Action.REPLACE | Action.RETIRE as action:
-                self._give_time(member.retire())
-                if action is Action.REPLACE:
-                    self._spawn(member)
-            case Action.OPEN:
-                self._open(member)
-            case Action.SWITCH:
-                old = member.retire()
-                self._drain(old, "drain", succeeded=True)
-                self._open(member)
-                log.info("%s drains", member.name(old))
-            case Action.PROMOTE:
-                member.promote()
-            case Action.KEEP:
-                self._rolling.failed(member)
-            case Action.RETRY_LATER:
-                self._start_failed(member)
-            case Action.DRAIN:
-                member.dismiss_successor()
-                for child in member.children:
-                    self._drain(child, "drain" if member.role == "worker" else "stop")
-            case Action.KILL if member.child is not None:
-                member.child.kill()
-
-    def _spawn(self, member: Member) -> None:
-        """Start the process that *member* wants. That the system has no room for one counts as its death."""
-        member.is_outdated = False
-        try:
-            child = self._fleet.resources.spawn(member)
-        except OSError as error:
-            hint = "`ulimit -Hn` and `ulimit -u` show how many descriptors and processes are allowed"
-            if isinstance(error, PermissionError):
-                hint = f"whom `--user` names must be allowed to run {sys.executable}, and so to enter its directories"
-            member.cause = LimpetError(f"cannot start {member.role} {member.number}: {reason(error)}", hint=hint)
-            is_successor = member.life.state is State.RENEWING
-            self.apply(member, Event.SUCCESSOR_DIED if is_successor else Event.DIED)
-            return
-        if member.life.state is State.RENEWING:
-            member.successor = child
-        else:
-            member.child = child
-        self._lines.listen_to(member, child)
-
-    def _drain(self, child: Child, command: str, *, succeeded: bool = False) -> None:
-        """Tell *child* to finish what it has, and whether another has its place; note when its time is over."""
-        left_s = self._give_time(child)
-        timeout_s = None if left_s == float("inf") else left_s
-        child.link.send({"do": command, "timeout": timeout_s, "last": self._fleet.is_stopping, "succeeded": succeeded})
-
-    def _give_time(self, child: Child) -> float:
-        """Note when *child* is killed if it has not drained by then; return how long it may take, in seconds."""
-        now = time.monotonic()
-        left_s = self._shutdown.left_s(now)
-        if child.role == "terminator":  # connections cannot leave it
-            left_s, child.leaves_by = left_s if self._fleet.is_stopping else float("inf"), now + _LEAVE_S
-        child.kill_at = now + left_s + HARD_STOP_S
-        if (
-            child.is_open and child.role == "worker" and kind(self._fleet.settings.server).moves
-        ):  # the others never say that they have left
-            child.leaves_by = now + _LEAVE_S
-        return left_s
-
-    def _reap_all(self) -> None:
-        for member in self._fleet.members():
-            for child in member.children:
-                self._reap(member, child)
-
-    def _reap(self, member: Member, child: Child) -> None:
-        """Take note of the death of *child*, if it has died, and do what follows."""
-        if not child.ended():
-            return
-        self._lines.hear(member, child)
-        self._lines.hang_up(child)
-        self._fleet.resources.bury(member, child)
-        if child is member.child and member.life.state.serves:
-            self._watchdog.crashed(member, child, time.monotonic())
-        if child.failure and child.failure["detail"] and not self._fleet.is_stopping:  # all slots may have the same one
-            log.error("%s failed\n%s", member.name(child), child.failure["detail"].rstrip())
-        cause = _cause(member, child)
-        event = member.remove(child)
-        if event is not None:
-            member.cause = cause
-            self.apply(member, event)
-        else:
-            if child.failure is None:
-                log.info("%s has drained: it %s", member.name(child), child.how_it_ended())
-            self._let_take(member)
-        self._announcer.tell_workers(time.monotonic())
-        if self._fleet.is_stopping:
-            self._shutdown.ended(member)
-
     def _take_in(self, member: Member, child: Child, message: Message) -> None:
         """Do what follows from what *child* says."""
         match message["news"]:
@@ -280,40 +193,20 @@ class Supervisor:
                 child.stack_fd = message.get("stack")
                 event = member.announced(child)
                 if event is not None:
-                    self.apply(member, event)
+                    self._processes.apply(member, event)
             case "failed":
                 child.failure = message
             case "missing":
                 self._announcer.tell_slot(member, child, message["slot"])
             case "left":
                 child.leaves_by = 0.0
-                self._let_take(member)
+                self._processes.let_take(member)
             case "leaving" if child is member.child:
                 log.info("%s drains: it was told so by a signal; it is replaced", member)
-                self.apply(member, Event.LEFT)
+                self._processes.apply(member, Event.LEFT)
             case "stop":
                 log.info("%s asked to stop the server", member.name(child))
                 self.stop(wait_for_connections=message["wait_for_connections"])
-
-    def _open(self, member: Member) -> None:
-        """Let *member*, which is ready, take part."""
-        assert member.child is not None
-        seconds = time.monotonic() - member.child.started_at
-        log.log(logging.INFO if member.role == "worker" else logging.DEBUG, "%s ready after %.1f s", member, seconds)
-        self._announcer.tell_workers(time.monotonic())
-        self._rolling.succeeded(member)
-        if self._fleet.is_serving:
-            self._let_take(member)
-            if self._fleet.is_stopping:
-                self._shutdown.go_on()
-        elif all(item.life.state is State.READY for item in self._fleet.members()):
-            self._begin()
-
-    def _let_take(self, member: Member) -> None:
-        """Let the process in charge take connections once its predecessors have left the channels to it."""
-        if self._fleet.is_serving and member.may_open(time.monotonic()) and member.child is not None:
-            member.child.is_open = True
-            member.child.link.send({"do": "accept"})
 
     def _begin(self) -> None:
         """Let clients connect: everybody is ready."""
@@ -325,12 +218,22 @@ class Supervisor:
         self._fleet.is_serving = True
         self._watch_backlogs()
         for member in self._fleet.members():
-            self._let_take(member)
+            self._processes.let_take(member)
         urls = " and ".join(self._fleet.backend.urls)
         count = f"{len(self._fleet.slots)} worker{'s' if len(self._fleet.slots) > 1 else ''}"
         log.info("serving %s at %s with %s, by %s", self._fleet.settings.app, urls, count, self._fleet.settings.by)
         if self._program is not None:
             self._program.serving(self._fleet.backend.urls, str(self._control.path.absolute()))
+
+    def _ready(self, member: Member) -> None:
+        """Go on after a new process of *member* is ready."""
+        self._rolling.succeeded(member)
+        if self._fleet.is_serving:
+            self._processes.let_take(member)
+            if self._fleet.is_stopping:
+                self._shutdown.go_on()
+        elif all(item.life.state is State.READY for item in self._fleet.members()):
+            self._begin()
 
     def _start_failed(self, member: Member) -> None:
         """*member* died before it was ready: at the start of the server that ends it, later it is tried again."""
@@ -341,6 +244,10 @@ class Supervisor:
             self._rolling.failed(member)
         elif not self._fleet.is_stopping:
             self._shutdown.fail(cause)
+
+    def _ended(self, member: Member) -> None:
+        if self._fleet.is_stopping:
+            self._shutdown.ended(member)
 
     def reload(self) -> Change:
         """Begin to renew the workers of all slots. Raises ControlError while there is nothing to be renewed."""
@@ -366,32 +273,18 @@ class Supervisor:
             self._rolling.go_on(may_begin=not self._fleet.is_upgrade_due)
             self._scaling.go_on()
         for member in self._fleet.members():
-            self._let_take(member)
+            self._processes.let_take(member)
             if member.life.state is State.BACKOFF and member.life.retry_at <= now:
-                self.apply(member, Event.RETRY_DUE)
+                self._processes.apply(member, Event.RETRY_DUE)
             starting = member.starting()
             if starting is not None and now - starting.started_at > self._fleet.settings.start_timeout_s:
-                self._kill(member, starting, f"was not ready after {self._fleet.settings.start_timeout_s:g} s")
+                self._processes.kill(
+                    member, starting, f"was not ready after {self._fleet.settings.start_timeout_s:g} s"
+                )
             fault = self._watchdog.look_after(member, now)
             if fault and member.child is not None:
-                self._kill(member, member.child, fault)
+                self._processes.kill(member, member.child, fault)
             for child in member.children:
                 child.link.flush()
                 if now >= min(child.kill_at, self._shutdown.kill_at):
                     child.kill()
-
-    def _kill(self, member: Member, child: Child, why: str) -> None:
-        """End a process that does not do what it should; its death follows."""
-        if child.failure is None:
-            log.error("%s %s; it is killed", member.name(child), why)
-            child.failure = {"message": f"{member.name(child)} {why}", "hint": None, "detail": ""}
-            child.kill()
-
-
-def _cause(member: Member, child: Child) -> LimpetError:
-    """Return why *child* has ended, in its own words if it had any."""
-    failure = child.failure
-    if failure is None:
-        return AppError(f"{member.name(child)} {child.how_it_ended()} before it was ready")
-    kind = SettingsError if failure.get("code") == SettingsError.exit_code else AppError
-    return kind(failure["message"], hint=failure["hint"])

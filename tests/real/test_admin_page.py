@@ -18,7 +18,7 @@ from tests.harness import HERE, PATIENCE_S, Limpet, fetch, wait_until
 from tests.real.browser import chromium, until
 
 TOKEN = "0123456789abcdef0123456789abcdef"
-FILES = HERE.parent / "limpet" / "admin"
+FILES = HERE.parent / "limpet" / "operate" / "admin"
 
 
 @pytest.fixture(scope="module")

@@ -226,22 +226,22 @@ def copied(tmp_path: Path) -> Path:
 
 def test_new_version_takes_over_and_a_broken_one_does_not(copied: Path) -> None:
     """A version or an application that cannot be imported is refused with its own words; nothing has changed."""
-    init, shop, config = copied / "__init__.py", copied.parent / "shop.py", copied.parent / "limpet.toml"
+    version_file, shop, config = copied / "version.py", copied.parent / "shop.py", copied.parent / "limpet.toml"
     config.write_text("workers = 2\ngraceful-timeout = 11\n")
     env = {"PYTHONPATH": f"{copied.parent}:{HERE.parent}"}
     with Limpet("shop:echo", "--config", str(config), "--by", "ip", env=env, cwd=copied.parent) as server:
-        before, whole, version = pids(server), init.read_text(), server.status()["version"]
+        before, whole, version = pids(server), version_file.read_text(), server.status()["version"]
 
         shop.write_text("def broken(:\n")
         assert "cannot import application `shop:echo`" in refusal(server)
         shop.write_text("from tests.apps import echo\n")
-        init.write_text("import nowhere\n")
+        version_file.write_text("import nowhere\n")
         assert refusal(server) == "the new version cannot take over: its trial exited with code 1"
         assert "No module named 'nowhere'" in server.log
         assert pids(server) == before
         assert server.request().status == 200
 
-        init.write_text(whole.replace(f'"{version}"', '"9.9.9"'))
+        version_file.write_text(whole.replace(f'"{version}"', '"9.9.9"'))
         config.write_text("workers = 3\ngraceful-timeout = 7\n")
         upgrade(server)
         status = server.status()
@@ -255,7 +255,7 @@ def test_version_that_sees_the_memory_differently_is_refused(copied: Path) -> No
     """Workers of two versions write into one scoreboard: that they agree on it cannot be hoped for."""
     env = {"PYTHONPATH": f"{copied.parent}:{HERE.parent}"}
     with Limpet("shop:echo", "--workers", "1", "--by", "ip", env=env, cwd=copied.parent) as server:
-        board = copied / "scoreboard.py"
+        board = copied / "ipc" / "scoreboard.py"
         text = board.read_text()
         board.write_text(text.replace('    "received":', '    "new_cell": Figure("in front"),\n    "received":'))
         why = refusal(server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from limpet.config.settings import Settings
 from limpet.fleet.lifecycle import Life, State
 from limpet.fleet.member import Member
+from limpet.fleet.past import Past
 from limpet.fleet.process import Child, _Adopted
 from limpet.ipc import scoreboard
 from limpet.ipc.control_link import Link
@@ -51,6 +53,12 @@ def test_member_passes_on_with_everything_that_does_not_begin_anew() -> None:
     assert [facts(child) for child in found.children] == [facts(child) for child in member.children]
     for child in member.children:
         child.link.close()
+
+
+def test_figures_of_the_dead_pass_on() -> None:
+    """A total that began anew would look like a counter that was reset."""
+    past = Past([Counter(requests=3), Counter()], Counter(accepted=5), Counter(tls_accepted=7))
+    assert Past.adopt(json.loads(json.dumps(past.packed()))) == past
 
 
 def test_every_field_of_a_listener_is_carried() -> None:

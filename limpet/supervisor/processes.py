@@ -1,0 +1,192 @@
+"""What follows each event of a member's life: a process is started, told, let in, killed, or noted as dead.
+
+Owns how a decision of fleet/lifecycle.py becomes a command to a process. Knows no order of slots: rolling.py,
+scaling.py and shutdown.py say by `apply` what is to happen to whom, and `Followers` hear what has come of it.
+
+1. A death is handled after all that the dead child said.
+2. A slot's new worker is ready before the old one is told to drain, and takes over after that.
+3. That the system has no room for a process counts as its death.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from limpet.config.server_kinds import kind
+from limpet.errors import AppError, LimpetError, SettingsError, reason
+from limpet.fleet.fleet import Fleet
+from limpet.fleet.lifecycle import Action, Event, State
+from limpet.fleet.member import Member
+from limpet.fleet.process import Child
+from limpet.supervisor.announcing import Announcer
+from limpet.supervisor.lines import Lines
+
+HARD_STOP_S: Final = 2.0  # after the graceful timeout: for cancelled requests and the application's own shutdown
+_LEAVE_S: Final = 1.0  # that a successor waits for its predecessor to leave the channels; one that hangs never does
+log = logging.getLogger("limpet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followers:
+    """Who hears what has become of a member."""
+
+    ready: Callable[[Member], None]
+    """Its new process is ready."""
+    start_failed: Callable[[Member], None]
+    """A process died before it was ready, and `cause` says why; a successor's death is told by `kept`."""
+    kept: Callable[[Member], None]
+    """Its successor died before it was ready: the process in charge goes on."""
+    crashed: Callable[[Member, Child, float], None]
+    """The process in charge died while it served, found out at that monotonic time."""
+    ended: Callable[[Member], None]
+    """One of its processes was reaped, and what follows from that has been done."""
+
+
+class Processes:
+    """The processes of one server."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        lines: Lines,
+        announcer: Announcer,
+        followers: Followers,
+        *,
+        left_s: Callable[[float], float],
+        now: Callable[[], float],
+    ) -> None:
+        """*left_s* says how long a process that is told to leave may take; *now* is the monotonic clock."""
+        self._fleet = fleet
+        self._lines = lines
+        self._announcer = announcer
+        self._followers = followers
+        self._left_s = left_s
+        self._now = now
+
+    def apply(self, member: Member, event: Event) -> None:
+        """Let *event* happen to *member* and do what follows."""
+        match member.life.happened(event, self._now()):
+            case Action.SPAWN | Action.SPAWN_SUCCESSOR:
+                self._spawn(member)
+            case Action.REPLACE | Action.RETIRE as action:
+                self._give_time(member.retire())
+                if action is Action.REPLACE:
+                    self._spawn(member)
+            case Action.OPEN:
+                self._open(member)
+            case Action.SWITCH:
+                old = member.retire()
+                self._drain(old, "drain", succeeded=True)
+                self._open(member)
+                log.info("%s drains", member.name(old))
+            case Action.PROMOTE:
+                member.promote()
+            case Action.KEEP:
+                self._followers.kept(member)
+            case Action.RETRY_LATER:
+                self._followers.start_failed(member)
+            case Action.DRAIN:
+                member.dismiss_successor()
+                for child in member.children:
+                    self._drain(child, "drain" if member.role == "worker" else "stop")
+            case Action.KILL if member.child is not None:
+                member.child.kill()
+
+    def _spawn(self, member: Member) -> None:
+        member.is_outdated = False
+        try:
+            child = self._fleet.resources.spawn(member)
+        except OSError as error:
+            hint = "`ulimit -Hn` and `ulimit -u` show how many descriptors and processes are allowed"
+            if isinstance(error, PermissionError):
+                hint = f"whom `--user` names must be allowed to run {sys.executable}, and so to enter its directories"
+            member.cause = LimpetError(f"cannot start {member.role} {member.number}: {reason(error)}", hint=hint)
+            is_successor = member.life.state is State.RENEWING
+            self.apply(member, Event.SUCCESSOR_DIED if is_successor else Event.DIED)
+            return
+        if member.life.state is State.RENEWING:
+            member.successor = child
+        else:
+            member.child = child
+        self._lines.listen_to(member, child)
+
+    def _drain(self, child: Child, command: str, *, succeeded: bool = False) -> None:
+        """Tell *child* to finish what it has, and whether another has its place; note when its time is over."""
+        left_s = self._give_time(child)
+        timeout_s = None if left_s == float("inf") else left_s
+        child.link.send({"do": command, "timeout": timeout_s, "last": self._fleet.is_stopping, "succeeded": succeeded})
+
+    def _give_time(self, child: Child) -> float:
+        """Note when *child* is killed if it has not drained by then; return how long it may take, in seconds."""
+        now = self._now()
+        left_s = self._left_s(now)
+        if child.role == "terminator":  # connections cannot leave it
+            left_s, child.leaves_by = left_s if self._fleet.is_stopping else float("inf"), now + _LEAVE_S
+        child.kill_at = now + left_s + HARD_STOP_S
+        if (
+            child.is_open and child.role == "worker" and kind(self._fleet.settings.server).moves
+        ):  # the others never say that they have left
+            child.leaves_by = now + _LEAVE_S
+        return left_s
+
+    def reap_all(self) -> None:
+        """Take note of all who have died. Blocks never."""
+        for member, child in list(self._fleet.processes()):
+            self.reap(member, child)
+
+    def reap(self, member: Member, child: Child) -> None:
+        """Take note of the death of *child*, if it has died, and do what follows. Blocks never."""
+        if not child.ended():
+            return
+        self._lines.hear(member, child)
+        self._lines.hang_up(child)
+        self._fleet.resources.bury(member, child)
+        if child is member.child and member.life.state.serves:
+            self._followers.crashed(member, child, self._now())
+        if child.failure and child.failure["detail"] and not self._fleet.is_stopping:  # all slots may have the same one
+            log.error("%s failed\n%s", member.name(child), child.failure["detail"].rstrip())
+        cause = _cause(member, child)
+        event = member.remove(child)
+        if event is not None:
+            member.cause = cause
+            self.apply(member, event)
+        else:
+            if child.failure is None:
+                log.info("%s has drained: it %s", member.name(child), child.how_it_ended())
+            self.let_take(member)
+        self._announcer.tell_workers(self._now())
+        self._followers.ended(member)
+
+    def _open(self, member: Member) -> None:
+        """Let *member*, which is ready, take part."""
+        assert member.child is not None
+        seconds = self._now() - member.child.started_at
+        log.log(logging.INFO if member.role == "worker" else logging.DEBUG, "%s ready after %.1f s", member, seconds)
+        self._announcer.tell_workers(self._now())
+        self._followers.ready(member)
+
+    def let_take(self, member: Member) -> None:
+        """Let the process in charge take connections once its predecessors have left the channels to it."""
+        if self._fleet.is_serving and member.may_open(self._now()) and member.child is not None:
+            member.child.is_open = True
+            member.child.link.send({"do": "accept"})
+
+    def kill(self, member: Member, child: Child, why: str) -> None:
+        """End a process that does not do what it should; its death follows."""
+        if child.failure is None:
+            log.error("%s %s; it is killed", member.name(child), why)
+            child.failure = {"message": f"{member.name(child)} {why}", "hint": None, "detail": ""}
+            child.kill()
+
+
+def _cause(member: Member, child: Child) -> LimpetError:
+    """Return why *child* has ended, in its own words if it had any."""
+    failure = child.failure
+    if failure is None:
+        return AppError(f"{member.name(child)} {child.how_it_ended()} before it was ready")
+    kind = SettingsError if failure.get("code") == SettingsError.exit_code else AppError
+    return kind(failure["message"], hint=failure["hint"])
