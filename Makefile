@@ -87,11 +87,11 @@ docs: $(VENV)/.dev ## write again what in docs/ is made from the code (`make sit
 	$(BIN)/python -m tools.docs.settings_page exit-codes > docs/exit-codes.md
 	$(BIN)/python -m tools.docs.bounds_page > docs/bounds.md
 	$(BIN)/python -m tools.docs.api_page > docs/api.md
-	$(BIN)/python -m limpet.config.presets benchmarks/results/products.json > docs/presets.md
-	$(BIN)/python -m limpet.fleet.lifecycle docs/lifecycle.md
+	$(BIN)/python -m tools.docs.presets_page benchmarks/results/products.json > docs/presets.md
+	$(BIN)/python -m tools.docs.lifecycle_page docs/lifecycle.md
 	$(BIN)/python -m tests.faults docs/faults.md
 	$(BIN)/python -m tools.docs.fronts_page docs/fronts.md
-	$(BIN)/python -m limpet.operate.admin.metrics > docs/metrics.md
+	$(BIN)/python -m tools.docs.metrics_page > docs/metrics.md
 
 site: docs ## the documents as a site, in site/; installs what it needs, and fails on a broken link
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'

@@ -1,7 +1,8 @@
 """What `--for NAME` sets for each product that limpet knows, and why.
 
-Owns one table, `PRESETS`, and its two forms for people: `limpet presets` and docs/presets.md. What a setting means, and
-whether a value is allowed, is config/settings.py's; that a product really works like this, tests/products/ shows.
+Owns one table, `PRESETS`, and what `limpet presets` prints of it; tools/docs/presets_page.py makes docs/presets.md.
+What a setting means, and whether a value is allowed, is config/settings.py's; that a product really works like this,
+tests/products/ shows.
 
 1. A preset fills in defaults and nothing else: what the command line, a variable or the file says wins.
 2. A preset never says how many workers there are, or where they listen.
@@ -12,13 +13,10 @@ If you change this, also run: make docs
 from __future__ import annotations
 
 import difflib
-import json
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from limpet.errors import SettingsError
 
@@ -204,67 +202,3 @@ def listing() -> str:
     """Return what `limpet presets` prints: a line for each, with the flags that it stands for."""
     width = max(map(len, PRESETS))
     return "\n".join(f"{name.ljust(width)}  {preset.flags()}" for name, preset in sorted(PRESETS.items()))
-
-
-PREFACE = """\
-# Presets
-
-`limpet run app:app --workers 4 --for NAME` sets what a product needs so that each of its sessions stays with the worker
-that knows it. A preset fills in defaults: whatever the command line, a variable or the file says wins, one setting at a
-time. `limpet presets` lists them.
-
-    limpet run app:app --workers 4 --for reflex
-"""
-
-
-MEASURED = """\
-## Measured
-
-Sessions that failed: something they had made was gone, or another process answered. All sessions of a run were open at
-once, each with state that only its worker knows, on 4 workers of limpet with the preset, and of plain
-`uvicorn --workers 4` (Flask-SocketIO: gunicorn with threads); behind nginx with kept-alive connections, and without.
-`make measure-products` runs it again; what each failed session saw is in `benchmarks/results/products.json`.
-"""
-
-
-def reference(measured: Mapping[str, Any]) -> str:
-    """Return docs/presets.md; *measured* is what `make measure-products` has written."""
-    lines = [PREFACE, *_measured(measured)]
-    for name, preset in sorted(PRESETS.items()):
-        lines += [
-            f"## {name}: {preset.product}",
-            "",
-            f"    limpet run app:app --for {name}    # {preset.flags()}",
-            "",
-            preset.why,
-            "",
-        ]
-        lines += [f"    {line}" for line in preset.app.splitlines()]
-        lines += ["", *(f"- {note}" for note in preset.notes), *([""] if preset.notes else [])]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _measured(measured: Mapping[str, Any]) -> list[str]:
-    if not measured:
-        return []
-    columns = {
-        "limpet": "limpet plain",
-        "limpet behind nginx": "limpet nginx",
-        "uvicorn": "uvicorn plain",
-        "uvicorn behind nginx": "uvicorn nginx",
-    }
-    titles = ("product", "version", *columns)
-    rows = [
-        (f"`{name}`", found["version"], *(_failed(found, run) for run in columns.values()))
-        for name, found in sorted(measured.items())
-    ]
-    return [MEASURED, *(f"| {' | '.join(cells)} |" for cells in [titles, ("---",) * len(titles), *rows]), ""]
-
-
-def _failed(found: Mapping[str, Any], run: str) -> str:
-    outcome = found["runs"][run]
-    return f"{len(outcome['failures'])} of {found['sessions']}" if "failures" in outcome else str(outcome["refused"])
-
-
-if __name__ == "__main__":
-    print(reference(json.loads(Path(sys.argv[1]).read_text())), end="")

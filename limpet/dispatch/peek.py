@@ -90,6 +90,13 @@ class Arrival:
         fcntl.ioctl(self.connection, termios.FIONREAD, unread)
         return unread[0] > self._seen
 
+    def _limit(self) -> int:
+        """Return how many bytes there may be of all that is awaited."""
+        limit = proxy_protocol.MAX_BYTES if self.awaits_header else self.header
+        if self._needs_hello:
+            limit += client_hello.MAX_BYTES
+        return limit + self._limits[0] if self._limits is not None else limit
+
     def look(self, *, hung_up: bool = False) -> bool:
         """Return whether all that is to be read is there, so that `peer` and `request` are what they should be.
 
@@ -98,11 +105,7 @@ class Arrival:
         Blocks never.
         """
         self._looks += 1
-        limit = proxy_protocol.MAX_BYTES if self.awaits_header else self.header
-        if self._needs_hello:
-            limit += client_hello.MAX_BYTES
-        if self._limits is not None:
-            limit += self._limits[0]
+        limit = self._limit()
         try:
             data = self.connection.recv(limit, _PEEK)
         except BlockingIOError:

@@ -1,7 +1,7 @@
 """The life of a slot, and of a dispatcher: which state follows which event, and what is to be done then.
 
 Pure: a table and the clock of the back-off. The supervisor reports events and carries out the answer; fleet/member.py
-has the processes. `python -m limpet.fleet.lifecycle docs/lifecycle.md` puts the table into that document as a diagram.
+has the processes. docs/lifecycle.md shows the table as a diagram (tools/docs/lifecycle_page.py).
 
 How it works: (state, event) -> (next state, action). A slot has one process in charge, at most one successor that is
 starting, and predecessors that drain, of which the table knows nothing: they have a deadline and no way back. A pair
@@ -73,7 +73,7 @@ class Action(StrEnum):
     KILL = "kill"
 
 
-_TABLE: Final[Mapping[tuple[State, Event], tuple[State, Action]]] = {
+TABLE: Final[Mapping[tuple[State, Event], tuple[State, Action]]] = {
     (State.STOPPED, Event.START): (State.STARTING, Action.SPAWN),
     (State.STOPPED, Event.STOP): (State.STOPPED, Action.NOTHING),
     (State.STARTING, Event.ANNOUNCED): (State.READY, Action.OPEN),
@@ -127,7 +127,7 @@ class Life:
     def happened(self, event: Event, now: float) -> Action:
         """Enter the state that follows *event* and return what is to be done. *now* is monotonic."""
         try:
-            self.state, action = _TABLE[self.state, event]
+            self.state, action = TABLE[self.state, event]
         except KeyError:
             raise RuntimeError(f"a slot that is {self.state} cannot see `{event}`") from None
         if action in (Action.SPAWN, Action.SPAWN_SUCCESSOR, Action.REPLACE):
@@ -143,28 +143,3 @@ class Life:
 def backoff_s(deaths: int) -> float:
     """Return how long to wait before the next try after *deaths* deaths before READY in a row."""
     return min(FIRST_BACKOFF_S * 2.0 ** min(deaths - 1, 30), LONGEST_BACKOFF_S)
-
-
-def diagram() -> str:
-    """Return the table as a Mermaid state diagram, which docs/lifecycle.md shows."""
-    lines = ["stateDiagram-v2", f"    [*] --> {State.STOPPED}"]
-    for (state, event), (after, action) in _TABLE.items():
-        does = "" if action is Action.NOTHING else f" / {action}"
-        lines.append(f"    {state} --> {after}: {event}{does}")
-    return "\n".join(lines)
-
-
-def inserted(text: str) -> str:
-    """Return the document *text* with the diagram in its Mermaid block."""
-    before, _, rest = text.partition("```mermaid\n")
-    return f"{before}```mermaid\n{diagram()}\n```{rest.partition('```')[2]}"
-
-
-if __name__ == "__main__":
-    import sys
-
-    with open(sys.argv[1], "r+") as file:
-        document = inserted(file.read())
-        file.seek(0)
-        file.truncate()
-        file.write(document)

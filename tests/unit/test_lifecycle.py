@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from limpet.fleet.lifecycle import LONGEST_BACKOFF_S, Action, Event, Life, State, backoff_s, inserted
+from limpet.fleet.lifecycle import LONGEST_BACKOFF_S, Action, Event, Life, State, backoff_s
+from tools.docs.lifecycle_page import inserted
 
 
 class World(NamedTuple):

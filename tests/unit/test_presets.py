@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from limpet.config import settings
-from limpet.config.presets import PRESETS, listing, reference
+from limpet.config.presets import PRESETS, listing
 from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import SettingsError
+from tools.docs.presets_page import reference
 
 REPOSITORY = Path(__file__).parents[2]
 APP = {"app": "chat:app"}

@@ -1,7 +1,7 @@
 """Figures as metrics: their names and units by the conventions of OpenMetrics, and docs/metrics.md.
 
 Owns how a figure is called outside. What figures there are, and what they mean, stands where each is declared
-(ipc/scoreboard.py, ipc/figures.py). `python -m limpet.operate.admin.metrics` prints the page.
+(ipc/scoreboard.py, ipc/figures.py). tools/docs/metrics_page.py prints the page.
 
 1. A metric's name is made from the figure's: `limpet_`, `limpet_dispatcher_`, `limpet_terminator_` or `limpet_slot_`,
    the figure, its unit, and `_total` for what only grows. Labels are slots, statuses and tables: never a pid, never a
@@ -172,7 +172,3 @@ def page() -> str:
     lines += ["", "## Tables", "", "What is bounded, by the label `table`:", "", "| Table | What it is |", "|---|---|"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in figures.TABLES.items()]
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(page(), end="")
