@@ -110,7 +110,10 @@ def _terminate(place: boot.Boot, link: Link) -> None:
 
 
 def _leave_signals_to_the_supervisor() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):  # a service manager may signal all processes: see dispatch/orders.py
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # a service manager may signal all processes: see dispatch/dispatcher.py
         signal.signal(number, lambda *_: None)
 
 

@@ -1,7 +1,7 @@
 """Limpet's own cookie: the key of clients that bring none (`--by affinity`).
 
 Pure. Owns the value, its proof, its name and its attributes. Refuses to know where a bucket lives and what a response
-is: `mint` is told which buckets will do, servers/sessions.py sets what `header` returns. routing/elements.py asks
+is: `mint` is told which buckets will do, sessions/sessions.py sets what `header` returns. routing/elements.py asks
 `find`.
 
 How it works: a value is 27 bytes in base64, 36 characters:

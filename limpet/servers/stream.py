@@ -1,8 +1,8 @@
 """The adapter for any protocol over TCP or unix sockets: asyncio's stream handlers and protocol factories.
 
-Owns the tasks of handlers, also for streams beside HTTP (uvicorn_streams.py). Knows nothing of what is spoken, so there
-is no request, no key in one and no idle connection: a drain leaves all connections to their handlers until the graceful
-timeout, then handlers are cancelled.
+Owns the tasks of handlers, also for streams beside HTTP (servers/uvicorn/streams.py). Knows nothing of what is spoken,
+so there is no request, no key in one and no idle connection: a drain leaves all connections to their handlers until the
+graceful timeout, then handlers are cancelled.
 
 1. A handler is called with a reader and a writer. When it returns or raises, its connection is closed.
 """

@@ -43,7 +43,7 @@ def serve(app: Callable[..., Any], seat: Seat) -> None:
         max_request_header_size=settings.max_head_bytes,
         connection_limit=1_000_000,  # descriptor numbers are the limit
         asyncore_use_poll=True,
-        clear_untrusted_proxy_headers=False,  # see proxied.py
+        clear_untrusted_proxy_headers=False,  # see servers/asgi.py
     )
     closing = _closing(lambda: seat.home.router.chain.needs_head or door.draining)
     for each in list(connections.values()):

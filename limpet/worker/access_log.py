@@ -1,7 +1,7 @@
 """The access log: a line for each request, with the slot, the digest of its key and how it was routed.
 
 Owns the form of the lines and when they are written. Who serves requests notes them: servers/uvicorn/access.py for
-uvicorn, servers/accessed.py for other servers of ASGI and WSGI.
+uvicorn, servers/asgi.py for other servers of ASGI and WSGI.
 
 1. No key: the digest stands for it. A line has no query and no address, and what `path:` finds in a path is a `*`.
 2. Noting is an append (`Held`). Lines are made and written together, after _HELD_S at the latest: a write for each

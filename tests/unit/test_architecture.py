@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +23,6 @@ ORDER = (
     ("net",),
     ("moving",),
     ("sessions",),
-    ("coordination",),
     ("dispatch",),
     ("fleet",),
     ("worker",),
@@ -149,6 +149,34 @@ def test_file_has_a_name_and_says_what_it_owns(path: Path) -> None:
     """A file for what has no place hides the flow; the docstring on top is the map for whoever opens one file."""
     assert path.stem not in {"utils", "helpers", "common", "base", "misc"}
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_page_of_the_architecture_names_the_packages_in_their_order() -> None:
+    """The table is what a newcomer reads first; one that is wrong is worse than none."""
+    page = (PACKAGE.parent / "ARCHITECTURE.md").read_text()
+    table = page[page.index("| package |") : page.index("## Three walks")]
+    rows = [tuple(re.findall(r"`(\w+)/?`", row)) for row in re.findall(r"^\| (`.*?`/?) \|", table, re.MULTILINE)]
+    assert rows == [tuple(name for name in names if name != "__main__") for names in ORDER]
+
+
+def test_page_of_the_architecture_names_files_that_exist() -> None:
+    """A walk whose stops have moved leads nowhere."""
+    page = (PACKAGE.parent / "ARCHITECTURE.md").read_text()
+    named = re.findall(r"`((?:\w+/)*\w+\.py)`", page)
+    places = (PACKAGE, PACKAGE.parent)
+    there = {path.name for path in PACKAGE.parent.joinpath("tests").rglob("*.py")}
+    missing = [name for name in named if name not in there and not any((place / name).exists() for place in places)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
+def test_files_that_a_file_names_exist(path: Path) -> None:
+    """A docstring says where to go on reading; a file that has moved is a dead end."""
+    users = {"app", "chat", "jupyter_server_config", "notebook", "page", "script", "select"}  # files of users
+    named = re.findall(r"(?<![\w/.-])((?:[a-z_]+/)*[a-z_]+)\.py\b", path.read_text())
+    places = (PACKAGE, PACKAGE.parent, path.parent)
+    missing = [name for name in named if not any((place / f"{name}.py").exists() for place in places)]
+    assert set(missing) <= users
 
 
 def test_order_names_what_there_is() -> None:

@@ -1,7 +1,7 @@
 """gunicorn's own settings file, `gunicorn.conf.py`, of a user who comes from there: `--server-config`.
 
 Owns the reading of it, which runs the user's code and so happens in workers alone, and what becomes of each name in it.
-The adapters (gunicorn.py, gunicorn_classes.py) get a Config with what counts.
+The adapters (server.py, worker_classes.py) get a Config with what counts.
 
 1. What the file says of a worker counts, whatever limpet's settings say of the same thing.
 2. What a master of gunicorn would do limpet does, by settings of its own: what the file says of that is left out, and

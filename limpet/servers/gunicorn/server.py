@@ -2,7 +2,7 @@
 
 Owns that worker: what it accepts from, how it hears commands, and its end. There is no master of gunicorn; the
 supervisor does its part. Connections are accepted in the main thread and wait there between requests; a thread has one
-from the first byte of a request to the end of the response. A user's `gunicorn.conf.py` is read by gunicorn_file.py.
+from the first byte of a request to the end of the response. A user's `gunicorn.conf.py` is read by config_file.py.
 
 1. READY is said when the worker's loop begins. It accepts after the command to accept; from the channel at once.
 2. Where keys are per request it keeps no connection alive: it cannot move them.

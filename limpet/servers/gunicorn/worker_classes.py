@@ -1,7 +1,7 @@
 """gunicorn's other worker classes in a slot: sync and gevent for WSGI, asgi and uvicorn-worker for ASGI.
 
 Owns what makes such a worker one of limpet's: its listeners, its application, its end. They come through the door; the
-threaded class has an adapter of its own (gunicorn.py), which moves in step with its loop.
+threaded class has an adapter of its own (server.py), which moves in step with its loop.
 
 1. gevent is patched in before the application is imported, and before any lock or thread of ours is made.
 2. Where keys are per request no connection is kept alive.

@@ -1,6 +1,6 @@
 """hypercorn on trio: its protocol serves connections from the door's listeners, its lifespan starts the application.
 
-Owns the order of start and end. The rest is as in hypercorn.py.
+Owns the order of start and end. The rest is as in server.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The adapter for trio: an `async def handle(stream)` for each connection, of any protocol.
 
-Owns nothing but the start: trio_listening.py does the rest.
+Owns nothing but the start: listening.py does the rest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The connections of a uvicorn worker that drains while the server goes on: each goes to another worker, or ends.
 
 Owns the order of that. What an idle connection is, and how it is given away, is its protocol's business
-(uvicorn_protocols.py, uvicorn_moving.py); when a worker drains is the supervisor's.
+(protocols.py, moving.py); when a worker drains is the supervisor's.
 
 1. An idle connection is given to the slot's next worker, whether that is there yet or not: to close it would race with
    the client's next request. A request that is being served is finished here; its response says that the connection

@@ -1,6 +1,6 @@
 """A worker that accepts: its slot's listeners on the event loop, for as long as they are its own to read.
 
-Owns when and how connections are accepted on the kernel backend. Knows nothing of what becomes of them: uvicorn.py
+Owns when and how connections are accepted on the kernel backend. Knows nothing of what becomes of them: server.py
 makes the protocols. The listeners are the server's; this process closes its copies and never shuts one down.
 
 1. The event loop calls listen() again, and so gets the backlog told: asyncio's own 100 would cut the queue.

@@ -75,8 +75,8 @@ def _config(app: user_code.Application, protocol: type[asyncio.Protocol], seat: 
         workers=1,  # WEB_CONCURRENCY has had its say in the supervisor
         log_config=None,
         log_level=None,
-        access_log=False,  # see uvicorn_access.py
-        proxy_headers=False,  # see proxied.py; none given: nobody is believed, where uvicorn believes this machine
+        access_log=False,  # see access.py
+        proxy_headers=False,  # see servers/asgi.py; none given: nobody is believed, where uvicorn believes this machine
         root_path=settings.root_path,
         timeout_graceful_shutdown=settings.graceful_timeout_s,  # type: ignore[arg-type]  # passed on to wait_for
         timeout_keep_alive=settings.keep_alive_timeout_s,  # type: ignore[arg-type]  # passed on to call_later

@@ -1,7 +1,8 @@
 """Binds with `server=stream` in a worker of uvicorn: connections of any protocol beside those of HTTP.
 
 Owns these connections from the moment at which the event loop has them: counted, left to their handlers in a drain, and
-ended when its time is over. What an application of this kind is, stream.py says; there it has a worker to itself.
+ended when its time is over. What an application of this kind is, servers/stream.py says; there it has a worker to
+itself.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Streams:
         made, lost = protocol.connection_made, protocol.connection_lost
 
         def connection_made(transport: asyncio.BaseTransport) -> None:
-            self._open[protocol] = protocol.transport = transport  # where uvicorn_listening.py looks for it
+            self._open[protocol] = protocol.transport = transport  # where listening.py looks for it
             made(transport)
 
         def connection_lost(error: Exception | None) -> None:

@@ -1,6 +1,6 @@
 """uvicorn's websocket protocols as a worker uses them: counted, ended properly, and told who their client is.
 
-Owns what they leave out. The connection was one of HTTP before (uvicorn_protocols.py), which knew how it came.
+Owns what they leave out. The connection was one of HTTP before (protocols.py), which knew how it came.
 """
 
 from __future__ import annotations
