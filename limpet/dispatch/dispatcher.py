@@ -25,6 +25,7 @@ from limpet.dispatch.accepting import ACCEPTS_PER_TURN, RESERVE, Listening, let_
 from limpet.dispatch.arrivals import HUNG_UP, Arrivals
 from limpet.dispatch.peek import Arrival, ClientGoneError
 from limpet.dispatch.refusals import Refusals, turn_away
+from limpet.ipc import news
 from limpet.ipc.channel import Handoff, Outbox
 from limpet.ipc.control_link import Link, LinkClosedError
 from limpet.ipc.scoreboard import Row
@@ -291,7 +292,7 @@ class Orders:
         if self._missing and now >= self._ask_at:
             self._ask_at = now + _ASK_AGAIN_S
             for slot in self._missing:
-                self._link.send({"news": "missing", "slot": slot})
+                self._link.send(news.message(news.Missing(slot)))
 
     def accept_again(self, now: float) -> None:
         """Accept again after a pause."""

@@ -34,6 +34,7 @@ from limpet.dispatch.address_limit import PerAddress
 from limpet.dispatch.peek import Arrival, ClientGoneError
 from limpet.dispatch.refusals import answer, turn_away
 from limpet.dispatch.relay import Relay
+from limpet.ipc import news
 from limpet.ipc.channel import Handoff, Outbox
 from limpet.ipc.control_link import Link, LinkClosedError
 from limpet.ipc.scoreboard import Row
@@ -286,7 +287,7 @@ class Terminator:
         is_through = not (self._handshakes or self._listening.again_at or any(self._outboxes))
         if self._stop_at is not None and is_through and not self._has_left:
             self._has_left = True
-            self._link.send({"news": "left"})
+            self._link.send(news.message(news.Left()))
 
     def _obey(self, now: float) -> None:
         try:

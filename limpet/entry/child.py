@@ -20,7 +20,7 @@ from limpet import current, logs
 from limpet.config.router import Clocks, build_router
 from limpet.dispatch.dispatcher import Dispatcher
 from limpet.errors import LimpetError
-from limpet.ipc import boot
+from limpet.ipc import boot, news
 from limpet.ipc.channel import Channel, Outbox
 from limpet.ipc.control_link import Link
 from limpet.ipc.scoreboard import Scoreboard
@@ -49,14 +49,13 @@ def main() -> int:
     except LimpetError as error:
         cause = error.__cause__
         detail = "".join(traceback.format_exception(cause)) if cause is not None else ""
-        link.send(
-            {"news": "failed", "message": error.message, "hint": error.hint, "code": error.exit_code, "detail": detail}
-        )
+        link.send(news.message(news.Failed(error.message, error.hint, error.exit_code, detail)))
         return error.exit_code
     return 0
 
 
 def _dispatch(place: boot.Boot, link: Link) -> None:
+    pid = os.getpid()
     _leave_signals_to_the_supervisor()
     settings = place.settings
     board = Scoreboard(place.scoreboard_fd)
@@ -90,7 +89,8 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
         return outboxes[slot].has_channel
 
     _collect_rarely()
-    link.send({"news": "ready"})
+    user_code.end_copy(pid)
+    link.send(news.message(news.Ready()))
     is_inner = place.is_inner
     Dispatcher(settings, router, placement, outboxes, listeners, link, row, reach, is_inner=is_inner).run()
 
@@ -105,7 +105,7 @@ def _terminate(place: boot.Boot, link: Link) -> None:
     outboxes = [Outbox(Channel.inherit(fds), row) for fds in place.channel_fds]
     listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
     terminator = Terminator(place.settings, place.pem, listeners, outboxes, link, row)
-    link.send({"news": "ready"})
+    link.send(news.message(news.Ready()))
     terminator.run()
 
 

@@ -19,6 +19,7 @@ from limpet import current
 from limpet.config import conflicts, server_kinds
 from limpet.config.router import Clocks, build_router
 from limpet.dispatch.address_limit import PerAddress
+from limpet.ipc import news
 from limpet.ipc.baton import CELLS_PER_WORKER, Batons
 from limpet.ipc.boot import Boot
 from limpet.ipc.channel import Receiver
@@ -39,7 +40,7 @@ from limpet.worker.seat import Seat
 def work(place: Boot, link: Link) -> None:
     """Be the worker that *place* describes until it has drained. Raises AppError when the application cannot start."""
     info = current.WorkerInfo(place.index, os.getpid(), place.generation)
-    current.become(info, lambda wait: link.send({"news": "stop", "wait_for_connections": wait}))
+    current.become(info, lambda wait: link.send(news.message(news.Stop(wait))))
     settings = registry.told(place.settings)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)
@@ -84,6 +85,7 @@ def work(place: Boot, link: Link) -> None:
         app = application.PerBind(in_session(each, here, settings, bind) for bind, each in enumerate(app))
     else:
         app = accessed(in_session(app, here, settings), settings, info.slot, router)
+    user_code.end_copy(info.pid)
     with contextlib.nullcontext() if server_kinds.kind(settings.server).runs_hooks else hooks.around_worker():
         serve(app, seat)
 

@@ -17,6 +17,7 @@ from limpet.config.settings import Settings
 from limpet.errors import LimpetError
 from limpet.fleet.lifecycle import Event, Life, State
 from limpet.fleet.process import Child
+from limpet.ipc.news import Failed
 
 ROLES: Final = ("worker", "dispatcher", "terminator")
 MOST_PREDECESSORS: Final = 2  # of one slot; rows of the scoreboard are bounded
@@ -85,7 +86,8 @@ class Member:
         return self.child if self.life.state is State.STARTING else self.successor
 
     def announced(self, child: Child) -> Event | None:
-        """Return what it means that *child* said READY."""
+        """Return what it means that *child* said READY, None where that changes nothing, as of one that drains."""
+        child.is_ready = True
         if child is self.child:
             return Event.ANNOUNCED
         return Event.SUCCESSOR_ANNOUNCED if child is self.successor else None
@@ -115,7 +117,7 @@ class Member:
     def give_up_successor(self) -> None:
         """Kill the successor, if there is one: it is no longer wanted."""
         if self.successor is not None:
-            self.successor.failure = {"message": "its start was given up", "hint": None, "detail": ""}
+            self.successor.failure = Failed("its start was given up")
             self.successor.kill()
 
     def dismiss_successor(self) -> None:

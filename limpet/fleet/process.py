@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Final
 
 from limpet.config import privileges
 from limpet.ipc import boot
-from limpet.ipc.control_link import Link, Message
+from limpet.ipc.control_link import Link
+from limpet.ipc.news import Failed
 from limpet.system import activation
 
 _NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *activation.NOT_FOR_CHILDREN})
@@ -45,7 +46,8 @@ class Child:
     leaves_by: float = 0.0  # monotonic: until then it may still read the slot's channels; its successor waits for it
     stack_fd: int | None = None  # its number in the process: see system/stack.py
     is_open: bool = False  # told to take connections
-    failure: Message | None = None  # what it said of its failure, or what it is killed for
+    is_ready: bool = False  # it has said READY
+    failure: Failed | None = None  # what it said of its failure, or what it is killed for
 
     ANEW: ClassVar[frozenset[str]] = frozenset({"link", "process"})
 

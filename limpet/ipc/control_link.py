@@ -7,8 +7,7 @@ since the supervisor keeps both of their ends.
 A side that does not read, since it is stopped or busy, loses no message: what finds no room waits here. That is
 bounded: of the news of the workers only the latest waits, and everything else is said a few times in a life.
 
-Down: {"do": "accept" | "workers" | "slot" | "drain" | "stop", ...}.
-Up: {"news": "ready" | "leaving" | "left" | "missing" | "failed", ...}.
+Down: {"do": "accept" | "workers" | "slot" | "certificate" | "drain" | "stop", ...}. Up: ipc/news.py.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from typing import Any, Final, NamedTuple
 
 Message = dict[str, Any]
 _READ_BYTES: Final = 65536
+_ALL: Final = 1 << 62
 _FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 
@@ -95,10 +95,13 @@ class Link:
             if error.errno not in _FULL:  # the other side has ended
                 self.unsent.clear()
 
-    def receive(self) -> list[Message]:
-        """Return all messages that have arrived. Raises LinkClosedError at the end of the line. Blocks never."""
-        ended = False
-        while not ended:
+    def receive_lines(self, most_bytes: int) -> list[bytes]:
+        """Return the messages that have arrived, unread, of *most_bytes* or a little more.
+
+        What is left makes the line readable again. Raises LinkClosedError at the end of the line. Blocks never.
+        """
+        ended, read = False, 0
+        while not ended and read < most_bytes:
             try:
                 data = self._read()
             except BlockingIOError:
@@ -106,11 +109,19 @@ class Link:
             except OSError:
                 data = b""
             self.unread += data
+            read += len(data)
             ended = not data
         *lines, self.unread = self.unread.split(b"\n")
         if ended and not lines:  # else it is told by the next call
             raise LinkClosedError
-        messages: list[Message] = [json.loads(line) for line in lines]
+        return lines
+
+    def receive(self) -> list[Message]:
+        """Return all messages that have arrived from a side that is trusted: that is the supervisor, or its program.
+
+        Raises LinkClosedError at the end of the line. Blocks never.
+        """
+        messages: list[Message] = [json.loads(line) for line in self.receive_lines(_ALL)]
         for message in messages:
             if "fds" in message:
                 message["fds"] = self._fds.popleft() if self._fds else []

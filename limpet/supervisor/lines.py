@@ -1,45 +1,87 @@
-"""The lines to the children: when each is listened to, and when it is closed.
+"""The lines to the children: when each is listened to, how much of it is read, and when it is closed.
 
-Owns no meaning: the form of a line is ipc/control_link.py's, and what follows from a message is the supervisor's.
+Owns no meaning: what a child may say is ipc/news.py's, and what follows from it is the supervisor's.
 
 1. The end of a line is no death: that is seen by SIGCHLD, and all that the dead child said is heard before.
+2. A child that says what it must not say, or too much, is refused, and nothing more of it is heard: its process is
+   killed, and no other one notices.
+3. One turn reads a bounded amount of a line, so that a child that never stops talking delays nobody.
 """
 
 from __future__ import annotations
 
 import selectors
+import time
 from collections.abc import Callable
+from typing import Final
 
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
-from limpet.ipc.control_link import LinkClosedError, Message
+from limpet.ipc.control_link import LinkClosedError
+from limpet.ipc.news import LONGEST_LINE, BadNewsError, News, parse
+
+_PER_TURN_BYTES: Final = 1 << 16
+_LAST_BYTES: Final = 1 << 20  # of a dead child; what it forked may still talk
+_MOST_PER_S: Final = 1024  # messages: a worker asks for 256 missing channels twice a second at the worst
+_MOST_UNSENT: Final = 4096  # messages that wait for a child which does not read, 256 channels included
 
 
 class Lines:
     """The lines of one server."""
 
-    def __init__(self, selector: selectors.BaseSelector, take_in: Callable[[Member, Child, Message], None]) -> None:
-        """*take_in* does what follows from a message."""
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        take_in: Callable[[Member, Child, News], None],
+        refuse: Callable[[Member, Child, str], None],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*take_in* does what follows from news, and raises BadNewsError where nothing can; *refuse* ends a child."""
         self._selector = selector
         self._take_in = take_in
+        self._refuse = refuse
+        self._now = now
+        self._heard: dict[Child, tuple[int, int]] = {}  # in which second, and how many messages of it
 
     def listen_to(self, member: Member, child: Child) -> None:
         """Hear *child* whenever it says something."""
         if not child.link.closed:
             self._selector.register(child.link, selectors.EVENT_READ, lambda _: self.hear(member, child))
 
-    def hear(self, member: Member, child: Child) -> None:
-        """Take in what *child* has said. Blocks never."""
+    def hear(self, member: Member, child: Child, most_bytes: int = _PER_TURN_BYTES) -> None:
+        """Take in what *child* has said, or the beginning of it. Blocks never."""
         if child.link.closed:
             return
         try:
-            for message in child.link.receive():
-                self._take_in(member, child, message)
+            for line in child.link.receive_lines(most_bytes):
+                self._count(child)
+                self._take_in(member, child, parse(line))
+            if len(child.link.unread) > LONGEST_LINE:
+                raise BadNewsError(f"a message of more than {LONGEST_LINE} bytes")
+            if len(child.link.unsent) > _MOST_UNSENT:
+                raise BadNewsError("more than could be answered, and it does not read")
         except LinkClosedError:
             self.hang_up(child)
+        except BadNewsError as error:
+            self.hang_up(child)
+            self._refuse(member, child, f"said {error}")
+
+    def hear_last(self, member: Member, child: Child) -> None:
+        """Take in what *child*, which is dead, has said, and close the line to it."""
+        self.hear(member, child, _LAST_BYTES)
+        self.hang_up(child)
 
     def hang_up(self, child: Child) -> None:
         """Close the line to *child*, whether or not it has ended: a process that it forked may hold its side."""
+        self._heard.pop(child, None)
         if not child.link.closed:
             self._selector.unregister(child.link)
             child.link.close()
+
+    def _count(self, child: Child) -> None:
+        second = int(self._now())
+        before, count = self._heard.get(child, (second, 0))
+        count = count + 1 if before == second else 1
+        self._heard[child] = second, count
+        if count > _MOST_PER_S:
+            raise BadNewsError(f"more than {_MOST_PER_S} messages in a second")

@@ -22,6 +22,7 @@ from limpet.fleet.fleet import Fleet
 from limpet.fleet.lifecycle import Action, Event, State
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
+from limpet.ipc.news import Failed
 from limpet.supervisor.announcing import Announcer
 from limpet.supervisor.lines import Lines
 
@@ -142,13 +143,12 @@ class Processes:
         """Take note of the death of *child*, if it has died, and do what follows. Blocks never."""
         if not child.ended():
             return
-        self._lines.hear(member, child)
-        self._lines.hang_up(child)
+        self._lines.hear_last(member, child)
         self._fleet.resources.bury(member, child)
         if child is member.child and member.life.state.serves:
             self._followers.crashed(member, child, self._now())
-        if child.failure and child.failure["detail"] and not self._fleet.is_stopping:  # all slots may have the same one
-            log.error("%s failed\n%s", member.name(child), child.failure["detail"].rstrip())
+        if child.failure and child.failure.detail and not self._fleet.is_stopping:  # all slots may have the same one
+            log.error("%s failed\n%s", member.name(child), child.failure.detail.rstrip())
         cause = _cause(member, child)
         event = member.remove(child)
         if event is not None:
@@ -179,7 +179,7 @@ class Processes:
         """End a process that does not do what it should; its death follows."""
         if child.failure is None:
             log.error("%s %s; it is killed", member.name(child), why)
-            child.failure = {"message": f"{member.name(child)} {why}", "hint": None, "detail": ""}
+            child.failure = Failed(f"{member.name(child)} {why}")
             child.kill()
 
 
@@ -188,5 +188,5 @@ def _cause(member: Member, child: Child) -> LimpetError:
     failure = child.failure
     if failure is None:
         return AppError(f"{member.name(child)} {child.how_it_ended()} before it was ready")
-    kind = SettingsError if failure.get("code") == SettingsError.exit_code else AppError
-    return kind(failure["message"], hint=failure["hint"])
+    kind = SettingsError if failure.code == SettingsError.exit_code else AppError
+    return kind(failure.message, hint=failure.hint)

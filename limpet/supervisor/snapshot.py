@@ -37,6 +37,7 @@ from limpet.ipc import baton, scoreboard
 from limpet.ipc import channel as handoff
 from limpet.ipc.channel import Channel
 from limpet.ipc.control_link import Link, Unsent
+from limpet.ipc.news import Failed
 from limpet.ipc.scoreboard import Scoreboard
 from limpet.moving import mover
 from limpet.net import backend
@@ -238,7 +239,8 @@ def _pack_member(member: Member) -> Packed:
 def _pack_child(part: str, child: Child) -> Packed:
     unsent = [(each.line.decode(), each.fds, each.is_latest) for each in child.link.unsent]
     line = {"link": child.link.fileno(), "unread": child.link.unread.hex(), "unsent": unsent}
-    return {"part": part, **line, **_kept(child, Child.ANEW)}
+    failure = child.failure and dataclasses.asdict(child.failure)
+    return {"part": part, **line, **_kept(child, Child.ANEW), "failure": failure}
 
 
 def _unpack_member(packed: Packed) -> Member:
@@ -246,7 +248,12 @@ def _unpack_member(packed: Packed) -> Member:
     member = Member(**kept, life=Life(**{**packed["life"], "state": State(packed["life"]["state"])}))
     for each in packed["children"]:
         of_line = ("part", "link", "unread", "unsent")
-        child = Child.adopt(_unpack_link(each), {name: each[name] for name in each if name not in of_line})
+        kept = {name: each[name] for name in each if name not in of_line}
+        failure = each["failure"]
+        names = ("message", "hint", "code", "detail")
+        kept["failure"] = failure and Failed(**{name: failure[name] for name in names if name in failure})
+        kept.setdefault("is_ready", each["part"] == "old" or member.life.state.serves)  # a version before did not say
+        child = Child.adopt(_unpack_link(each), kept)
         match each["part"]:
             case "child":
                 member.child = child

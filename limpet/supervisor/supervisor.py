@@ -31,7 +31,7 @@ from limpet.fleet.fleet import Fleet
 from limpet.fleet.lifecycle import Event, State
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
-from limpet.ipc.control_link import Message
+from limpet.ipc.news import BadNewsError, Failed, Leaving, Left, Missing, News, Ready, Stop
 from limpet.net.accept_queue import Watch
 from limpet.operate import control_socket
 from limpet.operate.control_socket import ControlServer
@@ -70,7 +70,7 @@ class Supervisor:
         self._program = program
         self._selector = selectors.DefaultSelector()
         self._watch: Watch | None = None
-        self._lines = Lines(self._selector, self._take_in)
+        self._lines = Lines(self._selector, self._take_in, lambda *refused: self._processes.kill(*refused))
         self._announcer = Announcer(fleet)
         followers = Followers(
             ready=self._ready,
@@ -186,27 +186,33 @@ class Supervisor:
         else:
             self.stop()
 
-    def _take_in(self, member: Member, child: Child, message: Message) -> None:
-        """Do what follows from what *child* says."""
-        match message["news"]:
-            case "ready":
-                child.stack_fd = message.get("stack")
+    def _take_in(self, member: Member, child: Child, news: News) -> None:
+        """Do what follows from what *child* says. Raises BadNewsError for what it cannot mean."""
+        match news:
+            case Ready(stack):
+                if child.is_ready:
+                    raise BadNewsError("twice that it is ready")
+                child.stack_fd = stack
                 event = member.announced(child)
                 if event is not None:
                     self._processes.apply(member, event)
-            case "failed":
-                child.failure = message
-            case "missing":
-                self._announcer.tell_slot(member, child, message["slot"])
-            case "left":
+            case Failed():
+                child.failure = news
+            case Missing(slot):
+                if slot not in range(len(self._fleet.resources.channels)):
+                    raise BadNewsError(f"that it misses slot {slot}, which is not there")
+                self._announcer.tell_slot(member, child, slot)
+            case Left():
                 child.leaves_by = 0.0
                 self._processes.let_take(member)
-            case "leaving" if child is member.child:
+            case Leaving() if child is member.child:
+                if not child.is_ready:
+                    raise BadNewsError("that it drains, and was never ready")
                 log.info("%s drains: it was told so by a signal; it is replaced", member)
                 self._processes.apply(member, Event.LEFT)
-            case "stop":
+            case Stop(wait):
                 log.info("%s asked to stop the server", member.name(child))
-                self.stop(wait_for_connections=message["wait_for_connections"])
+                self.stop(wait_for_connections=wait)
 
     def _begin(self) -> None:
         """Let clients connect: everybody is ready."""

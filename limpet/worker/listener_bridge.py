@@ -31,6 +31,7 @@ from typing import Any, Final
 from limpet import current
 from limpet.config.bind import Bind
 from limpet.errors import AppError
+from limpet.ipc import news
 from limpet.ipc.control_link import LinkClosedError
 from limpet.net.accept_queue import backlog
 from limpet.net.reuseport_group import close_door
@@ -166,9 +167,7 @@ class Door:
             f"its `accept` for {self._probe_s:g} s: it would never serve anybody",
             hint="`--by ip --backend kernel` gives it a real listener; `--loop asyncio` where it is uvloop's",
         )
-        self._seat.link.send(
-            {"news": "failed", "message": error.message, "hint": error.hint, "code": error.exit_code, "detail": ""}
-        )
+        self._seat.link.send(news.message(news.Failed(error.message, error.hint, error.exit_code)))
         os._exit(error.exit_code)
 
     # --- the end

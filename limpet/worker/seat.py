@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from limpet import current
 from limpet.config.settings import Settings
 from limpet.dispatch.address_limit import PerAddress
+from limpet.ipc import news
 from limpet.ipc.channel import Receiver
 from limpet.ipc.control_link import Link
 from limpet.ipc.scoreboard import BEAT_S, Row
@@ -48,7 +49,7 @@ class Seat:
 
     def ready(self) -> None:
         """Tell the supervisor that this worker serves now."""
-        self.link.send({"news": "ready", "stack": stack.offer()})
+        self.link.send(news.message(news.Ready(stack.offer())))
         with contextlib.suppress(RuntimeError):  # without an event loop the server has to see to the heartbeat itself
             self._beat(asyncio.get_running_loop(), time.monotonic_ns())
 

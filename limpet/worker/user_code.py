@@ -52,6 +52,18 @@ def load_function(text: str) -> Callable[..., object]:
     return found  # what it answers is checked at each call
 
 
+def end_copy(pid: int) -> None:
+    """End this process if it is not *pid*: user code has forked while it was imported, and this is the copy.
+
+    A copy that went on would read the same channel as the original, and speak on the same line. Called when all user
+    code is imported, before anything is served.
+    """
+    if os.getpid() != pid:
+        log.error("user code forked while it was imported, and the copy (pid %d) came back: it ends", os.getpid())
+        logging.shutdown()
+        os._exit(1)
+
+
 class Complaints:
     """Counts what key functions do wrong, and says so once an hour for each: a `KeyChain`'s `on_error`."""
 

@@ -205,7 +205,7 @@ class Stage:
             began_at=self.clock(),
         )
         self.events: deque[tuple[str, str]] = deque()
-        self.lines = Lines(selectors.DefaultSelector(), lambda member, child, message: None)
+        self.lines = Lines(selectors.DefaultSelector(), lambda *said: None, lambda *refused: None)
         self.announcer = Announcer(self.fleet)
         followers = Followers(
             ready=self._ready,

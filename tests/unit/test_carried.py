@@ -16,6 +16,7 @@ from limpet.fleet.past import Past
 from limpet.fleet.process import Child, _Adopted
 from limpet.ipc import scoreboard
 from limpet.ipc.control_link import Link
+from limpet.ipc.news import Failed
 from limpet.net import listener
 from limpet.supervisor import snapshot
 
@@ -36,7 +37,7 @@ def facts(found: Any) -> dict[str, Any]:
 def test_member_passes_on_with_everything_that_does_not_begin_anew() -> None:
     """A field that was forgotten would begin anew, and with it a deadline, a back-off or a slot that is held."""
     old, next_one = a_child(pid=4710, kill_at=60.0, leaves_by=12.5), a_child(pid=4712, serial=10)
-    worker = a_child(stack_fd=7, is_open=True, failure={"message": "no", "hint": None, "detail": ""})
+    worker = a_child(stack_fd=7, is_open=True, failure=Failed("no"))
     life = Life(State.RENEWING, generation=3, deaths_before_ready=1, retry_at=9.0, crashes=[1.0, 2.0])
     member = Member("worker", 1, life, worker, next_one, [old], is_held=True, down_since=2.0, recycle_at=4.0)
     member.last_end = "was killed by SIGKILL"

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from limpet.ipc import news
 from limpet.ipc.baton import Baton
 from limpet.ipc.control_link import LinkClosedError
 from limpet.ipc.scoreboard import position
@@ -187,7 +188,7 @@ class SeatedServer(uvicorn.Server):
             await self._look_at_connections(now)
             self._seat.mover.sweep(now)
             for slot in self._seat.mover.missing():
-                self._seat.link.send({"news": "missing", "slot": slot})
+                self._seat.link.send(news.message(news.Missing(slot)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _TICK_S)
 
@@ -219,7 +220,7 @@ class SeatedServer(uvicorn.Server):
         others learn a moment later not to move any more.
         """
         if not self._is_told:
-            self._seat.link.send({"news": "leaving"})
+            self._seat.link.send(news.message(news.Leaving()))
         self._tell_protocols()
         until = self._drain_by()
         for listening in self._listening:
@@ -259,7 +260,7 @@ class SeatedServer(uvicorn.Server):
             await asyncio.sleep(_CHECK_S / 10)
         self._loop.remove_reader(self._seat.mover.fileno())
         self._seat.mover.leave()
-        self._seat.link.send({"news": "left"})
+        self._seat.link.send(news.message(news.Left()))
 
     def _drain_by(self) -> float:
         """Return the loop time at which the time to drain is over."""
