@@ -27,7 +27,7 @@ class WorkerInfo(NamedTuple):
         the graceful timeout. Asking again changes nothing. Any thread may call it.
         """
         assert _ask_to_stop is not None, "a worker has a line to its supervisor"
-        _ask_to_stop(wait_for_connections)
+        _ask_to_stop(bool(wait_for_connections))
 
 
 _current: WorkerInfo | None = None

@@ -283,6 +283,8 @@ def _hold(control: str | None, request: dict[str, Any], *, as_json: bool) -> Non
     answer = _ask(control, request)
     if as_json:
         click.echo(json.dumps(answer))
+    elif note := answer.get("note"):
+        click.echo(f"note: {note}", err=True)
 
 
 @cli.command()

@@ -46,6 +46,7 @@ class Fleet:
     dispatchers: list[Member]
     terminators: list[Member]
     began_at: float
+    started_in: str  # the directory, by the name that it was entered by: a link in it may lead elsewhere later
     changes: Changes = field(default_factory=Changes)
     is_serving: bool = False  # supervisor: clients can connect
     is_stopping: bool = False  # shutdown

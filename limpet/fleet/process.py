@@ -45,6 +45,7 @@ class Child:
     kill_at: float = float("inf")  # monotonic: when its time to drain is over
     leaves_by: float = 0.0  # monotonic: until then it may still read the slot's channels; its successor waits for it
     stack_fd: int | None = None  # its number in the process: see system/stack.py
+    release: str = ""  # the directory that it was started in, without links
     is_open: bool = False  # told to take connections
     is_ready: bool = False  # it has said READY
     failure: Failed | None = None  # what it said of its failure, or what it is killed for
@@ -52,8 +53,11 @@ class Child:
     ANEW: ClassVar[frozenset[str]] = frozenset({"link", "process"})
 
     @classmethod
-    def start(cls, role: str, place: boot.Boot, link: Link, now: float) -> Child:
-        """Start a process. *now* is monotonic. Raises OSError when the system has no room for it."""
+    def start(cls, role: str, place: boot.Boot, link: Link, now: float, directory: str) -> Child:
+        """Start a process in *directory*, whose links are followed now. *now* is monotonic.
+
+        Raises OSError when the system has no room for it, or the directory is gone.
+        """
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
         if role == "worker":
             environment |= {"LIMPET_SLOT": str(place.index), "LIMPET_GENERATION": str(place.generation)}
@@ -66,6 +70,7 @@ class Child:
                 # -P: a `select.py` of the user's must not stand in for Python's own; the child adds the folder itself
                 [sys.executable, "-P", "-m", "limpet.entry.child", role, str(boot_fd)],
                 stdin=subprocess.DEVNULL,
+                cwd=directory,
                 pass_fds=(boot_fd, *place.inherited_fds),
                 env=environment,
                 process_group=0,
@@ -82,6 +87,7 @@ class Child:
             started_at=now,
             link=link,
             process=started,
+            release=os.path.realpath(directory),
         )
 
     @classmethod

@@ -33,9 +33,13 @@ log = logging.getLogger("limpet")
 class Resources:
     """What the supervisor keeps for the slots and dispatchers of one server."""
 
-    def __init__(self, settings: Settings, secret: bytes, chosen: backend.Backend, board: Scoreboard) -> None:
+    def __init__(
+        self, settings: Settings, secret: bytes, chosen: backend.Backend, board: Scoreboard, started_in: str
+    ) -> None:
+        """*started_in* is the directory in which children start, by the name that it was entered by."""
         self.settings = settings  # what the next child is told
         self.board = board
+        self.started_in = started_in
         self.channels: list[Channel] = []
         self.moves: list[Channel] = []  # between workers: moving/mover.py
         # of each bind where TLS ends in terminators, by which these pass connections on to dispatchers
@@ -84,7 +88,8 @@ class Resources:
         row = free.pop()
         try:
             with theirs:
-                return Child.start(member.role, self._place(member, theirs.fileno(), row), ours, time.monotonic())
+                place = self._place(member, theirs.fileno(), row)
+                return Child.start(member.role, place, ours, time.monotonic(), self.started_in)
         except OSError:
             ours.close()
             free.append(row)

@@ -8,6 +8,7 @@ children, whose file it is.
 
 1. The supervisor's side never blocks: a caller that sends half a line, or nothing, is dropped after _PATIENCE_S.
 2. A caller that asked to stop is told when that has begun, and sees the end of the line when it is done.
+3. A command whose caller has gone is not carried out: nobody would learn what came of it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import selectors
 import socket
 import stat
@@ -32,6 +34,7 @@ Message = dict[str, Any]
 Answer = Callable[[Message], Message]
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _PATIENCE_S: Final = 5.0
+_CONNECT_S: Final = 5.0
 _LONGEST_LINE: Final = 1 << 20  # bytes; `limpet where` may carry many keys
 _MOST_CALLERS: Final = 64
 _ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, as without free descriptors
@@ -155,6 +158,9 @@ class ControlServer:
         elif not newline:
             state.unread = line
         else:
+            if _has_gone(caller):
+                self._drop(caller)
+                return
             state.deadline = float("inf")  # rule 2: it stays until the caller closes, or this server ends
             with contextlib.suppress(OSError):  # an answer fits into the socket's buffer, or the caller is reading it
                 caller.settimeout(_PATIENCE_S)
@@ -167,6 +173,13 @@ class ControlServer:
         except (ValueError, RecursionError):  # the latter for thousands of brackets
             return {"error": "not a JSON object"}
         return self._answer(request) if isinstance(request, dict) else {"error": "not a JSON object"}
+
+
+def _has_gone(caller: socket.socket) -> bool:
+    """Return whether *caller* has closed its socket, and not only said that it will send no more."""
+    poll = select.poll()
+    poll.register(caller, 0)
+    return bool(poll.poll(0))  # POLLHUP: for a unix socket both directions are closed then
 
 
 def listen(path: str | None, name: str, owner: Identity | None = None) -> tuple[Path, socket.socket]:
@@ -205,7 +218,7 @@ def ask(path: str | None, request: Message, *, timeout_s: float = 10.0, until_en
     *path* is its control socket, by default the only one in the runtime directory. With *until_end* also wait at most
     that many seconds until the server has ended. Raises ControlError. Blocks until the answer, at most *timeout_s*.
     """
-    connection = _connect(Path(path)) if path else _connect_to_only()
+    connection = _connect(Path(path), min(timeout_s, _CONNECT_S)) if path else _connect_to_only()
     with connection:
         try:
             connection.settimeout(timeout_s)
@@ -237,15 +250,17 @@ def _read_line(connection: socket.socket) -> Message:
     return answer
 
 
-def _connect(path: Path) -> socket.socket:
+def _connect(path: Path, timeout_s: float = _CONNECT_S) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout_s)  # a server that is stopped has a backlog, and that may be full
     try:
         connection.connect(str(path))
     except OSError as error:
         connection.close()
-        reason = (error.strerror or str(error)).lower()
+        is_full = isinstance(error, TimeoutError | BlockingIOError)
+        why = "it does not accept" if is_full else (error.strerror or str(error)).lower()
         raise ControlError(
-            f"no server answers on `{path}`: {reason}",
+            f"no server answers on `{path}`: {why}",
             hint="`limpet run APP` starts one; `--control PATH` names another",
         ) from None
     return connection

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from limpet.errors import SettingsError
 from limpet.fleet.fleet import Fleet
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
@@ -64,21 +63,13 @@ def status(fleet: Fleet, admin_url: str | None) -> dict[str, Any]:
     }
 
 
-def where(fleet: Fleet, request: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer to `limpet where`: one entry for each of the *request*'s keys.
+def where(fleet: Fleet, keys: list[str | dict[str, Any]]) -> dict[str, Any]:
+    """Return the answer to `limpet where`: one entry for each of *keys*. Raises SettingsError.
 
     A key is text, `[ELEMENT=]KEY`, or as cli/explain.py has it: what an element found, or an affinity cookie, whose
     entry is None if it is not this server's.
     """
-    keys = request.get("keys")
-    if not isinstance(keys, list) or not all(isinstance(key, str | dict) for key in keys):
-        return {"error": "`where` needs `keys`, a list of texts"}
-    try:
-        return {"keys": [None if (key := _key(fleet, each)) is None else _home(fleet, key) for each in keys]}
-    except SettingsError as error:
-        return {"error": error.message, "hint": error.hint}
-    except (KeyError, TypeError, ValueError):
-        return {"error": "`where` has a key in a form that this server does not know"}
+    return {"keys": [None if (key := _key(fleet, each)) is None else _home(fleet, key) for each in keys]}
 
 
 def _key(fleet: Fleet, asked: str | dict[str, Any]) -> Key | None:
@@ -87,7 +78,7 @@ def _key(fleet: Fleet, asked: str | dict[str, Any]) -> Key | None:
     if "cookie" in asked:
         opened = fleet.router.jar.open(bytes.fromhex(asked["cookie"])) if fleet.router.jar else None
         return opened and Key(opened.digest.to_bytes(8, "big"), AFFINITY, False)
-    return Key(bytes.fromhex(asked["value"]), str(asked["element"]), bool(asked["is_address"]))
+    return Key(bytes.fromhex(asked["value"]), asked["element"], asked["is_address"])
 
 
 def _home(fleet: Fleet, key: Key) -> dict[str, Any]:
@@ -117,7 +108,7 @@ def routing(fleet: Fleet) -> dict[str, Any]:
         "chains": [router.chain.at(bind).spec for bind in range(len(settings.bind))],
         "trust": list(settings.trust),
         "cookies": router.jar.names if router.jar else [],
-        "app_dir": [os.path.abspath(each) for each in settings.app_dir] or [os.getcwd()],
+        "app_dir": [os.path.join(fleet.started_in, each) for each in settings.app_dir] or [fleet.started_in],
         "backend": fleet.backend.name,
         "place": settings.place,
     }

@@ -25,6 +25,7 @@ from limpet.routing.router import Router
 from limpet.supervisor import snapshot, upgrade
 from limpet.supervisor.program_link import Program
 from limpet.supervisor.supervisor import Supervisor
+from limpet.system import proc
 from limpet.version import __version__
 
 log = logging.getLogger("limpet")
@@ -59,7 +60,7 @@ def run(settings: Settings, program: Program | None = None) -> None:
 
 def _new_fleet(settings: Settings, value: bytes, router: Router, chosen: backend.Backend, board: Scoreboard) -> Fleet:
     """Return a server of which nothing has been started. *value* is the secret. Raises LimpetError, OSError."""
-    resources = Resources(settings, value, chosen, board)
+    resources = Resources(settings, value, chosen, board, proc.working_directory())
     resources.grow(settings.workers)
     return Fleet(
         settings=settings,
@@ -70,6 +71,7 @@ def _new_fleet(settings: Settings, value: bytes, router: Router, chosen: backend
         dispatchers=[Member("dispatcher", number) for number in range(chosen.dispatchers)],
         terminators=[Member("terminator", number) for number in range(chosen.terminators)],
         began_at=time.monotonic(),
+        started_in=resources.started_in,
     )
 
 

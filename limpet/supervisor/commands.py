@@ -2,7 +2,8 @@
 
 Owns the names and the answers. The actors do what is asked; how an answer looks on a terminal is cli/commands.py's.
 
-1. No command waits: who wants to see the end of a change asks again, by its number (`change`).
+1. No command waits: to see the end of a change, ask again by its number (`change`).
+2. Every request is checked before anything is done (operate/requests.py), and an exception is an answer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from limpet.events import Recent
 from limpet.fleet.changes import Change
 from limpet.fleet.fleet import Fleet
 from limpet.fleet.member import Member
-from limpet.operate import status
+from limpet.operate import requests, status
 from limpet.operate.control_socket import Message
 from limpet.supervisor.announcing import Announcer
 from limpet.supervisor.rolling import Rolling
@@ -54,39 +55,51 @@ class Commands:
     def answer(self, request: Message) -> Message:
         """Obey *request* and return the answer to it."""
         try:
-            return self._answer(request)
+            return self._answer(requests.checked(request))
         except LimpetError as error:
             return {"error": error.message, "hint": error.hint}
+        except Exception:
+            log.exception("the command `%s` failed", request.get("command"))
+            return {"error": "the server failed to do that", "hint": "its log says where"}
 
     def _answer(self, request: Message) -> Message:
         fleet = self._fleet
-        match request.get("command"):
+        match request["command"]:
             case "status":
                 return status.status(fleet, self._admin_url())
             case "figures":
                 return status.figures(fleet)
             case "events":
-                after = request.get("after")
-                return {"events": self._events.after(after if isinstance(after, int) else 0)}
+                return {"events": self._events.after(request.get("after", 0))}
             case "routing":
                 return status.routing(fleet)
             case "where":
-                return status.where(fleet, request)
-            case "stop":
-                self._stop(bool(request.get("wait_for_connections")))
-                return {"stopping": True}
-            case "scale":
-                return self._scaling.request(request.get("slots")).summary()
-            case "reload":
-                return self._renew(request.get("slot"))
-            case "drain" | "undrain" as command:
-                return self._hold(fleet.slot(request.get("slot")), command == "drain")
+                return status.where(fleet, request["keys"])
             case "stack":
                 return self._stack(request)
             case "change":
-                change = fleet.changes.find(request.get("number"))
-                return change.summary() if change else {"error": f"there is no change `{request.get('number')}`"}
-        return {"error": f"this server does not know the command `{request.get('command')}`"}
+                return self._change(request["number"])
+        return self._act(request)
+
+    def _act(self, request: Message) -> Message:
+        """Do what is more than to look."""
+        match request["command"]:
+            case "stop":
+                self._stop(request.get("wait_for_connections", False))
+                return {"stopping": True}
+            case "scale":
+                return self._scaling.request(request["slots"]).summary()
+            case "reload":
+                return self._renew(request.get("slot"))
+            case "drain" | "undrain" as command:
+                return self._hold(self._fleet.slot(request["slot"]), command == "drain")
+        raise AssertionError(f"operate/requests.py knows `{request['command']}`, and nobody answers it")
+
+    def _change(self, number: int) -> Message:
+        change = self._fleet.changes.find(number)
+        if change is None:
+            raise ControlError(f"there is no change `{number}`")
+        return change.summary()
 
     def _renew(self, slot: object) -> Message:
         """Begin to renew the workers of all slots, or that of *slot*."""
@@ -98,7 +111,7 @@ class Commands:
 
     def _stack(self, request: Message) -> Message:
         """Have the worker of a slot write its stacks, or with `read` return what it has written."""
-        member = self._fleet.slot(request.get("slot"))
+        member = self._fleet.slot(request["slot"])
         child = member.child
         if child is None or child.stack_fd is None:
             raise ControlError(f"slot {member.number} has no worker that is ready")
@@ -121,4 +134,7 @@ class Commands:
             slot.is_held = held
             log.info("worker %d %s new clients", slot.number, "gets no" if held else "gets")
             self._announcer.tell_workers(time.monotonic())
-        return {"slot": slot.number, "state": slot.word}
+        answer: Message = {"slot": slot.number, "state": slot.word}
+        if all(each.is_held for each in self._fleet.slots[: self._fleet.router.slots]):
+            answer["note"] = "all slots are drained, so new clients go to any of them, as if none was"
+        return answer

@@ -103,6 +103,8 @@ class Processes:
             child = self._fleet.resources.spawn(member)
         except OSError as error:
             hint = "`ulimit -Hn` and `ulimit -u` show how many descriptors and processes are allowed"
+            if isinstance(error, FileNotFoundError):
+                hint = f"workers start in `{self._fleet.started_in}`, where the server was started: is it there?"
             if isinstance(error, PermissionError):
                 hint = f"whom `--user` names must be allowed to run {sys.executable}, and so to enter its directories"
             member.cause = LimpetError(f"cannot start {member.role} {member.number}: {reason(error)}", hint=hint)
@@ -165,7 +167,9 @@ class Processes:
         """Let *member*, which is ready, take part."""
         assert member.child is not None
         seconds = self._now() - member.child.started_at
-        log.log(logging.INFO if member.role == "worker" else logging.DEBUG, "%s ready after %.1f s", member, seconds)
+        release = member.child.release if member.child.release != self._fleet.started_in else ""
+        level = logging.INFO if member.role == "worker" else logging.DEBUG
+        log.log(level, "%s ready after %.1f s%s", member, seconds, f", from {release}" if release else "")
         self._announcer.tell_workers(self._now())
         self._followers.ready(member)
 
@@ -174,6 +178,14 @@ class Processes:
         if self._fleet.is_serving and member.may_open(self._now()) and member.child is not None:
             member.child.is_open = True
             member.child.link.send({"do": "accept"})
+
+    def put_off(self, paused_s: float) -> None:
+        """Put off all deadlines by a time in which no process could run."""
+        for member, child in self._fleet.processes():
+            child.started_at += paused_s
+            child.kill_at += paused_s
+            child.leaves_by += paused_s if child.leaves_by else 0.0
+            member.life.retry_at += paused_s if member.life.state is State.BACKOFF else 0.0
 
     def kill(self, member: Member, child: Child, why: str) -> None:
         """End a process that does not do what it should; its death follows."""

@@ -76,6 +76,12 @@ class Shutdown:
         """Return how long a process that is told to leave may take: the dispatchers may have used up much of it."""
         return max(0.0, self._by - now) if self._fleet.is_stopping else self._fleet.settings.graceful_timeout_s
 
+    def put_off(self, paused_s: float) -> None:
+        """Put off the deadlines by a time in which no process could run."""
+        self._by += paused_s
+        if self.kill_at:  # else it was told to end at once
+            self.kill_at += paused_s
+
     def go_on(self) -> None:
         """Have everybody stop whose turn it is."""
         fleet = self._fleet

@@ -44,6 +44,7 @@ from limpet.net import backend
 from limpet.net.listener import Listener
 from limpet.operate.control_socket import ControlServer
 from limpet.routing.router import Router
+from limpet.system import proc
 from limpet.version import __version__
 
 FORMAT: Final = 1  # of the state, and of the messages of ipc/control_link.py and ipc/boot.py
@@ -87,6 +88,7 @@ def pack(fleet: Fleet, control: ControlServer, admin_listener: Listener | None) 
         "scaled": fleet.has_scaled,
         "changes": [_pack_change(change) for change in fleet.changes.known()],
         "upgrades": fleet.upgrades + 1,
+        "started_in": fleet.started_in,
     }
 
 
@@ -170,15 +172,17 @@ def fleet(settings: Settings, chosen: backend.Backend, router: Router, board: Sc
     """Return the server that `pack` was called on, with *settings* from now on."""
     members = [_unpack_member(each) for each in state["members"]]
     of = {role: [member for member in members if member.role == role] for role in ROLES}
+    resources = _unpack_resources(settings, chosen, board, state)
     found = Fleet(
         settings=settings,
         router=router,
         backend=chosen,
-        resources=_unpack_resources(settings, chosen, board, state),
+        resources=resources,
         slots=of["worker"],
         dispatchers=of["dispatcher"],
         terminators=of["terminator"],
         began_at=time.monotonic(),
+        started_in=resources.started_in,
         is_serving=True,
         has_scaled=bool(state.get("scaled")),
         upgrades=state["upgrades"],
@@ -189,7 +193,8 @@ def fleet(settings: Settings, chosen: backend.Backend, router: Router, board: Sc
 
 def _unpack_resources(settings: Settings, chosen: backend.Backend, board: Scoreboard, state: Packed) -> Resources:
     """Return what outlives the children, as it was."""
-    resources = Resources(settings, bytes.fromhex(state["secret"]), chosen, board)
+    started_in = state.get("started_in") or proc.working_directory()  # a version before did not say
+    resources = Resources(settings, bytes.fromhex(state["secret"]), chosen, board, started_in)
     resources.channels = [Channel.inherit(fds) for fds in state["channels"]]
     resources.moves = [Channel.inherit(fds) for fds in state["moves"]]
     resources.inner = [Channel.inherit(fds) for fds in state.get("inner", ())]

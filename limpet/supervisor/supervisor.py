@@ -267,7 +267,9 @@ class Supervisor:
     def _tick(self, now: float) -> None:
         """Do what is due."""
         self._control.expire(now)
-        self._watchdog.begin(now, {child.serial for slot in self._fleet.slots for child in slot.children})
+        if paused_s := self._watchdog.begin(now):
+            self._processes.put_off(paused_s)
+            self._shutdown.put_off(paused_s)
         if self._announcer.is_due(now):
             self._announcer.tell_workers(now)
         self._companions.look(now)

@@ -125,6 +125,7 @@ class Upgrade:
         try:
             for number in kept:
                 os.set_inheritable(number, True)
+            os.chdir(state["started_in"])
             os.execve(sys.executable, _command(), {**os.environ, _VARIABLE: f"take-over:{fd}"})
         except OSError as error:
             for number in kept:
@@ -138,13 +139,14 @@ class _Trial:
     """The new version, asked whether it could take over."""
 
     def __init__(self, state: snapshot.Packed, timeout_s: float) -> None:
-        """Start it. Raises OSError."""
+        """Start it, where a worker would start now. Raises OSError."""
         self._said_fd = os.memfd_create("limpet-trial", os.MFD_CLOEXEC)  # no pipe, which could be full
         fd = snapshot.write(state)
         try:
             self.process = subprocess.Popen(
                 _command(),
                 stdin=subprocess.DEVNULL,
+                cwd=state["started_in"],
                 stdout=self._said_fd,
                 stderr=self._said_fd,
                 pass_fds=(fd, *snapshot.descriptors(state)),

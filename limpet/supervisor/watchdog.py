@@ -8,7 +8,8 @@ supervisor at each tick, which kills, renews or warns.
 2. A worker that has neither a heartbeat nor used any CPU time for `--hang-timeout` hangs, as one that is stopped does.
    The others have no heartbeat, since they sleep while nothing comes: of them the kernel is asked whether they are
    stopped, and a terminator hangs when it has been in one turn of its loop for as long.
-3. Nobody hangs while this process itself was not running: after a pause everybody gets his time anew.
+3. Time in which this process itself could not run counts against no process: after a pause (a container that was
+   paused, a machine that slept) every deadline is put off by as much.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from limpet.system.proc import cpu_ticks, is_stopped, memory, memory_kills
 _LATE_S: Final = 4 * BEAT_S  # from then on the kernel is asked for CPU time, which costs 20 us
 _PAUSE_S: Final = 2.0  # between two looks: more means that this process was stopped, or the machine slept
 _MIB: Final = 1 << 20
+_GROWN: Final = 1.5  # times its first memory: then a successor is smaller
 
 
 @dataclass(slots=True)
@@ -50,15 +52,26 @@ class Health:
         # By pid, of processes without a heartbeat: whether it is stopped, its turn, and since when that is so.
         self._still: dict[int, tuple[tuple[bool, int], float]] = {}
         self._looked_at = float("inf")
+        self._first_memory: dict[int, int] = {}  # by serial number: bytes, at the first look
+        self._said_large: set[int] = set()
+        self._resumed_at = 0.0  # monotonic: when this process went on after its last pause
 
-    def begin_look(self, now: float, serials: set[int]) -> None:
-        """Begin to look at all; *serials* are those of the workers that live."""
+    def begin_look(self, now: float, serials: set[int]) -> float:
+        """Begin to look at all; *serials* are those of the workers that live.
+
+        Return for how long this process could not run, and most likely nobody else: 0 for the usual.
+        """
         self._signs = {serial: signs for serial, signs in self._signs.items() if serial in serials}
-        if now - self._looked_at > _PAUSE_S:
+        self._first_memory = {serial: used for serial, used in self._first_memory.items() if serial in serials}
+        self._said_large &= serials
+        paused_s = max(0.0, now - self._looked_at)
+        if paused_s > _PAUSE_S:
+            self._resumed_at = now
             for signs in self._signs.values():
                 signs.moved_at = now
             self._still.clear()
         self._looked_at = now
+        return paused_s if paused_s > _PAUSE_S else 0.0
 
     def fault(self, member: Member, now: float) -> str | None:
         """Return what is wrong with the process in charge of *member*, None if nothing is. *now* is monotonic."""
@@ -72,7 +85,7 @@ class Health:
         is_worker = member.role == "worker"
         row = self._board.worker(member.child.row) if is_worker else self._board.dispatcher(member.child.row)
         since_ns = row["asking_since_ns" if is_worker else "busy_since_ns"]
-        if 0 < since_ns < (now - limit_s) * 1e9:
+        if since_ns and now - max(since_ns / 1e9, self._resumed_at) > limit_s:
             return f"has not moved for {limit_s:g} s (a key function that hangs?)"
         if is_worker and member.life.state.serves and row["beat_ns"]:
             return self._look_at_worker(member.child, row["beat_ns"] / 1e9, now)
@@ -120,9 +133,23 @@ class Health:
         # Each gets up to a tenth less, by its serial number: else all that started together would end together.
         if most and row["requests"] >= most - child.serial * 2_654_435_761 % (1 << 32) * (most // 10) // (1 << 32):
             return f"it has served {row['requests']} requests"
-        if self._settings.max_memory_mib and (used := memory(child.pid)) > self._settings.max_memory_mib * _MIB:
+        most = self._settings.max_memory_mib * _MIB
+        if not most:
+            return None
+        used = memory(child.pid)
+        first = self._first_memory.setdefault(child.serial, used)
+        # One that was too large at once has a successor as large: only what it has grown by since counts.
+        if used > max(most, _GROWN * first if first > most else 0):
             return f"it uses {used // _MIB} MiB of memory"
         return None
+
+    def is_too_large_at_once(self, child: Child) -> int:
+        """Return how many MiB *child* used when it began to serve if that was more than it may; said once, then 0."""
+        first = self._first_memory.get(child.serial, 0)
+        if child.serial in self._said_large or not 0 < self._settings.max_memory_mib * _MIB < first:
+            return 0
+        self._said_large.add(child.serial)
+        return first // _MIB
 
 
 _RECYCLE_PAUSE_S: Final = 30.0  # before a worker that could not be renewed is tried again
@@ -139,9 +166,13 @@ class Watchdog:
         self._rolling = rolling
         self._memory_kills = memory_kills()
 
-    def begin(self, now: float, serials: set[int]) -> None:
-        """Begin to look at all members; *serials* are those of the workers that live."""
-        self._health.begin_look(now, serials)
+    def begin(self, now: float) -> float:
+        """Begin to look at all members; return for how long nobody could run, in seconds: 0 for the usual."""
+        serials = {child.serial for slot in self._fleet.slots for child in slot.children}
+        paused_s = self._health.begin_look(now, serials)
+        if paused_s:
+            log.warning("this process could not run for %.1f s: no deadline counts that time", paused_s)
+        return paused_s
 
     def look_after(self, member: Member, now: float) -> str | None:
         """Return for what the process in charge is to be killed; warn when it is blocked, renew it when that is due."""
@@ -160,6 +191,12 @@ class Watchdog:
 
     def _recycle(self, member: Member, child: Child, now: float) -> None:
         why = self._health.recycle(child, self._board.worker(child.row))
+        if used := self._health.is_too_large_at_once(child):
+            log.warning(
+                "%s used %d MiB when it began to serve, more than `--max-memory %d`: a successor would be as large, so "
+                "it is renewed only when it has grown by half (hint: a larger `--max-memory`)",
+                *(member, used, self._fleet.settings.max_memory_mib),
+            )
         if why and not self._fleet.changes.involves(member.number):
             member.recycle_at = now + _RECYCLE_PAUSE_S  # when it fails, the old one goes on for a while
             self._board.supervisor().add("recycled")

@@ -4,6 +4,7 @@ Owns the reading of /proc. A process that is no more has used nothing; no functi
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -42,3 +43,16 @@ def memory_kills() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def working_directory() -> str:
+    """Return the current directory by the name that it was entered by, with the links in it.
+
+    The kernel knows it without them; shells and service managers leave the name in `PWD`. With the name, a link such
+    as `current/` is followed anew at each start of a worker.
+    """
+    name = os.environ.get("PWD", "")
+    with contextlib.suppress(OSError):
+        if os.path.isabs(name) and os.path.samefile(name, "."):
+            return name
+    return os.getcwd()

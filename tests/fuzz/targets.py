@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import json
 import os
 import socket
 import tempfile
@@ -14,12 +15,14 @@ import h11
 import httptools
 
 from limpet.config.router import Clocks
-from limpet.errors import SettingsError
+from limpet.errors import ControlError, SettingsError
+from limpet.ipc import news
 from limpet.ipc.baton import Batons, Verdict
 from limpet.ipc.channel import SIZE, Channel, Handoff, Receiver
 from limpet.ipc.scoreboard import WORKER_CELLS, Row
 from limpet.moving.messages import Arrived
 from limpet.moving.mover import Mover
+from limpet.operate import requests
 from limpet.protocol import client_hello
 from limpet.protocol.head import BadHead, HeadParser, plain
 from limpet.protocol.proxy_protocol import BadHeaderError, Header, Origin, parse, write
@@ -334,6 +337,28 @@ def _read_hello(data: bytes) -> client_hello.Hello | str | None:
         return "bad"
 
 
+def said(data: bytes) -> None:
+    """What a child says is news or is refused, in words that are safe in a log."""
+    for line in data.split(b"\n"):
+        refusal = ""
+        try:
+            news.parse(line)
+        except news.BadNewsError as bad:
+            refusal = str(bad)
+        assert not refusal or (refusal.isprintable() and len(refusal) < 1000)
+
+
+def command(data: bytes) -> None:
+    """What a caller of the control socket asks for has the fields of its command, or is refused."""
+    try:
+        asked = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(asked, dict):
+        with contextlib.suppress(ControlError):
+            assert type(requests.checked(asked).get("slots", 0)) is int
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "head": head,
     "keys": keys,
@@ -341,4 +366,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "channels": channels,
     "proxy_header": proxy_header,
     "hello": hello,
+    "news": said,
+    "command": command,
 }

@@ -203,6 +203,7 @@ class Stage:
             dispatchers=[Member("dispatcher", number) for number in range(dispatchers)],
             terminators=[Member("terminator", number) for number in range(terminators)],
             began_at=self.clock(),
+            started_in="/srv/shop",
         )
         self.events: deque[tuple[str, str]] = deque()
         self.lines = Lines(selectors.DefaultSelector(), lambda *said: None, lambda *refused: None)

@@ -10,11 +10,13 @@ from typing import Any, cast
 import pytest
 
 from limpet.config.settings import Settings
+from limpet.fleet.lifecycle import Event
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
 from limpet.ipc.scoreboard import Scoreboard
 from limpet.supervisor import watchdog
 from limpet.supervisor.watchdog import Health
+from tests.unit.stage import Stage
 
 
 @pytest.mark.parametrize("is_by_memory", [True, False])
@@ -55,3 +57,75 @@ def test_terminator_hangs_that_does_not_end_its_turn_while_it_is_watched() -> No
     assert fault(*seconds[:5]) is None
     assert fault(*seconds) == "has not moved for 5 s"
     assert fault(seconds[0], seconds[-1]) is None  # nobody has looked in between
+
+
+def test_time_in_which_nobody_could_run_is_no_ones_fault() -> None:
+    """A container that was paused came back to dispatchers, starts and drains that were killed for the pause."""
+    with Stage(key_timeout_s=5, start_timeout_s=60, graceful_timeout_s=30).start() as stage:
+        watching = watchdog.Watchdog(stage.fleet, stage.rolling)
+        dispatcher, slot = stage.fleet.dispatchers[0], stage.fleet.slots[0]
+        assert dispatcher.child is not None
+        row = stage.resources.board.dispatcher(dispatcher.child.row)
+        watching.begin(stage.clock.now)
+        row.set("busy_since_ns", int(stage.clock.now * 1e9))
+        stage.processes.apply(slot, Event.RENEW)
+        assert slot.successor is not None
+        stage.clock.now += 600.0
+        paused_s = watching.begin(stage.clock.now)
+        stage.processes.put_off(paused_s)
+        assert paused_s == 600.0
+        assert watching.look_after(dispatcher, stage.clock.now) is None
+        assert slot.successor.started_at == stage.clock.now
+        for _ in range(25):
+            stage.clock.now += 0.25
+            watching.begin(stage.clock.now)
+        assert "has not moved" in (watching.look_after(dispatcher, stage.clock.now) or "")
+
+
+def test_deadlines_of_a_stop_are_put_off_by_a_pause() -> None:
+    """Requests in flight get the graceful timeout, not what was left of it when the machine slept."""
+    with Stage(graceful_timeout_s=30).start() as stage:
+        stage.shutdown.begin(wait_for_connections=False)
+        before = stage.shutdown.kill_at
+        [dispatcher] = stage.fleet.dispatchers
+        assert dispatcher.child is not None
+        its_own = dispatcher.child.kill_at
+        stage.shutdown.put_off(100.0)
+        stage.processes.put_off(100.0)
+        assert (stage.shutdown.kill_at, dispatcher.child.kill_at) == (before + 100.0, its_own + 100.0)
+
+
+def test_worker_that_is_too_large_at_once_is_said_once_and_not_renewed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its successor would be as large: every worker was renewed every 30 seconds, and all were cold."""
+    used = 300 << 20
+    monkeypatch.setattr(watchdog, "memory", lambda pid: used)
+    with Stage(workers=1, max_memory_mib=200).start() as stage:
+        watching, [slot] = watchdog.Watchdog(stage.fleet, stage.rolling), stage.fleet.slots
+        for _ in range(8):
+            stage.clock.now += 60.0
+            watching.look_after(slot, stage.clock.now)
+        assert caplog.text.count("more than `--max-memory 200`") == 1
+        assert not stage.fleet.changes.involves(0)
+        used = 460 << 20
+        stage.clock.now += 60.0
+        watching.look_after(slot, stage.clock.now)
+        assert stage.fleet.changes.involves(0)
+
+
+def test_workers_that_started_together_are_not_recycled_together() -> None:
+    """All would be cold at the same moment."""
+    board = Scoreboard.create()
+    health = Health(Settings(app="x:app", max_requests=1000), board)
+    due = []
+    for serial in range(1, 9):
+        child: Any = SimpleNamespace(serial=serial, pid=os.getpid())
+        row = board.worker(serial)
+        for count in range(800, 1001):
+            row.set("requests", count)
+            if health.recycle(child, row):
+                due.append(count)
+                break
+    assert all(900 <= count <= 1000 for count in due)
+    assert len(set(due)) == len(due)

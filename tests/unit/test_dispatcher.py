@@ -19,7 +19,7 @@ from limpet.ipc.channel import Channel, Handoff, Outbox, Receiver
 from limpet.ipc.control_link import Link
 from limpet.ipc.scoreboard import Scoreboard
 from limpet.routing.placement import Placement
-from tests.harness import PATIENCE_S
+from tests.harness import PATIENCE_S, wait_until
 
 HEAD = b"GET / HTTP/1.1\r\nHost: limpet.test\r\nX-User: %s\r\n\r\n"
 
@@ -123,7 +123,7 @@ def test_connection_goes_to_the_home_of_its_key_with_all_its_bytes(slot: int) ->
             found = here.taken(slot)
         assert found is not None
         assert (found[0], found[1].slot) == (head, slot)
-        assert here.row["handed"] == 1
+        wait_until(lambda: here.row["handed"] == 1, "it is counted, after it has been passed on")
 
 
 def test_head_split_across_packets_waits_for_more() -> None:
@@ -153,13 +153,12 @@ def test_connections_that_wait_for_a_slot_go_elsewhere_when_it_is_failed_over() 
     with desk(on_down="failover") as here:
         head = HEAD % here.key_of(1)
         with here.connect(head):
-            while not here.channels[1].queued():
-                pass
+            wait_until(lambda: here.channels[1].queued() == 1, "it waits in the channel")
             here.news([True, False])
             found = here.taken(0)
         assert found is not None
         assert found[0] == head
-        assert here.row["failed_over"] == 1
+        wait_until(lambda: here.row["failed_over"] == 1, "it is counted")
 
 
 def test_what_is_not_http_is_answered_and_ends_nothing() -> None:
@@ -169,7 +168,7 @@ def test_what_is_not_http_is_answered_and_ends_nothing() -> None:
             assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
         with here.connect(HEAD % here.key_of(0)):
             assert here.taken(0) is not None
-        assert here.row["refused_400"] == 1
+        wait_until(lambda: here.row["refused_400"] == 1, "it is counted")
 
 
 def test_client_without_a_key_is_placed_and_counted() -> None:
@@ -179,7 +178,7 @@ def test_client_without_a_key_is_placed_and_counted() -> None:
         with here.connect(head):
             ready = select.select([channel.fds[1] for channel in here.channels], [], [], PATIENCE_S)[0]
             assert len(ready) == 1
-            assert here.row["keyless"] == 1
+            wait_until(lambda: here.row["keyless"] == 1, "it is counted")
 
 
 def test_dispatcher_whose_supervisor_is_gone_ends() -> None:
