@@ -69,6 +69,7 @@ def work(place: Boot, link: Link) -> None:
         info=info,
         receiver=Receiver(taking, putting, row),
         link=link,
+        stack_fd=place.stack_fd,
         row=row,
         home=Home(place.index, router, placement, [text for _, text in place.listeners]),
         mover=Mover(place.index, batons, sending, receiving, row, settings.max_copies),

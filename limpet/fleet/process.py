@@ -13,6 +13,7 @@ how its end reads in words. What to do about it is the supervisor's business.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from limpet.config import privileges
 from limpet.ipc import boot
 from limpet.ipc.control_link import Link
 from limpet.ipc.news import Failed
-from limpet.system import activation
+from limpet.system import activation, stack
 
 _NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *activation.NOT_FOR_CHILDREN})
 
@@ -44,7 +45,8 @@ class Child:
     process: subprocess.Popen[bytes] | _Adopted
     kill_at: float = float("inf")  # monotonic: when its time to drain is over
     leaves_by: float = 0.0  # monotonic: until then it may still read the slot's channels; its successor waits for it
-    stack_fd: int | None = None  # its number in the process: see system/stack.py
+    stack_fd: int = -1  # where its stacks are written, this process's own: see system/stack.py
+    shows_stack: bool = False  # it has said READY, and so that it can be asked for them
     release: str = ""  # the directory that it was started in, without links
     is_open: bool = False  # told to take connections
     is_ready: bool = False  # it has said READY
@@ -64,8 +66,10 @@ class Child:
         identity = privileges.wanted(place.settings)
         if identity is not None:
             environment |= identity.environment
-        boot_fd = boot.write(place)
+        stack_fd, boot_fd = stack.create() if role == "worker" else -1, -1
         try:
+            place = dataclasses.replace(place, stack_fd=stack_fd)
+            boot_fd = boot.write(place)
             started = subprocess.Popen(
                 # -P: a `select.py` of the user's must not stand in for Python's own; the child adds the folder itself
                 [sys.executable, "-P", "-m", "limpet.entry.child", role, str(boot_fd)],
@@ -76,8 +80,13 @@ class Child:
                 process_group=0,
                 **(identity.as_arguments() if identity is not None else {}),
             )
+        except BaseException:
+            if stack_fd >= 0:
+                os.close(stack_fd)
+            raise
         finally:
-            os.close(boot_fd)
+            if boot_fd >= 0:
+                os.close(boot_fd)
         return cls(
             pid=started.pid,
             role=role,
@@ -88,6 +97,7 @@ class Child:
             link=link,
             process=started,
             release=os.path.realpath(directory),
+            stack_fd=stack_fd,
         )
 
     @classmethod
@@ -97,7 +107,12 @@ class Child:
 
     def ended(self) -> bool:
         """Reap the process if it has ended; return whether it has. Blocks never."""
-        return self.process.poll() is not None
+        if self.process.poll() is None:
+            return False
+        if self.stack_fd >= 0:
+            os.close(self.stack_fd)
+            self.stack_fd, self.shows_stack = -1, False
+        return True
 
     def how_it_ended(self) -> str:
         """Return in words how the reaped process ended."""

@@ -33,6 +33,7 @@ class Boot:
     serial: int = 0  # of the worker, in the order in which all workers of the server were started
     descriptors: int = 0  # that a worker may have; 0: as many as the supervisor
     is_inner: bool = False  # for a dispatcher: its listeners are channels, by which terminators pass connections on
+    stack_fd: int = -1  # for a worker: where its stacks are written (system/stack.py)
     move_fds: tuple[int, ...] = ()  # for a worker: the sending ends of all slots' move channels, then its receiving one
 
     @property
@@ -40,7 +41,8 @@ class Boot:
         """Return the descriptors that the child must inherit."""
         channels = [fd for pair in self.channel_fds for fd in pair]
         listeners = [fd for fd, _ in self.listeners if fd >= 0]
-        return (self.link_fd, self.scoreboard_fd, *channels, *self.move_fds, *listeners)
+        stack = [self.stack_fd] if self.stack_fd >= 0 else []
+        return (self.link_fd, self.scoreboard_fd, *stack, *channels, *self.move_fds, *listeners)
 
 
 def write(boot: Boot) -> int:

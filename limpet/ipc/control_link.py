@@ -43,8 +43,12 @@ class Unsent(NamedTuple):
 class Link:
     """One end of the line. Owns its socket."""
 
-    def __init__(self, end: socket.socket, unread: bytes = b"", unsent: Iterable[Unsent] = ()) -> None:
+    def __init__(
+        self, end: socket.socket, unread: bytes = b"", unsent: Iterable[Unsent] = (), *, takes_fds: bool = True
+    ) -> None:
         self._end = end
+        # The supervisor takes none: a child could fill its table of descriptors. Without room the kernel drops them.
+        self._ancillary_bytes = _ANCILLARY_BYTES if takes_fds else 0
         self._end.setblocking(False)
         self._fds: deque[list[int]] = deque()  # that came with messages, for each a list
         self.unread = unread  # the beginning of a message, whose end has not come yet
@@ -55,7 +59,7 @@ class Link:
     def pair(cls) -> tuple[Link, socket.socket]:
         """Return the supervisor's end and the child's, which the caller passes on and then closes."""
         ours, theirs = socket.socketpair()
-        return cls(ours), theirs
+        return cls(ours, takes_fds=False), theirs
 
     def fileno(self) -> int:
         """Return the descriptor to watch for readability."""
@@ -129,11 +133,11 @@ class Link:
 
     def _read(self) -> bytes:
         """Return what has arrived, and keep the descriptors that came with it, which may be fewer than were sent."""
-        data, ancillary, flags, _ = self._end.recvmsg(_READ_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = self._end.recvmsg(_READ_BYTES, self._ancillary_bytes, socket.MSG_CMSG_CLOEXEC)
         fds = array.array("i")
         for _, _, rights in ancillary:
             fds.frombytes(rights[: len(rights) // fds.itemsize * fds.itemsize])
-        if fds or flags & socket.MSG_CTRUNC:
+        if self._ancillary_bytes and (fds or flags & socket.MSG_CTRUNC):
             self._fds.append(list(fds))
         return data
 

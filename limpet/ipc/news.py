@@ -27,8 +27,6 @@ class BadNewsError(Exception):
 class Ready:
     """It serves from now on, or would if it were told to accept."""
 
-    stack: int | None = None
-
 
 @dataclass(frozen=True, slots=True)
 class Left:
@@ -94,9 +92,7 @@ def parse(line: bytes) -> News:
         return Missing(said["slot"])
     if kind is Stop and isinstance(said.get("wait_for_connections"), bool):
         return Stop(said["wait_for_connections"])
-    if kind is Ready and (said.get("stack") is None or _is_number(said["stack"])):
-        return Ready(said.get("stack"))
-    if kind is Left or kind is Leaving:
+    if kind is Ready or kind is Left or kind is Leaving:
         return kind()
     raise BadNewsError(f"nothing that is known: {shown(line)}")
 

@@ -17,6 +17,7 @@ end of _SIZES.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from bisect import bisect_left
@@ -27,6 +28,7 @@ from limpet.ipc.baton import CELLS_PER_WORKER
 from limpet.ipc.figures import BOUNDS_NS, Figure, Kind, histogram
 from limpet.routing.buckets import MAX_SLOTS
 from limpet.routing.learned_ids import CELLS as LEARNED_CELLS
+from limpet.system import descriptors
 
 WORKER_CELLS: Final[Mapping[str, Figure]] = {
     "received": Figure("connections taken from the slot's channel or listeners"),
@@ -228,7 +230,11 @@ class Scoreboard:
     @classmethod
     def create(cls) -> Scoreboard:
         """Return a new scoreboard, all cells 0. Runs in the supervisor."""
-        return cls.adopt(os.memfd_create("limpet-scoreboard", os.MFD_CLOEXEC))
+        board = cls.adopt(descriptors.memory_file("limpet-scoreboard"))
+        # A child that could make the file shorter would end every process that has mapped it, by SIGBUS; one that could
+        # add seals would keep the next children out.
+        fcntl.fcntl(board.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        return board
 
     @classmethod
     def adopt(cls, fd: int) -> Scoreboard:

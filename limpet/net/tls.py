@@ -7,7 +7,6 @@ one gets one that was good, and none needs the right to read the key.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from limpet.config.settings import Settings
 from limpet.errors import SettingsError, reason
 from limpet.routing.key_chain import KeyChain
+from limpet.system import descriptors
 
 if TYPE_CHECKING:  # else brought in when it is used: OpenSSL takes 4 MB of each process
     import ssl
@@ -49,7 +49,7 @@ def context(pem: str) -> ssl.SSLContext:
     found.options |= ssl.OP_NO_RENEGOTIATION
     found.set_alpn_protocols(["http/1.1"])
     found.sni_callback = _remember
-    fd = os.memfd_create("limpet-tls", os.MFD_CLOEXEC)  # Python takes no certificate but from a file
+    fd = descriptors.memory_file("limpet-tls")  # Python takes no certificate but from a file
     with open(fd, "wb", buffering=0) as file:
         file.write(pem.encode())
         found.load_cert_chain(f"/proc/self/fd/{fd}", password=_refuse)

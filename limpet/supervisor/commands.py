@@ -113,11 +113,11 @@ class Commands:
         """Have the worker of a slot write its stacks, or with `read` return what it has written."""
         member = self._fleet.slot(request["slot"])
         child = member.child
-        if child is None or child.stack_fd is None:
+        if child is None or not child.shows_stack:
             raise ControlError(f"slot {member.number} has no worker that is ready")
         try:
             if request.get("read"):
-                return {"pid": child.pid, "stack": stack.read(child.pid, child.stack_fd)}
+                return {"pid": child.pid, "stack": stack.read(child.stack_fd)}
             stack.ask(child.pid, child.stack_fd)
         except OSError as error:
             raise ControlError(f"cannot look at {member}: {reason(error)}") from None

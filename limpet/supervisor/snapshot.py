@@ -120,6 +120,7 @@ def descriptors(state: Packed) -> Iterator[int]:
         yield from (member["fd"] for member in members)
     for member in state["members"]:
         yield from (child["link"] for child in member["children"] if child["link"] >= 0)
+        yield from (child["stack_fd"] for child in member["children"] if _stack_fd(child) >= 0)
 
 
 def write(state: Packed) -> int:
@@ -253,7 +254,7 @@ def _unpack_member(packed: Packed) -> Member:
     member = Member(**kept, life=Life(**{**packed["life"], "state": State(packed["life"]["state"])}))
     for each in packed["children"]:
         of_line = ("part", "link", "unread", "unsent")
-        kept = {name: each[name] for name in each if name not in of_line}
+        kept = {name: each[name] for name in each if name not in of_line} | {"stack_fd": _stack_fd(each)}
         failure = each["failure"]
         names = ("message", "hint", "code", "detail")
         kept["failure"] = failure and Failed(**{name: failure[name] for name in names if name in failure})
@@ -269,11 +270,17 @@ def _unpack_member(packed: Packed) -> Member:
     return member
 
 
+def _stack_fd(child: Packed) -> int:
+    """Return the descriptor of the stacks; a version before knew a number in the child's process, which is no use."""
+    found: int = child["stack_fd"] if "shows_stack" in child else -1
+    return found
+
+
 def _unpack_link(packed: Packed) -> Link:
     """Return the line to a child; that to one which has hung up, and is still to be reaped, is closed."""
     if packed["link"] >= 0:
         unsent = (Unsent(line.encode(), tuple(fds), latest) for line, fds, latest in packed["unsent"])
-        return Link(socket.socket(fileno=packed["link"]), bytes.fromhex(packed["unread"]), unsent)
+        return Link(socket.socket(fileno=packed["link"]), bytes.fromhex(packed["unread"]), unsent, takes_fds=False)
     ours, theirs = Link.pair()
     theirs.close()
     ours.close()

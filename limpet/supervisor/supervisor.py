@@ -189,10 +189,10 @@ class Supervisor:
     def _take_in(self, member: Member, child: Child, news: News) -> None:
         """Do what follows from what *child* says. Raises BadNewsError for what it cannot mean."""
         match news:
-            case Ready(stack):
+            case Ready():
                 if child.is_ready:
                     raise BadNewsError("twice that it is ready")
-                child.stack_fd = stack
+                child.shows_stack = child.stack_fd >= 0
                 event = member.announced(child)
                 if event is not None:
                     self._processes.apply(member, event)

@@ -1,4 +1,6 @@
-"""How many descriptors a process may have: the soft limit, which it may raise by itself to the hard one.
+"""How many descriptors a process may have, and those of memory files.
+
+Owns the soft limit, which it may raise by itself to the hard one.
 
 Service managers and shells set the soft limit to 1024 for the sake of programs that use select(), which cannot see
 descriptors above 1023 and in C may write beyond its array; who knows that he does not use it raises the limit himself.
@@ -11,7 +13,10 @@ descriptors above 1023 and in C may write beyond its array; who knows that he do
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+
+from limpet.errors import LimpetError, reason
 
 
 def take_all() -> int:
@@ -31,3 +36,17 @@ def be_content_with(number: int) -> None:
 def _set(soft: int, hard: int) -> None:
     with contextlib.suppress(ValueError, OSError):  # the kernel's own bound, fs.nr_open, may be lower meanwhile
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def memory_file(name: str) -> int:
+    """Return a descriptor of an empty memory file that may be sealed. Raises LimpetError where there are none.
+
+    The first call of a start finds out whether the system has memory files: later ones may just call `memfd_create`.
+    """
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise LimpetError(
+            f"cannot make a memory file: {reason(error)}",
+            hint="allow `memfd_create` in the seccomp profile: limpet tells its processes their settings by such files",
+        ) from None

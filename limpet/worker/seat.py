@@ -46,10 +46,13 @@ class Seat:
     tls: ssl.SSLContext | None  # what connections are to be, None for plain
     listeners: tuple[socket.socket, ...]  # of the slot, one for each bind; none when a dispatcher accepts
     per_address: PerAddress
+    stack_fd: int = -1
 
     def ready(self) -> None:
         """Tell the supervisor that this worker serves now."""
-        self.link.send(news.message(news.Ready(stack.offer())))
+        if self.stack_fd >= 0:
+            stack.offer(self.stack_fd)
+        self.link.send(news.message(news.Ready()))
         with contextlib.suppress(RuntimeError):  # without an event loop the server has to see to the heartbeat itself
             self._beat(asyncio.get_running_loop(), time.monotonic_ns())
 

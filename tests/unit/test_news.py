@@ -13,7 +13,7 @@ from limpet.ipc.news import BadNewsError, Failed, Leaving, Left, Missing, News, 
 from limpet.supervisor.lines import Lines
 from tests.unit.stage import Stage
 
-SAID: list[News] = [Ready(), Ready(7), Left(), Leaving(), Missing(3), Stop(False), Failed("no", "hint", 3, "a\nb")]
+SAID: list[News] = [Ready(), Left(), Leaving(), Missing(3), Stop(False), Failed("no", "hint", 3, "a\nb")]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -47,7 +47,6 @@ def test_news_arrive_as_they_were_sent(said: News) -> None:
         b"null",
         b"[" * 100_000,
         b'{"news": ["ready"]}',
-        b'{"news": "ready", "stack": "7"}',
         b'{"news": "missing"}',
         b'{"news": "missing", "slot": true}',
         b'{"news": "stop"}',
@@ -56,7 +55,7 @@ def test_news_arrive_as_they_were_sent(said: News) -> None:
         b'{"news": "failed", "message": 1, "hint": null, "code": 1, "detail": ""}',
         b"\xff\xfe",
     ],
-    ids=range(15),
+    ids=range(14),
 )
 def test_whatever_else_a_child_says_is_refused_in_words(line: bytes) -> None:
     """An exception of another kind would end the supervisor, and with it every worker."""
