@@ -12,11 +12,13 @@ loggers `limpet.*` and `uvicorn.*` end here; an application's own logging set-up
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import re
 import shlex
+import stat
 import sys
 import time
 from datetime import UTC, datetime
@@ -143,9 +145,7 @@ class LogFile(logging.Handler):
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
                 return
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        if self.owner is not None:
-            os.fchown(fd, *self.owner)
+        fd = _opened(self._path, self.owner)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
@@ -156,6 +156,30 @@ class LogFile(logging.Handler):
             os.close(self._fd)
             self._fd = -1
         super().close()
+
+
+def _opened(path: str, owner: tuple[int, int] | None) -> int:
+    """Return a descriptor of the log file at *path*, which is made if it does not exist. Raises OSError.
+
+    With an *owner* this process is root, and the directory may be one that the owner can write: what is there may be a
+    symlink or a hard link to a file of root's. So only a file that this call has made is given to the owner, and one
+    that exists has to be a regular file of the owner's with no other name.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    if owner is None:
+        return os.open(path, flags | os.O_CREAT, 0o640)
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK  # the latter for a FIFO that nobody reads
+    try:
+        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o640)
+    except FileExistsError:
+        fd = os.open(path, flags)
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == owner[0] and found.st_nlink == 1:
+            return fd
+        os.close(fd)
+        raise PermissionError(errno.EPERM, f"it is not a regular file of user {owner[0]} with one name") from None
+    os.fchown(fd, *owner)
+    return fd
 
 
 def reopen() -> bool:
