@@ -66,7 +66,7 @@ class Listener:
         """Let clients in. Raises ListenError when somebody else took the address since `open`. Blocks never."""
         try:
             # Two servers may both have found the same dead socket file and replaced it, one after the other.
-            if self.inode and _inode(self.bind.path) != self.inode:
+            if self.inode and inode_of(self.bind.path) != self.inode:
                 raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
             self.sock.listen(self.backlog)
         except OSError as error:
@@ -75,7 +75,7 @@ class Listener:
     def close(self) -> None:
         """Close the socket and remove its file, unless another server has replaced that. Twice is no harm."""
         # An open socket pins its inode, so equal numbers mean the same file; after `close` they would not.
-        if self.sock.fileno() >= 0 and self.inode and _inode(self.bind.path) == self.inode:
+        if self.sock.fileno() >= 0 and self.inode and inode_of(self.bind.path) == self.inode:
             with suppress(OSError):
                 os.unlink(self.bind.path)
         self.sock.close()
@@ -91,14 +91,16 @@ def open(bind: Bind, backlog: int, *, umask: int | None = None, owner: Identity 
     try:
         sock = {"tcp": _bind_address, "unix": _bind_path, "fd": _adopt}[bind.kind](bind)
         if owner is not None and bind.kind == "unix":
-            os.chown(bind.path, owner.uid, owner.gid)
+            give(bind.path, owner)
     except OSError as error:
         raise _refusal(bind, error) from None
     finally:
         if before is not None:
             os.umask(before)
     stays = bind.kind == "fd" or activation.keeps()
-    return _listener(sock, bind, backlog, _inode(bind.path) if bind.kind == "unix" and not stays else None, stays=stays)
+    return _listener(
+        sock, bind, backlog, inode_of(bind.path) if bind.kind == "unix" and not stays else None, stays=stays
+    )
 
 
 def kept(bind: Bind, backlog: int, most: int) -> list[Listener]:
@@ -148,13 +150,29 @@ def _bind_path(bind: Bind) -> socket.socket:
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(bind.path).st_mode):
             raise FileExistsError(errno.EEXIST, "there is a file that is not a socket")
-        if _is_open(bind.path):
+        if is_open(bind.path):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         os.unlink(bind.path)
     return _bound(socket.AF_UNIX, bind.path)
 
 
-def _is_open(path: str) -> bool:
+def give(path: str, owner: Identity) -> None:
+    """Make *owner* the owner of the socket file at *path*, which this process has just made. Raises OSError.
+
+    *owner* may be able to write the directory, and put a link to something of root's there: so the file is looked at
+    and changed by one descriptor.
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+            raise PermissionError(errno.EPERM, "another file has taken the place of the socket")
+        os.chown(f"/proc/self/fd/{fd}", owner.uid, owner.gid)
+    finally:
+        os.close(fd)
+
+
+def is_open(path: str) -> bool:
     """Tell whether any process has the socket at *path* open, without a word to that process. Blocks never.
 
     A connection would be accepted by a server that listens, wait where the backlog is full, and be refused by
@@ -210,7 +228,8 @@ def _fault(sock: socket.socket) -> str | None:
     return None if (name if sock.family == socket.AF_UNIX else name[1]) else "it is not bound to an address"
 
 
-def _inode(path: str) -> tuple[int, int] | None:
+def inode_of(path: str) -> tuple[int, int] | None:
+    """Return device and inode of the file at *path* itself, None if there is none."""
     with suppress(OSError):
         found = os.lstat(path)
         return found.st_dev, found.st_ino

@@ -17,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import select
 import selectors
 import socket
@@ -25,10 +26,11 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from limpet.config.privileges import Identity
 from limpet.errors import ControlError, ListenError
+from limpet.net import listener as binds
 
 Message = dict[str, Any]
 Answer = Callable[[Message], Message]
@@ -36,6 +38,8 @@ _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _PATIENCE_S: Final = 5.0
 _CONNECT_S: Final = 5.0
 _LONGEST_LINE: Final = 1 << 20  # bytes; `limpet where` may carry many keys
+_LONGEST_ANSWER: Final = 64 << 20  # bytes; `limpet where` may ask for a million keys
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MOST_CALLERS: Final = 64
 _ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, as without free descriptors
 log = logging.getLogger("limpet")
@@ -74,6 +78,7 @@ class ControlServer:
         self._callers: dict[socket.socket, _Caller] = {}
         self._listener = listener
         self._listen_again_at = 0.0
+        self._inode = binds.inode_of(str(path))
         self._allowed = {0, os.geteuid(), *(owner or ())[:1]}
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
@@ -112,8 +117,10 @@ class ControlServer:
             self._drop(caller)
         if not self._listen_again_at:
             self._selector.unregister(self._listener)
+        # As long as the socket is open no other file can have its inode: a file that has replaced it stays.
+        if binds.inode_of(str(self.path)) == self._inode:
+            self.path.unlink(missing_ok=True)
         self._listener.close()
-        self.path.unlink(missing_ok=True)
 
     def _accept(self, now: float) -> None:
         try:
@@ -192,14 +199,14 @@ def listen(path: str | None, name: str, owner: Identity | None = None) -> tuple[
     try:
         if path is None:
             _make_private(where.parent)
-        _remove_dead(where)
+        _remove_dead(where, owner)
         mask = os.umask(0o177)
         try:
             listener.bind(str(where))
         finally:
             os.umask(mask)
         if owner is not None:
-            os.chown(where, owner.uid, owner.gid)
+            binds.give(str(where), owner)
             if path is None:
                 where.parent.chmod(0o711)  # the owner has to reach the file, by its name
         listener.listen(_MOST_CALLERS)
@@ -218,7 +225,10 @@ def ask(path: str | None, request: Message, *, timeout_s: float = 10.0, until_en
     *path* is its control socket, by default the only one in the runtime directory. With *until_end* also wait at most
     that many seconds until the server has ended. Raises ControlError. Blocks until the answer, at most *timeout_s*.
     """
-    connection = _connect(Path(path), min(timeout_s, _CONNECT_S)) if path else _connect_to_only()
+    if path:
+        connection = _trusted(Path(path), _connect(Path(path), min(timeout_s, _CONNECT_S)), is_named=True)
+    else:
+        connection = _connect_to_only()
     with connection:
         try:
             connection.settimeout(timeout_s)
@@ -246,8 +256,27 @@ def _read_line(connection: socket.socket) -> Message:
         if not part:
             raise ControlError("the server ended before it answered")
         data += part
-    answer: Message = json.loads(data)
-    return answer
+        if len(data) > _LONGEST_ANSWER:
+            raise ControlError("the server does not stop talking")
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise ControlError("the server did not answer with a JSON object")
+    return cast(Message, _printable(answer))
+
+
+def _printable(value: Any) -> Any:
+    """Return *value* with the control characters of all its strings escaped: a terminal would obey them."""
+    match value:
+        case str():
+            return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+        case list():
+            return [_printable(each) for each in value]
+        case dict():
+            return {_printable(name): _printable(each) for name, each in value.items()}
+    return value
 
 
 def _connect(path: Path, timeout_s: float = _CONNECT_S) -> socket.socket:
@@ -268,10 +297,13 @@ def _connect(path: Path, timeout_s: float = _CONNECT_S) -> socket.socket:
 
 def _connect_to_only() -> socket.socket:
     """Return a connection to the only running server of this user. Raises ControlError if there is none, or several."""
+    directory = runtime_dir()
+    if directory.exists() and (why := _not_private(directory)):
+        raise ControlError(f"`{directory}` {why}", hint="`--control PATH` names the control socket of the server")
     alive: list[tuple[Path, socket.socket]] = []
-    for path in sorted(runtime_dir().glob("*.sock")):
+    for path in sorted(directory.glob("*.sock")):
         with contextlib.suppress(ControlError):
-            alive.append((path, _connect(path)))
+            alive.append((path, _trusted(path, _connect(path), is_named=False)))
     if len(alive) == 1:
         return alive[0][1]
     for _, connection in alive:
@@ -279,21 +311,41 @@ def _connect_to_only() -> socket.socket:
     if alive:
         names = ", ".join(f"`{path}`" for path, _ in alive)
         raise ControlError(f"{len(alive)} servers run: {names}", hint=f"`--control {alive[0][0]}` takes the first")
-    raise ControlError(f"no server runs: `{runtime_dir()}` has no control socket", hint="`limpet run APP` starts one")
+    raise ControlError(f"no server runs: `{directory}` has no control socket", hint="`limpet run APP` starts one")
 
 
 def _make_private(directory: Path) -> None:
     """Make *directory* if it is not there. Raises PermissionError when somebody else could write into it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if why := _not_private(directory):
+        raise PermissionError(1, f"{directory} {why}")
+
+
+def _not_private(directory: Path) -> str | None:
+    """Return why others could have put something into *directory*, None if only this user can."""
     found = directory.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
-        raise PermissionError(1, f"{directory} is not a directory of this user alone")
+        return "is not a directory of this user alone"
+    return None
 
 
-def _remove_dead(path: Path) -> None:
-    """Remove the socket file of a server that was killed; one that answers stays, and bind says so."""
-    if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
-        try:
-            _connect(path).close()
-        except ControlError:
-            path.unlink(missing_ok=True)
+def _trusted(path: Path, connection: socket.socket, *, is_named: bool) -> socket.socket:
+    """Return *connection* if the server at its other end may read keys. Raises ControlError, and closes it, otherwise.
+
+    The kernel says as whom that process began to listen: it has to be root or this user. Root may name the socket of
+    any user's server.
+    """
+    _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    if uid in (0, os.geteuid()) or (is_named and os.geteuid() == 0):
+        return connection
+    connection.close()
+    raise ControlError(f"the server on `{path}` belongs to user {uid}", hint=f"`ls -ln {path}` shows whose file it is")
+
+
+def _remove_dead(path: Path, owner: Identity | None) -> None:
+    """Remove the socket file of a server that was killed. Another user's stays, and one in use: bind says so."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.lstat()
+        ours = {os.geteuid(), *(owner or ())[:1]}
+        if stat.S_ISSOCK(found.st_mode) and found.st_uid in ours and not binds.is_open(str(path)):
+            path.unlink()
