@@ -111,14 +111,31 @@ def _kept(path: Path) -> bytes:
 
 def _read(path: Path) -> bytes:
     """Return the secret in *path*. Raises OSError if it cannot be read, SettingsError if it is no good."""
-    with open(path, "rb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # for a FIFO
+        found = os.fstat(file.fileno())
+        mode = stat.S_IMODE(found.st_mode)
+        _check_owner(path, found)
         if mode & 0o066:
             raise SettingsError(
                 f"the secret file `{path}` has mode `{mode:04o}`: nobody but its owner may read or write it",
                 hint=f"`chmod 600 {shlex.quote(str(path))}`",
             )
         return _good(file.read().strip(), f"the secret file `{path}`", hint=_recipe(path))
+
+
+def _check_owner(path: Path, found: os.stat_result) -> None:
+    """Raise SettingsError if somebody else has put *path* there, whose file is *found*.
+
+    He would know the secret; and by a symlink he could make root read a file of its own and tell workers what is in it.
+    """
+    for owner in (found.st_uid, path.lstat().st_uid):
+        if owner not in (0, os.geteuid()):
+            raise SettingsError(
+                f"the secret file `{path}` belongs to user {owner}: it may be this user's, {os.geteuid()}, or root's",
+                hint=f"`chown -h {os.geteuid()} {shlex.quote(str(path))}`, if you trust what it holds",
+            )
+    if not stat.S_ISREG(found.st_mode):
+        raise SettingsError(f"the secret file `{path}` is not a regular file", hint=_recipe(path))
 
 
 def _good(value: bytes, where: str, hint: str | None = None) -> bytes:

@@ -181,3 +181,18 @@ def test_secret_is_not_shown(tmp_path: Path) -> None:
     """A secret in a log or traceback is one no longer."""
     kept = secret.load("chat-app", None, str(tmp_path))
     assert kept.value.decode() not in repr(kept)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a file of another user's")
+def test_secret_file_that_another_user_has_planted_is_refused(tmp_path: Path) -> None:
+    """Who plants a secret knows it; who plants a link has root read another file."""
+    path, link = tmp_path / "planted", tmp_path / "link"
+    path.touch(0o600)
+    path.write_text("s" * 32)
+    link.symlink_to(path)
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    with pytest.raises(SettingsError, match="belongs to user 65534"):
+        secret.load("app", str(link), None)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(SettingsError, match="belongs to user 65534"):
+        secret.load("app", str(path), None)
