@@ -32,6 +32,7 @@ def test_token_lets_act() -> None:
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "http://10.0.0.7:9001"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"content-type": "text/plain"}, 415),
     ],
 )
@@ -57,3 +58,28 @@ def test_owner_of_a_unix_socket_acts_by_a_name_of_this_machine(host: str, may: b
     guard = Guard(None, is_unix=True)
     headers = {"host": host, "origin": f"http://{host}", "content-type": "application/json"}
     assert (guard.refusal(headers) is None) is may
+
+
+@pytest.mark.parametrize(
+    ("host", "may"),
+    [
+        ("localhost:9000", True),
+        ("[::1]:9000", True),
+        ("10.0.0.7", True),
+        ("evil.example", False),
+        ("[", False),
+        ("", False),
+    ],
+)
+def test_page_of_this_machine_is_read_by_no_foreign_name(host: str, may: bool) -> None:
+    """A web page can point its own name at this machine, and would then read by an operator's browser."""
+    assert (Guard(None, is_unix=False, is_local=True).unreadable({"host": host}) is None) is may
+    assert Guard(None, is_unix=False).unreadable({"host": host}) is None
+
+
+def test_owner_who_asks_for_a_host_that_is_none_is_refused() -> None:
+    """Every header has a defined answer."""
+    headers = {"host": "[", "content-type": "application/json"}
+    refusal = Guard(None, is_unix=True).refusal(headers)
+    assert refusal is not None
+    assert refusal.status == 403

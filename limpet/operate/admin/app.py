@@ -30,6 +30,7 @@ _FILES: Final = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
+_HEALTH: Final = ("/live", "/ready")  # say nothing that a stranger may not know
 _COMMANDS: Final = ("reload", "scale", "drain", "undrain")
 _HARDENED: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -98,6 +99,8 @@ class App:
                 if allowed
                 else Page(404, f"there are {paths}\n".encode())
             )
+        if call.path not in _HEALTH and (refusal := self._guard.unreadable(call.headers)):
+            return Page(refusal.status, f"{refusal.why}\n".encode())
         try:
             return await page(call)
         except LimpetError as error:

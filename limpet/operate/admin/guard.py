@@ -8,11 +8,15 @@ Owns that decision, and nothing else: pure.
    request has to be for this machine by name, and of JSON: a page elsewhere cannot send such a one, whatever its name
    resolves to.
 3. Else nobody may, and the answer says why.
+4. Whoever can connect may read. But where only this machine can, a page elsewhere could give its name this machine's
+   address (DNS rebinding) and read by an operator's browser: there the request has to be for an address or `localhost`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import ipaddress
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -28,25 +32,49 @@ class Refusal(NamedTuple):
     why: str
 
 
+def _part(url: str, name: Literal["netloc", "hostname"]) -> str | None:
+    """Return the part *name* of *url*, None where it has none or is no URL."""
+    try:
+        found: str | None = getattr(urlsplit(url), name)
+    except ValueError:  # as of `http://[`
+        return None
+    return found
+
+
+def _is_address(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return False
+
+
 class Guard:
     """Decides for each request."""
 
-    def __init__(self, token: str | None, *, is_unix: bool) -> None:
-        """*is_unix*: only the owner can connect."""
+    def __init__(self, token: str | None, *, is_unix: bool, is_local: bool = False) -> None:
+        """*is_unix*: only the owner can connect. *is_local*: only processes of this machine can."""
+        self._is_local = is_unix or is_local
         self._token = token
         self.how: Literal["token", "socket", "nothing"] = "token" if token else "socket" if is_unix else "nothing"
+
+    def unreadable(self, headers: Mapping[str, str]) -> Refusal | None:
+        """Return why a request with these *headers* may not read; None if it may (rule 4)."""
+        host = _part(f"//{headers.get('host', '')}", "hostname") or ""
+        if not self._is_local or host in _LOCAL or _is_address(host):
+            return None
+        return Refusal(403, f"ask for one of {', '.join(_LOCAL)}, not for a name that could lead anywhere")
 
     def refusal(self, headers: Mapping[str, str]) -> Refusal | None:
         """Return why a request with these *headers* may not act; None if it may."""
         if self.how == "nothing":
             return Refusal(403, READ_ONLY)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _part(origin, "netloc") != host:
             return Refusal(403, "another page has sent this request")
         if headers.get("content-type") != "application/json":
             return Refusal(415, "send JSON, as content-type: application/json")
         if self.how == "socket":
-            local = urlsplit(f"//{host}").hostname in _LOCAL
+            local = _part(f"//{host}", "hostname") in _LOCAL
             return None if local else Refusal(403, f"ask for one of {', '.join(_LOCAL)}")
         given = headers.get("authorization", "").removeprefix("Bearer ")
         if hmac.compare_digest(given.encode(), (self._token or "").encode()):

@@ -6,6 +6,7 @@ Owns the process and nothing else. It imports no user code and has none of the s
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import socket
 import sys
@@ -27,7 +28,9 @@ def main() -> int:
     settings = Settings.from_json(told["settings"])
     logs.configure(settings.log_level, settings.log_file, settings.log_format)
     line, listener = Link(socket.socket(fileno=told["line"])), socket.socket(fileno=told["listener"])
-    guard = Guard(told["token"], is_unix=listener.family == socket.AF_UNIX)
+    is_unix = listener.family == socket.AF_UNIX
+    is_local = not is_unix and ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+    guard = Guard(told["token"], is_unix=is_unix, is_local=is_local)
     asyncio.run(_serve(told["control"], guard, line, listener))
     return 0
 
