@@ -1,0 +1,327 @@
+"""An application that was taken over: it does what its user may do against the supervisor, one attempt a request.
+
+Each attempt is a function of ATTEMPTS. `tests/real/test_hostile_worker.py` says what must not come of it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import os
+import resource
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+ATTEMPTS: Final[dict[str, Callable[[], object]]] = {}
+FOLDER: Final = Path(os.environ.get("HOSTILE_FOLDER", "/nonexistent"))  # of this user, with log, control and bind
+TREASURE: Final = os.environ.get("HOSTILE_TREASURE", "/nonexistent")  # of root alone
+BOSS: Final = os.getppid()
+libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def attempt(function: Callable[[], object]) -> Callable[[], object]:
+    ATTEMPTS[function.__name__] = function
+    return function
+
+
+async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Make the attempt that the path names; say what came of it."""
+    if scope["type"] != "http":
+        return
+    try:
+        said = repr(ATTEMPTS[scope["path"][1:]]())
+    except Exception as error:  # noqa: BLE001 - the kernel's refusal is a result
+        said = repr(error)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": said.encode()})
+
+
+def own(name: str) -> list[int]:
+    """Return the descriptors of this process whose link begins with *name*."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{number}").startswith(name):
+                found.append(int(number))
+    return found
+
+
+def replaced(name: str) -> Path:
+    """Return the path of *name* in the shared directory, which is free now."""
+    path = FOLDER / name
+    path.unlink(missing_ok=True)
+    return path
+
+
+def line() -> socket.socket:
+    """Return the line to the supervisor."""
+    from limpet import current
+
+    link = current._link
+    assert link is not None
+    return link._end.dup()
+
+
+# --- the stack's file
+
+
+def _over_stack(fd: int) -> None:
+    for number in own("/memfd:limpet-stack"):
+        os.dup2(fd, number)
+
+
+@attempt
+def stack_by_path_descriptor() -> None:
+    _over_stack(os.open(TREASURE, os.O_PATH))
+
+
+@attempt
+def stack_by_directory() -> None:
+    _over_stack(os.open("/root", os.O_PATH))
+
+
+@attempt
+def stack_by_fifo() -> None:
+    path = FOLDER / "fifo"
+    os.mkfifo(path)
+    _over_stack(os.open(path, os.O_RDWR))
+
+
+@attempt
+def stack_of_a_terabyte() -> None:
+    for fd in own("/memfd:limpet-stack"):
+        os.ftruncate(fd, 1 << 40)
+
+
+@attempt
+def stack_that_is_full() -> None:
+    for fd in own("/memfd:limpet-stack"):
+        os.write(fd, b"\xff\x1b[2J" * 500_000)
+
+
+@attempt
+def stack_that_is_sealed() -> None:
+    for fd in own("/memfd:limpet-stack"):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+
+
+@attempt
+def stack_that_is_closed() -> None:
+    for fd in own("/memfd:limpet-stack"):
+        os.close(fd)
+
+
+@attempt
+def stack_that_is_ignored() -> None:
+    signal.signal(signal.SIGRTMIN + 7, signal.SIG_IGN)
+
+
+# --- shared memory and sockets
+
+
+@attempt
+def scoreboard_cut() -> None:
+    for fd in own("/memfd:limpet-scoreboard"):
+        os.ftruncate(fd, 0)
+
+
+@attempt
+def scoreboard_sealed() -> None:
+    for fd in own("/memfd:limpet-scoreboard"):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+
+
+@attempt
+def descriptors_sent_up_the_line() -> None:
+    with line() as end:
+        end.setblocking(True)
+        end.settimeout(2)
+        rights = array.array("i", [0] * 100)
+        for _ in range(50):
+            end.sendmsg([b" "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        end.sendall(b'{"news": "nothing"}\n')
+
+
+@attempt
+def half_a_message() -> None:
+    with line() as end:
+        end.send(b'{"news": "le')
+
+
+@attempt
+def line_ended() -> None:
+    with line() as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
+@attempt
+def channels_ended() -> None:
+    for number in own("socket:"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:
+            if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_SEQPACKET:
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+# --- paths in the shared directory
+
+
+@attempt
+def log_by_symlink() -> None:
+    replaced("log").symlink_to(TREASURE)
+
+
+@attempt
+def log_by_symlink_to_nothing() -> None:
+    replaced("log").symlink_to(TREASURE + ".new")
+
+
+@attempt
+def log_by_hard_link() -> None:
+    os.link(TREASURE, replaced("log"))
+
+
+@attempt
+def log_by_fifo() -> None:
+    os.mkfifo(replaced("log"))
+
+
+@attempt
+def log_by_directory() -> None:
+    replaced("log").mkdir()
+
+
+@attempt
+def control_by_symlink() -> None:
+    replaced("control").symlink_to(TREASURE)
+
+
+@attempt
+def control_by_file() -> None:
+    replaced("control").write_text("mine")
+
+
+@attempt
+def bind_by_symlink() -> None:
+    replaced("bind").symlink_to(TREASURE)
+
+
+@attempt
+def bind_by_hard_link() -> None:
+    os.link(TREASURE, replaced("bind"))
+
+
+# --- the process of the supervisor, and root's files
+
+
+@attempt
+def supervisor_killed() -> None:
+    os.kill(BOSS, signal.SIGKILL)
+
+
+@attempt
+def supervisor_told_to_end() -> None:
+    os.kill(BOSS, signal.SIGTERM)
+
+
+@attempt
+def supervisor_stopped() -> None:
+    os.kill(BOSS, signal.SIGSTOP)
+
+
+@attempt
+def supervisor_group_killed() -> None:
+    os.killpg(os.getpgid(BOSS), signal.SIGKILL)
+
+
+@attempt
+def supervisor_group_joined() -> None:
+    os.setpgid(0, os.getpgid(BOSS))
+
+
+@attempt
+def supervisor_traced() -> int:
+    return int(libc.ptrace(16, BOSS, 0, 0))  # PTRACE_ATTACH
+
+
+@attempt
+def supervisor_memory_read() -> int:
+    with open(f"/proc/{BOSS}/mem", "rb") as file:
+        return file.fileno()
+
+
+@attempt
+def supervisor_environment_read() -> bytes:
+    return b"TREASURE" + Path(f"/proc/{BOSS}/environ").read_bytes()
+
+
+@attempt
+def supervisor_descriptors_opened() -> list[str]:
+    return ["TREASURE", *os.listdir(f"/proc/{BOSS}/fd")]
+
+
+@attempt
+def supervisor_descriptor_taken() -> str:
+    fd = os.pidfd_open(BOSS)
+    got = libc.syscall(438, fd, 0, 0)  # pidfd_getfd
+    return "refused" if got < 0 else "TREASURE"
+
+
+@attempt
+def supervisor_limited() -> None:
+    resource.prlimit(BOSS, resource.RLIMIT_NOFILE, (0, 0))
+
+
+@attempt
+def supervisor_slowed() -> None:
+    os.setpriority(os.PRIO_PROCESS, BOSS, 19)
+
+
+@attempt
+def supervisor_offered_to_the_oom_killer() -> None:
+    Path(f"/proc/{BOSS}/oom_score_adj").write_text("1000")
+
+
+@attempt
+def root_become() -> None:
+    os.setuid(0)
+
+
+@attempt
+def group_of_root_become() -> None:
+    os.setgroups([0])
+
+
+@attempt
+def treasure_read() -> str:
+    return Path(TREASURE).read_text()
+
+
+@attempt
+def treasure_written() -> None:
+    Path(TREASURE).write_text("mine")
+
+
+@attempt
+def treasure_chowned() -> None:
+    os.chown(TREASURE, os.getuid(), os.getgid())
+
+
+@attempt
+def treasure_replaced() -> None:
+    mine = FOLDER / "mine"
+    mine.write_text("mine")
+    mine.rename(TREASURE)
+
+
+@attempt
+def root_by_set_uid_program() -> str:
+    copy = FOLDER / "id"
+    copy.write_bytes(Path("/usr/bin/id").read_bytes())
+    copy.chmod(0o6755)
+    return "TREASURE" if "euid=0" in subprocess.run([copy], capture_output=True, text=True, check=False).stdout else ""
