@@ -25,7 +25,7 @@ from typing import Any
 from limpet.config.bind import Bind
 from limpet.config.privileges import Identity
 from limpet.errors import ListenError, reason
-from limpet.system import activation
+from limpet.system import activation, holder
 
 REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """What to open to reach a socket that is bound to every address."""
@@ -247,7 +247,9 @@ def _names(family: int, address: Any) -> tuple[str, str]:
 
 
 def _refusal(bind: Bind, error: OSError) -> ListenError:
-    return ListenError(f"cannot listen on `{bind.text}`: {reason(error)}", hint=_hint(bind, error))
+    taken = error.errno == errno.EADDRINUSE and bind.kind == "tcp" and bind.port
+    by = f" by {found}" if taken and (found := holder.who_has(bind.port)) else ""
+    return ListenError(f"cannot listen on `{bind.text}`: {reason(error)}{by}", hint=_hint(bind, error))
 
 
 def _hint(bind: Bind, error: OSError) -> str | None:

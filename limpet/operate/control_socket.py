@@ -30,7 +30,7 @@ from typing import Any, Final, cast
 
 from limpet.config.privileges import Identity
 from limpet.errors import ControlError, ListenError
-from limpet.net import listener as binds
+from limpet.net.listener import give, inode_of, is_open
 
 Message = dict[str, Any]
 Answer = Callable[[Message], Message]
@@ -78,7 +78,7 @@ class ControlServer:
         self._callers: dict[socket.socket, _Caller] = {}
         self._listener = listener
         self._listen_again_at = 0.0
-        self._inode = binds.inode_of(str(path))
+        self._inode = inode_of(str(path))
         self._allowed = {0, os.geteuid(), *(owner or ())[:1]}
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
@@ -118,7 +118,7 @@ class ControlServer:
         if not self._listen_again_at:
             self._selector.unregister(self._listener)
         # As long as the socket is open no other file can have its inode: a file that has replaced it stays.
-        if binds.inode_of(str(self.path)) == self._inode:
+        if inode_of(str(self.path)) == self._inode:
             self.path.unlink(missing_ok=True)
         self._listener.close()
 
@@ -206,7 +206,7 @@ def listen(path: str | None, name: str, owner: Identity | None = None) -> tuple[
         finally:
             os.umask(mask)
         if owner is not None:
-            binds.give(str(where), owner)
+            give(str(where), owner)
             if path is None:
                 where.parent.chmod(0o711)  # the owner has to reach the file, by its name
         listener.listen(_MOST_CALLERS)
@@ -347,5 +347,5 @@ def _remove_dead(path: Path, owner: Identity | None) -> None:
     with contextlib.suppress(FileNotFoundError):
         found = path.lstat()
         ours = {os.geteuid(), *(owner or ())[:1]}
-        if stat.S_ISSOCK(found.st_mode) and found.st_uid in ours and not binds.is_open(str(path)):
+        if stat.S_ISSOCK(found.st_mode) and found.st_uid in ours and not is_open(str(path)):
             path.unlink()

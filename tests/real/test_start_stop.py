@@ -106,7 +106,8 @@ def test_address_that_is_taken_is_an_error_with_a_hint() -> None:
             with Limpet(bind=f"127.0.0.1:{owner.port}").launched() as second:
                 assert second.wait_ended() == 3
                 expected = (
-                    rf"^error: cannot listen on `127\.0\.0\.1:{owner.port}`: address already in use\n\nhint: `ss "
+                    rf"^error: cannot listen on `127\.0\.0\.1:{owner.port}`: address already in use by "
+                    rf"process {owner.pid} \(`[^`]+ -m limpet run [^`]+`\), which runs since 20\S+ \S+\n\nhint: `ss "
                 )
                 assert re.search(expected, second.log, re.MULTILINE), second.log
                 assert second.processes() == set()
