@@ -132,6 +132,15 @@ async def orphaning(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await echo(scope, receive, send)
 
 
+async def spawning(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Like `echo`, but each worker starts two programs that inherit all that can be inherited, and outlive it."""
+    if scope["type"] == "lifespan":
+        command = ["sh", "-c", "exec sleep 1000 >/dev/null 2>&1"]
+        subprocess.Popen(command, close_fds=False)
+        os.posix_spawn("/bin/sh", command, os.environ)
+    await echo(scope, receive, send)
+
+
 async def who(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Answer with `limpet.current_worker()`, which only works in a worker."""
     if scope["type"] == "http":

@@ -27,6 +27,7 @@ from limpet.embed.naming import import_string
 from limpet.errors import AppError, SettingsError
 from limpet.routing.elements import Element
 from limpet.routing.key_chain import KeyChain, Trust
+from limpet.system import signals
 
 Key = str | Element | Callable[..., object]
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
@@ -119,7 +120,11 @@ class Cluster:
         if threading.current_thread() is not threading.main_thread():
             handle.wait_closed()
             return
-        before = {number: signal.signal(number, lambda number, _: handle.signal(number)) for number in _FORWARDED}
+        before = {
+            number: signal.signal(number, lambda number, _: handle.signal(number))
+            for number in _FORWARDED
+            if not signals.is_ignored(number)
+        }
         try:
             handle.wait_closed()
         finally:

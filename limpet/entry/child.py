@@ -25,7 +25,7 @@ from limpet.ipc.channel import Channel, Outbox
 from limpet.ipc.control_link import Link
 from limpet.ipc.scoreboard import Scoreboard
 from limpet.routing.placement import Placement
-from limpet.system import descriptors
+from limpet.system import descriptors, signals
 from limpet.worker import user_code
 
 log = logging.getLogger("limpet")
@@ -33,6 +33,8 @@ log = logging.getLogger("limpet")
 
 def main() -> int:
     """Run the child that the arguments name until it ends; return its exit code."""
+    descriptors.have_standard_streams()
+    signals.leave_to_the_supervisor()
     role, fd = sys.argv[1:]
     place = boot.read(int(fd))
     logs.configure(place.settings.log_level, place.settings.log_file, place.settings.log_format)

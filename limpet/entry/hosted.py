@@ -16,14 +16,17 @@ from limpet.errors import LimpetError
 from limpet.ipc.control_link import Link
 from limpet.supervisor import bootstrap
 from limpet.supervisor.program_link import Program
+from limpet.system import descriptors
 
 
 def main() -> int:
     """Be the supervisor that a program asked for; return the exit code."""
+    descriptors.have_standard_streams()
     fd = int(sys.argv[1])
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started this process may have blocked some
     with open(fd, "rb") as file:
         told = json.loads(file.read())
+    descriptors.keep_from_programs([told["line"]])
     program = Program(Link(socket.socket(fileno=told["line"])))
     try:
         bootstrap.run(Settings.from_json(told["settings"]), program)

@@ -14,11 +14,13 @@ from limpet.config.settings import Settings
 from limpet.errors import LimpetError
 from limpet.servers import application
 from limpet.supervisor.upgrade import PASSED
+from limpet.system import descriptors
 from limpet.worker import user_code
 
 
 def main() -> int:
     """Import what the settings name; return the exit code if that fails."""
+    descriptors.have_standard_streams()
     fd = int(sys.argv[1])
     os.lseek(fd, 0, os.SEEK_SET)
     with open(fd, "rb") as file:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limpet.config.settings import Settings
+from limpet.system import descriptors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +58,16 @@ def write(boot: Boot) -> int:
 
 
 def read(fd: int) -> Boot:
-    """Return what the supervisor wrote into *fd*, and close it. Runs in a child, first of all."""
+    """Return what the supervisor wrote into *fd*, and close it. Runs in a child, first of all.
+
+    From then on no program that the child starts inherits any of its descriptors.
+    """
     with open(fd, "rb") as file:
         fields = json.loads(file.read())
     fields["settings"] = Settings.from_json(fields["settings"])
     fields["channel_fds"] = tuple(tuple(pair) for pair in fields["channel_fds"])
     fields["move_fds"] = tuple(fields["move_fds"])
     fields["listeners"] = tuple(tuple(pair) for pair in fields["listeners"])
-    return Boot(**fields)
+    place = Boot(**fields)
+    descriptors.keep_from_programs(place.inherited_fds)
+    return place

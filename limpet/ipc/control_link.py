@@ -21,6 +21,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from limpet.system import descriptors
+
 Message = dict[str, Any]
 _READ_BYTES: Final = 65536
 _ALL: Final = 1 << 62
@@ -58,7 +60,8 @@ class Link:
     @classmethod
     def pair(cls) -> tuple[Link, socket.socket]:
         """Return the supervisor's end and the child's, which the caller passes on and then closes."""
-        ours, theirs = socket.socketpair()
+        ends = (descriptors.above_standard_streams(end.detach()) for end in socket.socketpair())
+        ours, theirs = (socket.socket(fileno=fd) for fd in ends)
         return cls(ours, takes_fds=False), theirs
 
     def fileno(self) -> int:

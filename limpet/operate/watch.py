@@ -24,6 +24,7 @@ from typing import Final, NoReturn
 
 from limpet.errors import SettingsError
 from limpet.ipc.control_link import Link, LinkClosedError
+from limpet.system import descriptors, signals
 
 _MOST_NAMED: Final = 3  # files in a log line
 log = logging.getLogger("limpet")
@@ -126,7 +127,10 @@ def main() -> int:
     """Watch until the supervisor has ended."""
     import watchfiles
 
+    descriptors.have_standard_streams()
+    signals.leave_to_the_supervisor()
     fd, *folders = sys.argv[1:]
+    descriptors.keep_from_programs([int(fd)])
     line = Link(socket.socket(fileno=int(fd)))
     threading.Thread(target=_end_with, args=(line,), daemon=True).start()
     for changes in watchfiles.watch(*folders, watch_filter=watchfiles.PythonFilter(), raise_interrupt=False):

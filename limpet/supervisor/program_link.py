@@ -24,13 +24,14 @@ from typing import Protocol
 from limpet.config.settings import Settings
 from limpet.errors import LimpetError
 from limpet.ipc.control_link import Link, LinkClosedError
+from limpet.system import descriptors
 
 log = logging.getLogger("limpet")
 
 
 def write(settings: Settings, line_fd: int) -> int:
     """Return a descriptor of a memory file for `main`; the caller passes it on and closes it. Runs in the program."""
-    fd = os.memfd_create("limpet-program", os.MFD_CLOEXEC)
+    fd = descriptors.above_standard_streams(os.memfd_create("limpet-program", os.MFD_CLOEXEC))
     with open(fd, "wb", closefd=False) as file:
         file.write(json.dumps({"settings": settings.to_json(), "line": line_fd}).encode())
     os.lseek(fd, 0, os.SEEK_SET)

@@ -35,7 +35,7 @@ from limpet.ipc.news import BadNewsError, Failed, Leaving, Left, Missing, News, 
 from limpet.net.accept_queue import Watch
 from limpet.operate import control_socket
 from limpet.operate.control_socket import ControlServer
-from limpet.supervisor import signals, snapshot
+from limpet.supervisor import snapshot
 from limpet.supervisor.announcing import Announcer
 from limpet.supervisor.commands import Commands
 from limpet.supervisor.companions import Companions
@@ -47,12 +47,14 @@ from limpet.supervisor.scaling import SCALING, Scaling
 from limpet.supervisor.shutdown import Shutdown
 from limpet.supervisor.upgrade import Upgrade
 from limpet.supervisor.watchdog import Watchdog
+from limpet.system import signals
 
 _TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
 _OBEYED: Final = (
     *SCALING,
     signal.SIGTERM,
     signal.SIGINT,
+    signal.SIGQUIT,
     signal.SIGCHLD,
     signal.SIGHUP,
     signal.SIGUSR1,
@@ -115,6 +117,7 @@ class Supervisor:
         except LimpetError:
             self._control.close()
             raise
+        self._has_terminal = signals.has_terminal()
 
     def run(self) -> None:
         """Serve until told to stop. Raises LimpetError when the server never came to serve."""
@@ -178,7 +181,7 @@ class Supervisor:
                 log.info("the log file was opened anew")
         elif number in SCALING:
             self._scaling.obey(number)
-        elif number == signal.SIGHUP:
+        elif number == signal.SIGHUP and not (self._has_terminal and not signals.has_terminal()):
             with contextlib.suppress(LimpetError):  # it says so in the log
                 self.reload()
         elif self._fleet.is_stopping:

@@ -33,7 +33,8 @@ from limpet.config import privileges
 from limpet.config.settings import Settings
 from limpet.errors import reason
 from limpet.fleet.fleet import Fleet
-from limpet.supervisor import signals, snapshot
+from limpet.supervisor import snapshot
+from limpet.system import signals
 
 _VARIABLE: Final = "LIMPET_UPGRADE"  # `trial:FD` or `take-over:FD`
 PASSED: Final = "\nlimpet can take over\n"

@@ -78,3 +78,25 @@ def test_first_process_obeys_signals(tmp_path: Path) -> None:
         os.kill(first, signal.SIGTERM)
         assert server.wait_ended() == 0
         assert "stopped" in server.log
+
+
+@pytest.mark.skipif(
+    subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode != 0, reason="no PID namespace here"
+)
+def test_first_process_keeps_a_stop_that_comes_before_it_is_ready(tmp_path: Path) -> None:
+    """The kernel drops it while there is no handler: a container that is stopped at once would wait to be killed."""
+    python = starter(tmp_path, *UNSHARE, sys.executable)
+    with Limpet("tests.apps:echo", "--workers", "1", python=python).launched() as server:
+        [first] = wait_until(lambda: children(server.pid), "there is a first process")
+        wait_until(lambda: has_signal(first, "SigBlk", signal.SIGTERM), "it keeps signals")
+        assert not has_signal(first, "SigCgt", signal.SIGTERM)
+        os.kill(first, signal.SIGTERM)
+        assert server.wait_ended() == 0
+        assert "stopped" in server.log
+        assert "serving" not in server.log
+
+
+def has_signal(pid: int, mask: str, number: int) -> bool:
+    """Return whether a *mask* of process *pid* has the signal *number*."""
+    found = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(mask)]
+    return bool(int(found[0].split()[1], 16) & 1 << number - 1)

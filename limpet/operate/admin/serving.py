@@ -19,12 +19,16 @@ from limpet.ipc.control_link import Link
 from limpet.operate.admin.app import App
 from limpet.operate.admin.asking import Server
 from limpet.operate.admin.guard import Guard
+from limpet.system import descriptors, signals
 
 
 def main() -> int:
     """Serve until the supervisor has ended; return the exit code."""
+    descriptors.have_standard_streams()
+    signals.leave_to_the_supervisor()
     with open(int(sys.argv[1]), "rb") as file:
         told = json.loads(file.read())
+    descriptors.keep_from_programs([told["line"], told["listener"]])
     settings = Settings.from_json(told["settings"])
     logs.configure(settings.log_level, settings.log_file, settings.log_format)
     line, listener = Link(socket.socket(fileno=told["line"])), socket.socket(fileno=told["listener"])

@@ -34,6 +34,7 @@ from limpet.logs import take_over, warn_hourly
 from limpet.net.reuseport_group import close_behind
 from limpet.servers.asgi import framed_wsgi
 from limpet.servers.gunicorn import config_file, worker_classes
+from limpet.system import signals
 from limpet.worker.channel_listener import FdListener, SlotListener
 from limpet.worker.seat import Seat
 
@@ -123,8 +124,8 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
     def init_signals(self) -> None:
         """Drain on a signal that somebody sent to this very process."""
         super().init_signals()
-        for number in (signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, self.handle_exit)
+        signals.leave_to_the_supervisor()  # gunicorn has set all to their default
+        signal.signal(signal.SIGINT, self.handle_exit)
 
     def run(self) -> None:
         """Serve until told to drain, then drain."""

@@ -20,6 +20,7 @@ from limpet.errors import AppError
 from limpet.servers import asyncio_loops
 from limpet.servers.asgi import framed, framed_wsgi
 from limpet.servers.gunicorn import config_file
+from limpet.system import signals
 from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 
@@ -82,6 +83,7 @@ def _in_slot(base: Any, door: Door) -> Any:
         def init_signals(self) -> None:
             """Leave none to the kernel: uvicorn sends itself once more what has ended it, and hooks come after that."""
             super().init_signals()
+            signals.leave_to_the_supervisor()
             for number in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(number) is signal.SIG_DFL:
                     signal.signal(number, door.signalled)
