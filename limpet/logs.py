@@ -7,6 +7,15 @@ loggers `limpet.*` and `uvicorn.*` end here; an application's own logging set-up
 2. Each line looks first whether its file is still the one of that name: after a rotation no process writes a line to
    the old one. SIGUSR1 makes the supervisor look at once, so that the new file is there.
 3. A file that cannot be written, on a full disk for one, costs nothing but the file: its lines go to stderr meanwhile.
+4. No process waits for whoever reads its stderr. Lines that find no room wait in memory, up to a bound; those beyond it
+   are lost, counted (`log_lines_lost`), and said when there is room again.
+
+Why it is done so: a pipe, a socket or a terminal of which nobody reads blocks write(2). O_NONBLOCK would prevent that,
+but is a flag of the open file description, which the shell, other programs and the application's own `print` share. So
+a pipe or terminal is opened a second time, by /proc/self/fd/2: a description of our own. A socket cannot be opened so,
+but MSG_DONTWAIT concerns one call only. Asking poll(2) first is not enough, as several processes may see the same last
+room; it remains for a pipe that this user may not open. A thread was the alternative: gevent makes greenlets of
+threads, an application that forks loses them, and a line would no longer be written when the call returns.
 """
 
 from __future__ import annotations
@@ -17,10 +26,13 @@ import json
 import logging
 import os
 import re
+import select
 import shlex
+import socket
 import stat
-import sys
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, ClassVar, Final
@@ -28,19 +40,24 @@ from typing import Any, ClassVar, Final
 from limpet.errors import LimpetError, SettingsError, reason
 
 _HOUR_S: Final = 3600.0
-_PIECE: Final = 4096  # bytes, PIPE_BUF
+_PIECE: Final = 4096  # bytes, PIPE_BUF: a pipe takes as many whole or not at all
+_MOST_WAITING: Final = 1 << 18  # bytes of lines that wait for room, in each process: some seconds of an access log
+_LAST_S: Final = 0.5  # that the end of a process waits for room
 _SUBJECT: Final = re.compile(r"(worker|dispatcher) (\d+)(?: \(pid (\d+)\))?")
 _FILLED_IN: Final = re.compile(r"%[-+ 0#]*\d*(?:\.\d+)?[a-z]")
 
 
-def configure(level: str, path: str | None, form: str) -> None:
+def configure(level: str, path: str | None, form: str, own_fd: int = -1) -> None:
     """Send the records of limpet and its server from *level* on to the file at *path*, or to stderr.
 
-    *form* is a value of `--log-format`.
+    *form* is a value of `--log-format`. *own_fd* is a description of stderr that the supervisor has opened.
     """
-    handler = LogFile(path) if path else logging.StreamHandler(sys.stderr)
+    stderr = Stderr(own_fd)
+    handler = LogFile(path, stderr) if path else stderr
     human = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt=stamp(path))
-    handler.setFormatter(_Json() if form == "json" else human)
+    for each in (handler, stderr):
+        each.setFormatter(_Json() if form == "json" else human)
+    logging.lastResort = _LastResort(stderr)  # for loggers of libraries that nobody has set up, such as asyncio's
     for name in ("limpet", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
@@ -65,18 +82,50 @@ class _Json(logging.Formatter):
 def write(lines: str) -> None:
     """Write *lines*, each of which ends in a newline, where records go. Never raises."""
     handler = logging.getLogger("limpet").handlers[0]
-    if isinstance(handler, LogFile):
+    if isinstance(handler, LogFile | Stderr):
         handler.write(lines)
-        return
+
+
+def pieces(lines: bytes) -> Iterator[bytes]:
+    """Cut *lines* into whole lines of no more than a pipe takes at once, lest those of several processes mix."""
     begin = 0
-    while begin < len(lines):  # in pieces of no more than a pipe takes at once, lest lines of several processes mix
+    while begin < len(lines):
         end = len(lines)
         if end - begin > _PIECE:
-            end = (lines.rfind("\n", begin, begin + _PIECE) + 1) or (lines.index("\n", begin) + 1)
-        with contextlib.suppress(OSError):
-            sys.stderr.write(lines[begin:end])
-            sys.stderr.flush()
+            end = (lines.rfind(b"\n", begin, begin + _PIECE) + 1) or (lines.index(b"\n", begin) + 1)
+        yield lines[begin:end]
         begin = end
+
+
+def catch_up() -> None:
+    """Write what waits for room on stderr, as far as there is room. Blocks never."""
+    if stderr := _stderr():
+        stderr.catch_up()
+
+
+def give_up() -> None:
+    """Count what still waits as lost: this process becomes another version of itself."""
+    if stderr := _stderr():
+        stderr.give_up()
+
+
+def count_lost(count: Callable[[int], object]) -> None:
+    """Have *count* told of how many lines are lost, each time that some are."""
+    if stderr := _stderr():
+        stderr.count = count
+
+
+def own_fd() -> int:
+    """Return the descriptor of this process's own description of stderr, for children; -1 if it has none."""
+    stderr = _stderr()
+    return stderr.own_fd if stderr else -1
+
+
+def _stderr() -> Stderr | None:
+    for handler in logging.getLogger("limpet").handlers:
+        if isinstance(handler, LogFile | Stderr):
+            return handler.stderr if isinstance(handler, LogFile) else handler
+    return None
 
 
 def failure(error: LimpetError) -> None:
@@ -113,13 +162,148 @@ def _event(template: str) -> str:
     return "_".join(re.findall(r"[a-z]+", words.lower()))
 
 
+class Stderr(logging.Handler):
+    """Writes to stderr, whatever that is, without ever waiting for whoever reads it."""
+
+    def __init__(self, own_fd: int = -1) -> None:
+        """*own_fd* is a non-blocking description of stderr that was inherited, -1 for none; this owns it."""
+        super().__init__()
+        self.own_fd = -1
+        self._send: Callable[[bytes], int] = self._write
+        try:
+            kind = os.fstat(2).st_mode
+        except OSError:  # closed: what is written is lost
+            kind = 0
+        if stat.S_ISSOCK(kind):
+            self._socket = socket.socket(fileno=os.dup(2))
+            self._send = self._send_by_socket
+        elif stat.S_ISFIFO(kind) or os.isatty(2):
+            self.own_fd = own_fd if own_fd >= 0 else _opened_again()
+            if self.own_fd < 0:
+                self._send = self._write_if_ready
+        self.count: Callable[[int], object] = lambda lines: None
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._unsaid = 0  # lines that are lost since that was last said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write *record*; never raises and blocks never."""
+        self.write(self.format(record) + "\n")
+
+    def write(self, lines: str) -> None:
+        """Write *lines*, each of which ends in a newline, or keep them for later; never raises and blocks never."""
+        assert self.lock is not None
+        with self.lock:
+            self.catch_up()
+            for piece in pieces(lines.encode(errors="backslashreplace")):
+                if self._waiting_bytes + len(piece) > _MOST_WAITING:
+                    self._lose(piece)
+                else:
+                    self._wait(piece)
+                    self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write what waits, as far as there is room, and then say how much was lost. Blocks never."""
+        assert self.lock is not None
+        with self.lock:
+            while self._waiting:
+                piece = self._waiting[0]
+                try:
+                    sent = self._send(piece)
+                except BlockingIOError:
+                    return
+                except OSError:  # the disk is full, or nobody can read any more
+                    self._waiting.popleft()
+                    self._waiting_bytes -= len(piece)
+                    self._lose(piece)
+                    continue
+                self._waiting.popleft()
+                self._waiting_bytes -= sent
+                if sent < len(piece):
+                    self._waiting.appendleft(piece[sent:])
+                elif self._unsaid and not self._waiting:
+                    self._say()
+
+    def _wait(self, piece: bytes) -> None:
+        self._waiting.append(piece)
+        self._waiting_bytes += len(piece)
+
+    def _lose(self, piece: bytes) -> None:
+        lines = piece.count(b"\n")
+        self._unsaid += lines
+        self.count(lines)
+
+    def _say(self) -> None:
+        """Put a line of what was lost into the place of what is missing."""
+        text = "%d log lines of process %d were lost: stderr could not be written"
+        record = logging.LogRecord("limpet", logging.WARNING, "", 0, text, (self._unsaid, os.getpid()), None)
+        record.event = "log_lines_lost"
+        self._unsaid = 0
+        self._wait((self.format(record) + "\n").encode(errors="backslashreplace"))
+
+    def give_up(self) -> None:
+        """Count what waits as lost."""
+        self.catch_up()
+        for piece in self._waiting:
+            self._lose(piece)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def flush(self) -> None:
+        """Write what waits. Blocks at most half a second. Runs at the end of the process."""
+        until = time.monotonic() + _LAST_S
+        self.catch_up()
+        while self._waiting and (left_s := until - time.monotonic()) > 0:
+            _is_ready(self.own_fd if self.own_fd >= 0 else 2, left_s)
+            self.catch_up()
+
+    def _write(self, piece: bytes) -> int:
+        return os.write(self.own_fd if self.own_fd >= 0 else 2, piece)
+
+    def _write_if_ready(self, piece: bytes) -> int:
+        if not _is_ready(2, 0.0):
+            raise BlockingIOError
+        return os.write(2, piece[:_PIECE])
+
+    def _send_by_socket(self, piece: bytes) -> int:
+        return self._socket.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+class _LastResort(logging.Handler):
+    """What Python does with warnings of loggers that nobody has set up, but without waiting."""
+
+    def __init__(self, stderr: Stderr) -> None:
+        super().__init__(logging.WARNING)
+        self._stderr = stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._stderr.write(self.format(record) + "\n")
+
+
+def _opened_again() -> int:
+    """Return a new description of the pipe or terminal that stderr is, -1 if this user may not open it."""
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open("/proc/self/fd/2", flags)
+    except OSError:
+        return -1
+
+
+def _is_ready(fd: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(timeout_s * 1000))
+
+
 class LogFile(logging.Handler):
     """Appends to the file of a name, whichever that is now."""
 
     owner: ClassVar[tuple[int, int] | None] = None  # user and group that write it, too, while this process is root
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, stderr: Stderr | None = None) -> None:
+        """*stderr* takes the lines that the file does not."""
         super().__init__()
+        self.stderr = stderr
         self._path = os.path.abspath(path)
         self._fd = -1
         self._hourly = Hourly()
@@ -136,9 +320,8 @@ class LogFile(logging.Handler):
         except OSError as error:
             if self._hourly.allows("log file", time.monotonic()):
                 line = f"cannot write the log file `{self._path}`, so this is its place: {reason(error)}\n{line}"
-            with contextlib.suppress(OSError):
-                sys.stderr.write(line)
-                sys.stderr.flush()
+            if self.stderr is not None:
+                self.stderr.write(line)
 
     def follow(self) -> None:
         """Open the file of that name if it is not the one that is open. Raises OSError."""
@@ -165,10 +348,10 @@ def _opened(path: str, owner: tuple[int, int] | None) -> int:
     symlink or a hard link to a file of root's. So only a file that this call has made is given to the owner, and one
     that exists has to be a regular file of the owner's with no other name.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # of a FIFO no call waits for a reader
     if owner is None:
         return os.open(path, flags | os.O_CREAT, 0o640)
-    flags |= os.O_NOFOLLOW | os.O_NONBLOCK  # the latter for a FIFO that nobody reads
+    flags |= os.O_NOFOLLOW
     try:
         fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o640)
     except FileExistsError:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from limpet import logs
 from limpet.config.settings import Settings
 from limpet.dispatch.accepting import ACCEPTS_PER_TURN, RESERVE, Listening, let_in
 from limpet.dispatch.arrivals import HUNG_UP, Arrivals
@@ -192,6 +193,7 @@ class Dispatcher:
         if 0 < self.listening.again_at <= now:
             self._orders.accept_again(now)
         self._orders.ask_again(now)
+        logs.catch_up()
 
     def _give_up(self, arrival: Arrival, now: float) -> None:
         """End *arrival*, whose head has not come in time."""

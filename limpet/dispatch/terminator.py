@@ -28,6 +28,7 @@ import ssl
 import time
 from typing import Final
 
+from limpet import logs
 from limpet.config.settings import Settings
 from limpet.dispatch.accepting import Listening, let_in
 from limpet.dispatch.address_limit import PerAddress
@@ -273,6 +274,7 @@ class Terminator:
 
     def _tick(self, now: float) -> None:
         """Do what is due: deadlines, full channels, accepting again, the end of what is to be passed on."""
+        logs.catch_up()
         for handshake in list(itertools.takewhile(lambda each: each.deadline <= now, self._handshakes.values())):
             self._drop(handshake, "tls_failures")
         for outbox in self._outboxes:

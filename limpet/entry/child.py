@@ -37,7 +37,7 @@ def main() -> int:
     signals.leave_to_the_supervisor()
     role, fd = sys.argv[1:]
     place = boot.read(int(fd))
-    logs.configure(place.settings.log_level, place.settings.log_file, place.settings.log_format)
+    logs.configure(place.settings.log_level, place.settings.log_file, place.settings.log_format, place.log_fd)
     link = Link(socket.socket(fileno=place.link_fd))
     current.be_child(role)
     user_code.look_in(place.settings.app_dir)
@@ -62,6 +62,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
     settings = place.settings
     board = Scoreboard(place.scoreboard_fd)
     row = board.dispatcher(place.row)
+    logs.count_lost(functools.partial(row.add, "log_lines_lost"))
 
     router = build_router(
         settings,
@@ -104,6 +105,7 @@ def _terminate(place: boot.Boot, link: Link) -> None:
     _leave_signals_to_the_supervisor()
     tls.ignore_names_that_are_no_text()
     row = Scoreboard(place.scoreboard_fd).terminator(place.row)
+    logs.count_lost(functools.partial(row.add, "log_lines_lost"))
     outboxes = [Outbox(Channel.inherit(fds), row) for fds in place.channel_fds]
     listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
     terminator = Terminator(place.settings, place.pem, listeners, outboxes, link, row)

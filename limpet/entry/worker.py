@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from limpet import current
+from limpet import current, logs
 from limpet.config import conflicts, server_kinds
 from limpet.config.router import Clocks, build_router
 from limpet.dispatch.address_limit import PerAddress
@@ -44,6 +44,7 @@ def work(place: Boot, link: Link) -> None:
     settings = registry.told(place.settings)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)
+    logs.count_lost(functools.partial(row.add, "log_lines_lost"))
     router = build_router(
         settings,
         bytes.fromhex(place.secret),

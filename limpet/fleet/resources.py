@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Iterable
 
+from limpet import logs
 from limpet.config.settings import Settings
 from limpet.errors import ControlError, SettingsError
 from limpet.fleet.member import Member
@@ -120,6 +121,7 @@ class Resources:
             index=member.number,
             generation=member.life.generation,
             row=row,
+            log_fd=logs.own_fd(),
         )
         if member.role == "terminator":
             return dataclasses.replace(

@@ -35,6 +35,7 @@ class Boot:
     descriptors: int = 0  # that a worker may have; 0: as many as the supervisor
     is_inner: bool = False  # for a dispatcher: its listeners are channels, by which terminators pass connections on
     stack_fd: int = -1  # for a worker: where its stacks are written (system/stack.py)
+    log_fd: int = -1  # a description of stderr that the supervisor has opened: `--user` may not open it (logs.py)
     move_fds: tuple[int, ...] = ()  # for a worker: the sending ends of all slots' move channels, then its receiving one
 
     @property
@@ -42,8 +43,8 @@ class Boot:
         """Return the descriptors that the child must inherit."""
         channels = [fd for pair in self.channel_fds for fd in pair]
         listeners = [fd for fd, _ in self.listeners if fd >= 0]
-        stack = [self.stack_fd] if self.stack_fd >= 0 else []
-        return (self.link_fd, self.scoreboard_fd, *stack, *channels, *self.move_fds, *listeners)
+        further = [fd for fd in (self.stack_fd, self.log_fd) if fd >= 0]
+        return (self.link_fd, self.scoreboard_fd, *further, *channels, *self.move_fds, *listeners)
 
 
 def write(boot: Boot) -> int:

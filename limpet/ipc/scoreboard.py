@@ -63,6 +63,7 @@ WORKER_CELLS: Final[Mapping[str, Figure]] = {
     "tls_failures": Figure("connections that ended in the TLS handshake"),
     "address_refused": Figure("connections refused: the worker has `--max-connections-per-address` of the address"),
     "take_errors": Figure("times taking from a channel failed, as without a descriptor, and was put off"),
+    "log_lines_lost": Figure("log lines lost: stderr could not be written, since nobody read it or a disk was full"),
 }
 DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "busy_since_ns": Figure(
@@ -103,6 +104,7 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
         "connections whose request head may be awaited at a time: `--max-pending`, or fewer for lack of descriptors",
         Kind.NOW,
     ),
+    "log_lines_lost": Figure("log lines lost: stderr could not be written, since nobody read it or a disk was full"),
 }
 TERMINATOR_CELLS: Final[Mapping[str, Figure]] = {
     "tls_accepted": Figure("client connections of TLS accepted"),
@@ -122,6 +124,7 @@ TERMINATOR_CELLS: Final[Mapping[str, Figure]] = {
     "proxy_headers_bad": Figure("connections closed: a trusted proxy sent no valid PROXY header"),
     "busy_since_ns": Figure("monotonic time at which the current turn began; 0 in between", Kind.CLOCK),
     "room": Figure("connections and handshakes that may be there at a time, each for two descriptors", Kind.NOW),
+    "log_lines_lost": Figure("log lines lost: stderr could not be written, since nobody read it or a disk was full"),
 }
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
     "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),
@@ -131,6 +134,7 @@ SUPERVISOR_CELLS: Final[Mapping[str, Figure]] = {
     "loops_blocked": Figure("times that the event loop of a worker was blocked for longer than `--block-warning`"),
     "hung": Figure("workers that were replaced since they hung"),
     "recycled": Figure("workers that were renewed for `--max-requests` or `--max-memory`"),
+    "log_lines_lost": Figure("log lines lost: stderr could not be written, since nobody read it or a disk was full"),
 }
 
 DISPATCHER_ROWS: Final = 64  # of 16 dispatchers at most, each with a successor and predecessors that drain

@@ -14,6 +14,7 @@ the processes by processes.py; how connections get to the workers is net/backend
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import selectors
 import signal
@@ -117,6 +118,7 @@ class Supervisor:
         except LimpetError:
             self._control.close()
             raise
+        logs.count_lost(functools.partial(fleet.resources.board.supervisor().add, "log_lines_lost"))
         self._has_terminal = signals.has_terminal()
 
     def run(self) -> None:
@@ -269,6 +271,7 @@ class Supervisor:
 
     def _tick(self, now: float) -> None:
         """Do what is due."""
+        logs.catch_up()
         self._control.expire(now)
         if paused_s := self._watchdog.begin(now):
             self._processes.put_off(paused_s)

@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, NoReturn
 
+from limpet import logs
 from limpet.config import privileges
 from limpet.config.settings import Settings
 from limpet.errors import reason
@@ -120,6 +121,7 @@ class Upgrade:
             signals.release(self._held)
             return
         self._fleet.is_upgrade_due = False
+        logs.give_up()
         state = self._pack()
         fd = snapshot.write(state)
         kept = [fd, *snapshot.descriptors(state)]

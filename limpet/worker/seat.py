@@ -20,7 +20,7 @@ import ssl
 import time
 from dataclasses import dataclass
 
-from limpet import current
+from limpet import current, logs
 from limpet.config.settings import Settings
 from limpet.dispatch.address_limit import PerAddress
 from limpet.ipc import news
@@ -62,4 +62,5 @@ class Seat:
         self.row.set("beat_ns", now_ns)
         self.row.set("lag_ns", late_ns)
         self.row.add("late_ns", late_ns)
+        logs.catch_up()
         loop.call_later(BEAT_S, self._beat, loop, now_ns + int(BEAT_S * 1e9))

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
-import pytest
-
 from limpet import logs
 from limpet.logs import Hourly
 
 
-def test_lines_for_a_pipe_are_written_in_whole_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_for_a_pipe_are_written_in_whole_pieces() -> None:
     """A pipe takes 4096 bytes at once: of more, lines of other processes could come into the middle of one."""
-    pieces: list[str] = []
-    monkeypatch.setattr(sys, "stderr", Noting(pieces))
-    monkeypatch.setattr(logging.getLogger("limpet"), "handlers", [logging.StreamHandler()])
-    lines = [f"{number} {'x' * (number % 700)}\n" for number in range(2000)]
-    lines[1000] = "y" * 5000 + "\n"
-    lines[1001] = "z" * 4095 + "\n"
-    logs.write("".join(lines))
-    assert "".join(pieces) == "".join(lines)
-    assert all(piece.endswith("\n") and (len(piece) <= 4096 or piece == lines[1000]) for piece in pieces)
-    assert len(pieces) < len(lines) / 5
-
-
-class Noting:
-    """Notes what is written to it."""
-
-    def __init__(self, pieces: list[str]) -> None:
-        self.write = pieces.append
-
-    def flush(self) -> None:
-        pass
+    lines = [f"{number} {'x' * (number % 700)}\n".encode() for number in range(2000)]
+    lines[1000] = b"y" * 5000 + b"\n"
+    lines[1001] = b"z" * 4095 + b"\n"
+    cut = list(logs.pieces(b"".join(lines)))
+    assert b"".join(cut) == b"".join(lines)
+    assert all(piece.endswith(b"\n") and (len(piece) <= 4096 or piece == lines[1000]) for piece in cut)
+    assert len(cut) < len(lines) / 5
 
 
 def test_warning_is_repeated_after_an_hour_for_each_cause() -> None:
