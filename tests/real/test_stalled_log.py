@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -77,13 +79,26 @@ def stalled(kind: str, *arguments: str) -> Iterator[tuple[Limpet, Unread]]:
         server.lines.append(f"serving at {server.status()['binds'][0]}\n")  # where `port` looks
         wait_until(lambda: connects(("127.0.0.1", server.port)), "it serves")
         assert os.get_blocking(writing), "the description is shared with others"
-        with server.connection() as client:
-            for _ in range(40 if kind != "socket" else 300):
-                client.request("GET", PATH, headers={"X-User": "u"})
-                assert client.getresponse().read()
+        fill(writing)
         unread = Unread(reading)
         yield server, unread
     unread.close()
+
+
+def fill(fd: int) -> None:
+    """Write into *fd* until there is no room, without changing its description, which the server has."""
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        with socket.socket(fileno=os.dup(fd)) as end, contextlib.suppress(BlockingIOError):
+            while end.send(b"\n", socket.MSG_DONTWAIT):
+                pass
+        return
+    own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    while select.select([], [own], [], 0.1)[1]:  # a terminal has room again when the kernel has moved what was written
+        for size in (4096, 1):  # what is left of the last page, too
+            with contextlib.suppress(BlockingIOError):
+                while os.write(own, b"\n" * size):
+                    pass
+    os.close(own)
 
 
 def connects(address: tuple[str, int] | str) -> bool:
@@ -95,6 +110,11 @@ def connects(address: tuple[str, int] | str) -> bool:
 def test_log_that_nobody_reads_stops_nothing(kind: str) -> None:
     """A reader that hangs, as of a container's log, must not hang clients, the supervisor, or the stop."""
     with stalled(kind) as (server, _):
+        pid = server.worker(0)["pid"]
+        for _ in range(2):
+            assert server.request(x_user="u").status == 200
+        wait_until(lambda: server.worker(0)["requests"] >= 2, "they are counted")
+        assert server.worker(0)["pid"] == pid
         server.kill_worker(0)
         os.kill(server.dispatcher(), signal.SIGKILL)
         assert server.request(x_user="u").status == 200
