@@ -164,7 +164,12 @@ class Settings:
         None,
         metavar="FILE",
     )
-    threads: int = setting("how many requests a worker of gunicorn or waitress serves at once", 32, low=1, high=1024)
+    threads: int = setting(
+        "how many requests of a WSGI application a worker serves at once; one means that its thread is the only one",
+        32,
+        low=1,
+        high=1024,
+    )
     tls_cert: str | None = setting(
         "file with the certificate and its chain: TLS is spoken, and ends in the workers, or in terminators where keys "
         "are in requests; a reload reads it anew",

@@ -7,15 +7,18 @@ worker/user_code.py's business. Called in workers and by `limpet check`, never i
 from __future__ import annotations
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Callable
 from typing import Any
 
+from limpet import current
 from limpet.config import conflicts, server_kinds
 from limpet.config.settings import Settings
 from limpet.errors import AppError
 from limpet.servers import registry
 from limpet.worker.user_code import Application, asgi, class_name, describe, import_object, interface_of, load_function
+
+log = logging.getLogger("limpet")
 
 
 class PerBind(tuple[Application, ...]):
@@ -59,7 +62,7 @@ def _load(settings: Settings) -> Application:
         )
     if wanted == "wsgi":
         return _only_wsgi(app, interface, settings)
-    return wsgi(app) if interface == "wsgi" else asgi(app)
+    return _in_threads(app, settings) if interface == "wsgi" else asgi(app)
 
 
 def _fitting(app: Application, wanted: str, settings: Settings) -> Application:
@@ -96,27 +99,23 @@ def _only_wsgi(app: Application, interface: str, settings: Settings) -> Applicat
     return app
 
 
-def wsgi(app: Application) -> Application:
-    """Return *app* as ASGI 3, its calls made in threads."""
-    from a2wsgi import WSGIMiddleware  # only workers that serve WSGI pay for the import
+def _in_threads(app: Application, settings: Settings) -> Application:
+    """Return the WSGI application *app* as ASGI 3, its calls made in threads. Raises AppError."""
+    from limpet.servers.wsgi import Threaded  # only workers that serve WSGI pay for the import
 
-    def called(environ: Any, start_response: Any) -> Any:
-        environ["wsgi.input_terminated"] = True  # else Flask takes a body without a length, one in chunks, for none
-        environ["wsgi.errors"] = sys.stderr
-        return app(environ, start_response)
+    if settings.loop == "trio":
+        raise AppError(
+            f"`{settings.app}` is a WSGI application, and `--loop trio` serves ASGI alone",
+            hint="`--loop auto`, or `--server uvicorn`",
+        )
+    if current.child_role() == "worker" and current.current_worker()[::2] == (0, 1):  # once for the whole server
+        log.info("application %s is WSGI: each worker serves it in up to %d threads", settings.app, settings.threads)
+    return Threaded(app, settings.threads)
 
-    served = WSGIMiddleware(called)
 
-    async def asgi3(scope: Any, receive: Any, send: Any) -> None:
-        async def receive_whole() -> Any:
-            message = await receive()
-            if message["type"] == "http.disconnect":  # else half a body would be taken for a whole one
-                raise ConnectionError("the client left before the end of its request")
-            return message
-
-        await served(scope, receive_whole, send)
-
-    return asgi3
+def has_threads(settings: Settings, interface: str) -> bool:
+    """Return whether an application of that *interface* is called in `--threads` threads."""
+    return interface == "wsgi" and not (settings.server == "gunicorn" and settings.worker_class in ("sync", "gevent"))
 
 
 def check(settings: Settings) -> list[str]:
@@ -134,8 +133,10 @@ def check(settings: Settings) -> list[str]:
     conflicts.refuse(settings, chain, is_loaded=True)
     head = "the request head is read" if chain.needs_head else "nothing is read"
     name, why = backend.choose(settings, router)
+    spoken = interface or server_kinds.interface(settings.server, settings.worker_class)
+    threads = f", in {settings.threads} threads of each worker" if has_threads(settings, spoken) else ""
     return [
-        f"application {settings.app}: {interface or server_kinds.interface(settings.server, settings.worker_class)}",
+        f"application {settings.app}: {spoken}{threads}",
         f"key chain {chain.spec}: {head}",
         f"backend {name}: {why}",
     ]

@@ -36,9 +36,10 @@ def serve(*args: str, app: str = ASGI, by: str = BY, workers: int = 2) -> Limpet
     return Limpet(app, "--workers", str(workers), "--by", by, *LEARN, *args)
 
 
-@pytest.fixture(scope="module", params=["uvicorn", "hypercorn", "gunicorn"])
+@pytest.fixture(scope="module", params=["uvicorn", "uvicorn with WSGI", "hypercorn", "gunicorn"])
 def server(request: pytest.FixtureRequest) -> Iterator[Limpet]:
-    with serve("--server", request.param, app=WSGI if request.param == "gunicorn" else ASGI, workers=4) as running:
+    server, _, app = request.param.partition(" with ")
+    with serve("--server", server, app=WSGI if app or server == "gunicorn" else ASGI, workers=4) as running:
         yield running
 
 

@@ -303,7 +303,6 @@ def test_importing_the_command_line_imports_nothing_slow() -> None:
         "uvloop",
         "httptools",
         "websockets",
-        "a2wsgi",
         "multiprocessing",
         "ssl",
         "tomllib",

@@ -54,6 +54,19 @@ LIMITS: Final = (
         "none: the id that was seen longest ago is forgotten; requests with it go where its hash says",
     ),
     Limit(
+        "threads",
+        (),
+        "none: the request waits for a thread; one whose client neither reads nor sends for 0.05 s lends its place to "
+        "another request (but not with `--threads 1`)",
+    ),
+    Limit(
+        "threads of a worker that wait for the clients of a WSGI application, on servers that call ASGI: 256, each for "
+        "120 s, 1 MiB of response ahead of its client",
+        (),
+        "408 if the application has not answered, else the connection ends: to the one that has waited longest when "
+        "there are too many, and to one that has waited too long; the application gets a `TimeoutError`",
+    ),
+    Limit(
         "descriptors of a dispatcher (`ulimit -Hn`)",
         ("accept_errors", "no_descriptor"),
         "none for 5 s: clients wait in the backlog, and accepting is tried again each quarter of a second; then, until "
