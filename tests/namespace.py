@@ -24,7 +24,7 @@ Answer = TypeVar("Answer")
 def in_own_network(test: Callable[..., Answer], *args: Any, loopback: bool = True, **sysctls: int) -> Answer:
     """Return what *test* returns in a new network with *sysctls* (`net_core_optmem_max=2048`), and a *loopback*.
 
-    All of 2001:db8::/32 is local in it: with IPV6_FREEBIND a socket can be bound to any of its addresses.
+    All of 2001:db8::/32 and 64:ff9b::/96 is local in it: with IPV6_FREEBIND a socket can be bound to any address there.
     """
     with ThreadPoolExecutor(1) as outside:
         outside.submit(_leave).result()
@@ -44,7 +44,8 @@ def _leave() -> None:
 def _furnish(loopback: bool, sysctls: dict[str, int]) -> None:
     if loopback:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        subprocess.run(["ip", "-6", "route", "add", "local", "2001:db8::/32", "dev", "lo"], check=True)
+        for network in ("2001:db8::/32", "64:ff9b::/96"):
+            subprocess.run(["ip", "-6", "route", "add", "local", network, "dev", "lo"], check=True)
     for name, value in sysctls.items():
         family, group, rest = name.split("_", 2)
         with open(f"/proc/sys/{family}/{group}/{rest}", "w") as file:

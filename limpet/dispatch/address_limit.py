@@ -1,12 +1,13 @@
 """How many connections each address has in this process, for `--max-connections-per-address`.
 
-Pure. An address of IPv6 counts by its /64: whoever has one has all of them. A unix socket has no address and no limit.
-Used by the dispatcher for connections whose head is awaited, and by uvicorn's adapter for those that it serves.
+Pure. An address of IPv6 counts by its /64: whoever has one has all of them. A client behind a NAT64 translator counts
+by its IPv4 address. A unix socket has no address and no limit. Used by the dispatcher for connections whose head is
+awaited, and by uvicorn's adapter for those that it serves.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
+from limpet.routing.forwarded import IPv4Address, behind_nat64, parse_address
 
 _NETWORK_BITS = 64
 
@@ -42,5 +43,8 @@ class PerAddress:
 def _network(address: str) -> str:
     if ":" not in address:
         return address
-    parsed = IPv6Address(address.partition("%")[0])
-    return str(parsed.ipv4_mapped or int(parsed) >> _NETWORK_BITS)
+    parsed = parse_address(address)
+    if parsed is None:
+        return address
+    parsed = behind_nat64(parsed)
+    return str(parsed) if isinstance(parsed, IPv4Address) else str(int(parsed) >> _NETWORK_BITS)

@@ -23,7 +23,7 @@ from typing import ClassVar, Final, NamedTuple
 from limpet.errors import SettingsError
 from limpet.protocol.request import Peer, Request
 from limpet.routing.affinity_cookie import Jar
-from limpet.routing.forwarded import Trust, client_address, parse_address
+from limpet.routing.forwarded import Trust, behind_nat64, client_address, parse_address
 
 UserFunction = Callable[..., object]
 OnError = Callable[[str, BaseException | str], None]
@@ -89,7 +89,10 @@ class Element:
 
 
 class Ip(Element):
-    """The address of the peer, masked to *v4* or *v6* bits: a client is free to choose among its own /64."""
+    """The address of the peer, masked to *v4* or *v6* bits: a client is free to choose among its own /64.
+
+    An IPv4 client behind a NAT64 translator has the key of its IPv4 address.
+    """
 
     kind: ClassVar[str] = "ip"
     needs_head = False
@@ -130,6 +133,7 @@ class Ip(Element):
         address = parse_address(text)
         if address is None:
             return None
+        address = behind_nat64(address)
         v4, v6 = self.prefixes
         bits, size = (v4, 4) if isinstance(address, IPv4Address) else (v6, (v6 + 31) // 32 * 4)
         free = address.max_prefixlen - bits

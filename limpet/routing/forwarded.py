@@ -50,6 +50,7 @@ _NODE: Final = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
+_NAT64: Final = IPv6Network("64:ff9b::/96")
 _UNIX: Final = b"unix:"
 _FOR: Final = re.compile(rb"(?:^|;)[ \t]*for[ \t]*=[ \t]*([^;]*)", re.IGNORECASE)
 
@@ -100,6 +101,17 @@ def parse_address(text: str) -> Address | None:
         return None
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
+
+
+def behind_nat64(address: Address) -> Address:
+    """Return the IPv4 address that a translator has put into *address* (64:ff9b::/96, RFC 6052), else *address*.
+
+    All IPv4 clients of a translator share one /64. For keys and limits only: `--trust 10.0.0.0/8` means the network,
+    and not what somebody writes into an IPv6 address.
+    """
+    if isinstance(address, IPv6Address) and address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
 
 
 def _network(text: str) -> Network:

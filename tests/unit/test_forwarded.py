@@ -33,6 +33,12 @@ def test_untrusted_peer_is_the_client_whatever_it_says() -> None:
     assert client(peer="203.0.113.9", forwarded=("for=198.51.100.7",)) == "203.0.113.9"
 
 
+def test_trusted_network_of_ipv4_holds_nobody_behind_nat64() -> None:
+    """`--trust 10.0.0.0/8` names one's own network; a translator lets 10.0.0.1 of any network through."""
+    assert "64:ff9b::10.0.0.1" not in Trust.parse("10.0.0.0/8")
+    assert "64:ff9b::10.0.0.1" in Trust.parse("64:ff9b::/96")
+
+
 def test_trusted_peer_that_says_nothing_is_the_client() -> None:
     """The health check of a load balancer is a client too."""
     assert client() == PROXY

@@ -20,6 +20,8 @@ from limpet.dispatch.address_limit import PerAddress
         ("2001:db8::1", "2001:db8:0:1::1", False),
         ("fe80::1%eth0", "fe80::2", True),
         ("0.0.0.0", "::", False),
+        ("64:ff9b::192.0.2.1", "64:ff9b::192.0.2.2", False),
+        ("64:ff9b::192.0.2.1", "192.0.2.1", True),
     ],
 )
 def test_addresses_of_one_owner_count_together(one: str, other: str, same: bool) -> None:
