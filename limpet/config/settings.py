@@ -94,7 +94,8 @@ class Settings:
     )
     by: str = setting(
         "key chain, where to look for the key of a client: ip, ip/24, ip/24/64, forwarded, header:NAME, "
-        "cookie:NAME, query:NAME, path:REGEX, affinity, sni, python:module:function; the first that finds one counts",
+        "cookie:NAME, query:NAME, path:REGEX, bearer, affinity, sni, python:module:function; the first that "
+        "finds one counts",
         "ip",
         metavar="CHAIN",
         check=checks.by,

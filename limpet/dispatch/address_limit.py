@@ -1,13 +1,15 @@
 """How many connections each address has in this process, for `--max-connections-per-address`.
 
 Pure. An address of IPv6 counts by its /64: whoever has one has all of them. A client behind a NAT64 translator counts
-by its IPv4 address. A unix socket has no address and no limit. Used by the dispatcher for connections whose head is
-awaited, and by uvicorn's adapter for those that it serves.
+by its IPv4 address. A unix socket has no address and no limit.
+Used by the dispatcher for connections whose head is awaited, and by uvicorn's adapter for those that it serves.
 """
 
 from __future__ import annotations
 
-from limpet.routing.forwarded import IPv4Address, behind_nat64, parse_address
+from ipaddress import IPv4Address
+
+from limpet.routing.forwarded import behind_nat64, parse_address
 
 _NETWORK_BITS = 64
 

@@ -44,7 +44,7 @@ _FIT: Final = re.compile(r"[!#%&'*+.^_`|~0-9A-Za-z/?()\[\]{}<>:=,@$\\-]*")
 class Source:
     """Where the front looks for a key; `made` is its own cookie, and the last one; `sni` is the name in TLS."""
 
-    kind: Literal["address", "sni", "header", "cookie", "query", "path", "made"]
+    kind: Literal["address", "sni", "header", "cookie", "query", "path", "bearer", "made"]
     name: str = ""
     """Of the header, cookie or parameter; or the regular expression."""
     prefixes: tuple[int, int] = (32, 128)
@@ -102,6 +102,14 @@ class Plan:
                 "`limpet front haproxy` can; or let clients bring a key of their own: `--by cookie:user`",
             )
 
+    def refuse_bearer(self) -> None:
+        """Raise SettingsError if the key is a bearer token: what is printed for this one takes values as they are."""
+        if any(source.kind == "bearer" for source in self.sources):
+            self.refuse(
+                "cannot take a bearer token out of where clients send it (`--by bearer`)",
+                "`limpet front haproxy` can; or let clients bring the token as it is: `--by header:x-token`",
+            )
+
     def refuse_bytes(self) -> None:
         """Raise SettingsError if the front is to pass on bytes: what is printed for this one reads requests."""
         if self.passes_bytes:
@@ -123,6 +131,7 @@ class Plan:
         """Raise SettingsError for what a front cannot that hashes what is in a request as it stands."""
         self.refuse_bytes()
         self.refuse_learning()
+        self.refuse_bearer()
         for source in self.sources:
             if source.kind == "sni":
                 self.refuse("has no key by the name in TLS (`sni`)", "`limpet front haproxy` has")
@@ -261,6 +270,8 @@ def _source(element: Element, settings: Settings) -> Source:
         return Source("sni")
     if isinstance(element, Ip):
         return _address(element, settings)
+    if kind == "bearer":
+        return Source("bearer")
     if not _FIT.fullmatch(name):
         raise SettingsError(
             f"`{element.spec}` has blanks, quotes or other characters that configurations read in ways of their own",

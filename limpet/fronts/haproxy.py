@@ -76,6 +76,22 @@ frontend limpet_web from limpet
         )
 
 
+_K8S = "base64url[.]bearer[.]authorization[.]k8s[.]io[.]"
+_BEARER = (  # what elements.Bearer finds, in its order: a sample, and when it is one
+    (
+        """'req.fhdr(authorization),regsub("^bearer +([^ ,]+).*$","\\1",i)'""",
+        "req.fhdr(authorization) -m reg -i '^bearer +[^ ,]'",
+    ),
+    (
+        f"""'req.fhdr(sec-websocket-protocol),regsub("^(?:.*,)?[ ]*{_K8S}([^ ,]+).*$","\\1"),ub64dec'""",
+        f"req.fhdr(sec-websocket-protocol) -m reg '(?:^|,)[ ]*{_K8S}[^ ,]'",
+    ),
+    (
+        """'req.fhdr(sec-websocket-protocol),regsub("^(?:.*,)?[ ]*bearer[ ]*,[ ]*([^ ,]+).*$","\\1",i)'""",
+        "req.fhdr(sec-websocket-protocol) -m reg -i '(?:^|,)[ ]*bearer[ ]*,[ ]*[^ ,]'",
+    ),
+    ("url_param(access_token),url_dec(1)", ""),
+)
 _UNLESS = "unless { var(txn.key) -m len ge 1 }"
 
 
@@ -84,6 +100,11 @@ def _found(source: Source) -> Iterator[str]:
         yield f"    http-request set-var(txn.key) req.cook({COOKIE}) {_UNLESS}"
         yield f"    http-request set-var(txn.made) uuid() {_UNLESS}     # for a client that has none yet"
         yield f"    http-request set-var(txn.key) var(txn.made) {_UNLESS}"
+        return
+    if source.kind == "bearer":
+        for fetch, condition in _BEARER:
+            is_there = f" {{ {condition} }}" if condition else ""
+            yield f"    http-request set-var(txn.key) {fetch} if !{{ var(txn.key) -m len ge 1 }}{is_there}"
         return
     if source.kind == "path":
         yield (
@@ -148,7 +169,8 @@ def _learning(plan: Plan) -> Iterator[str]:
     yield f"    stick-table type string len 256 size 1m expire {int(plan.settings.learn_idle_s)}s"
     for source in plan.sources:
         if source.kind not in ("address", "made"):
-            yield f"    stick match {_fetch(source)}"
+            samples = [sample for sample, _ in _BEARER] if source.kind == "bearer" else [_fetch(source)]
+            yield from (f"    stick match {sample}" for sample in samples)
     for learned in plan.settings.learn:
         kind, _, name = learned.partition(":")
         yield (

@@ -27,6 +27,7 @@ _STREAM_NOTES = ("This belongs beside `http { ... }`, and needs nginx's stream m
 def write(plan: Plan) -> str:
     """Return what belongs into the `http` block, or beside it a `stream` block. Raises SettingsError."""
     plan.refuse_learning()
+    plan.refuse_bearer()
     if plan.passes_bytes:
         return "\n".join([plan.head(_STREAM_NOTES), "", *_block("stream", list(_stream(plan)))]) + "\n"
     plan.refuse_proxy_headers()

@@ -12,6 +12,7 @@ functions that it was given.
 
 from __future__ import annotations
 
+import base64
 import inspect
 import operator
 import re
@@ -32,6 +33,9 @@ AFFINITY: Final = "affinity"
 _ADDRESSES: Final = 16384  # keys kept per address element, some 5 MB: making one takes 20 times longer
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # of RFC 9110, which RFC 6265 uses for cookies
 _PATH_HINT: Final = "`--by 'path:^/session/([^/]+)'` takes what follows `/session/`"
+_BEARER: Final = re.compile(rb"bearer +([^ \t,]+)", re.IGNORECASE)  # RFC 6750: the scheme in any case
+_K8S: Final = b"base64url.bearer.authorization.k8s.io."
+_PROTOCOLS: Final = 16  # subprotocols looked at: a client may offer thousands, and none needs more than a few
 _NOBODY: Final = Trust()
 _FUNCTION_HINT: Final = "`def key(request: limpet.Request) -> str | None` or `def key(peer: limpet.Peer) -> str | None`"
 
@@ -216,6 +220,50 @@ class Query(_Named):
 
     kind = "query"
     asks = "query_bytes"
+
+
+class Bearer(Element):
+    """A bearer token, wherever a client can send it: one key for a `fetch` and for the websocket of the same user.
+
+    Looked for in this order: `Authorization: Bearer TOKEN`; the subprotocols that a browser offers with a websocket,
+    since it cannot set headers there; the query parameter `access_token` (RFC 6750). The key is the token alone, so an
+    element that finds the same bytes elsewhere (`query:token`) has the same key.
+    """
+
+    spec = "bearer"
+    _nothing = "the request has no bearer token"
+
+    def __init__(self) -> None:
+        self.value = _bearer
+
+    def _value(self, request: Request) -> bytes | None:
+        return _bearer(request)
+
+
+def _bearer(request: Request) -> bytes | None:
+    if (line := request.header_bytes(b"authorization")) and (match := _BEARER.match(line)):
+        return match[1]
+    if (line := request.header_bytes(b"sec-websocket-protocol")) and (token := _offered(line)):
+        return token
+    return request.query_bytes(b"access_token")
+
+
+def _offered(line: bytes) -> bytes | None:
+    """Return the token among the subprotocols of *line*: two conventions, since no standard has one.
+
+    `bearer, TOKEN` offers the token behind its scheme; `base64url.bearer.authorization.k8s.io.TOKEN` is Kubernetes',
+    where it is base64url without padding.
+    """
+    offered = [each.strip(b" \t") for each in line.split(b",", _PROTOCOLS)[:_PROTOCOLS]]
+    for number, each in enumerate(offered):
+        if each.startswith(_K8S):
+            try:
+                return base64.b64decode(each[len(_K8S) :] + b"==", b"-_")
+            except ValueError:
+                return None
+        if each.lower() == b"bearer" and number + 1 < len(offered):
+            return offered[number + 1]
+    return None
 
 
 class Path(Element):

@@ -23,6 +23,7 @@ from limpet.routing.affinity_cookie import Jar
 from limpet.routing.elements import (
     AFFINITY,
     Affinity,
+    Bearer,
     Cookie,
     Element,
     Forwarded,
@@ -44,12 +45,12 @@ Load = Callable[[str], UserFunction]
 
 _ALLOWED: Final = (
     "`ip`, `ip/24`, `ip/24/64`, `forwarded`, `header:NAME`, `cookie:NAME`, `query:NAME`, `path:REGEX`, "
-    "`affinity`, `sni` and `python:MODULE:FUNCTION` are allowed"
+    "`bearer`, `affinity`, `sni` and `python:MODULE:FUNCTION` are allowed"
 )
 _HINT: Final = "`--by cookie:sid,ip` takes the cookie `sid`, and the address of clients without one"
 _COMMA: Final = re.compile(",")
 _COMMA_BEHIND_REGEX: Final = re.compile(
-    r",(?=\s*(?:(?:ip|forwarded|affinity|sni)\s*(?:[/,]|\Z)|(?:header|cookie|query|path|python):))"
+    r",(?=\s*(?:(?:ip|forwarded|affinity|bearer|sni)\s*(?:[/,]|\Z)|(?:header|cookie|query|path|python):))"
 )
 _KINDS: Final[Mapping[str, Callable[[str], Element]]] = {
     "header": Header,
@@ -60,7 +61,7 @@ _KINDS: Final[Mapping[str, Callable[[str], Element]]] = {
 _ADDRESS: Final = re.compile(r"(ip|forwarded)(?:/([0-9]{1,3}))?(?:/([0-9]{1,3}))?")
 _FUNCTION: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 _LABEL: Final = re.compile(
-    r"((?:ip|forwarded)(?:/[0-9]+)*|affinity|sni|(?:header|cookie|query|path|python):[^=]*)=.*", re.DOTALL
+    r"((?:ip|forwarded)(?:/[0-9]+)*|affinity|bearer|sni|(?:header|cookie|query|path|python):[^=]*)=.*", re.DOTALL
 )
 
 
@@ -218,6 +219,8 @@ def _element(text: str, trust: Trust, load: Load | None, on_error: OnError | Non
         return Ip(v4, v6) if match[1] == "ip" else Forwarded(v4, v6, trust=trust)
     if text == Sni.spec:
         return Sni()
+    if text == Bearer.spec:
+        return Bearer()
     if text == AFFINITY:
         return Affinity(jar)
     kind, colon, rest = text.partition(":")

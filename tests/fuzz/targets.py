@@ -149,6 +149,7 @@ _CHAINS: Final = (
     "path:^/s/([^/]+),affinity",
     "query:q,header:authorization",
     "affinity,cookie:a",
+    "bearer,cookie:a",
 )
 _SECRET: Final = b"5a" * 32
 

@@ -41,6 +41,7 @@ CHAINS: list[dict[str, Any]] = [
     {"by": "sni,ip", "trust": NETWORKS, "proxy_protocol": "required"},
     {"by": "sni,ip/24/48", "trust": NETWORKS, "proxy_protocol": "required", "tls_cert": "cert.pem"},
     {"by": "sni", "tls_cert": "cert.pem"},
+    {"by": "bearer,affinity"},
     {"by": "ip", "trust": NETWORKS, "proxy_protocol": "required", "server": "stream"},
 ]
 FRAMES = {

@@ -66,9 +66,53 @@ def test_first_element_that_yields_a_key_wins(text: str, key: Key | None) -> Non
     assert chain(text).find(PEER, ASKED) == key
 
 
+WEBSOCKET = b"sec-websocket-protocol"
+BEARERS = [
+    ("/", (b"authorization", b"Bearer abc.def")),
+    ("/", (b"authorization", b"bearer   abc.def")),
+    ("/?access_token=abc.def", (b"accept", b"*/*")),
+    ("/?access_token=abc%2Edef", (b"authorization", b"Basic YTpi")),
+    ("/", (WEBSOCKET, b"bearer, abc.def")),
+    ("/", (WEBSOCKET, b"chat.v1,Bearer , abc.def")),
+    ("/", (WEBSOCKET, b"base64url.bearer.authorization.k8s.io.YWJjLmRlZg, base64.binary.k8s.io")),
+]
+
+
+@pytest.mark.parametrize(("target", "header"), BEARERS)
+def test_bearer_token_is_one_key_wherever_the_client_sends_it(target: str, header: tuple[bytes, bytes]) -> None:
+    """A page sends its token in a header with `fetch`, and cannot with a websocket: both have to reach one worker."""
+    request = Request("GET", target, PEER, [header])
+    found = chain("bearer").find(PEER, request)
+    assert found == Key(b"abc.def", "bearer", False)
+    assert chain("bearer").value is not None
+    plain = chain("query:token").find(PEER, Request("GET", "/?token=abc.def", PEER, []))
+    assert plain is not None
+    assert plain.value == found.value
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"authorization", b"Basic YTpi")],
+        [(b"authorization", b"Bearer")],
+        [(b"authorization", b"Bearerabc")],
+        [(WEBSOCKET, b"chat, bearer")],
+        [(WEBSOCKET, b"bearer,")],
+        [(WEBSOCKET, b"base64url.bearer.authorization.k8s.io.A")],
+        [(WEBSOCKET, b",".join([b"x"] * 5000) + b",bearer,abc")],
+    ],
+)
+def test_what_has_no_bearer_token_has_no_key(headers: list[tuple[bytes, bytes]]) -> None:
+    """A password of `Basic` is not a token; and nothing that a client sends raises."""
+    assert chain("bearer").find(PEER, Request("GET", "/", PEER, headers)) is None
+
+
 @pytest.mark.parametrize(
     ("text", "spec"),
     [
+        ("path:^/(a{1,3}),bearer", "path:^/(a{1,3}),bearer"),
+        ("bearer,ip", "bearer,ip"),
         ("ip", "ip"),
         ("ip/32/64", "ip"),
         ("ip/024", "ip/24"),
