@@ -210,14 +210,7 @@ def _hash(emit: Assembler, key: AddressKey, ipv4_bits: int, ipv6_bits: int) -> N
     emit(Op.ST, _LENGTH)
     emit(Op.JA, to="last")
     emit.label("ipv6")
-    emit.because("64:ff9b::/96: a translator has put an IPv4 address into the last word, and that is the client")
-    emit(Op.LD_PACKET, _NETWORK + _IPV6_SOURCE)
-    emit(Op.XOR, _NAT64)
-    for number in (1, 2):
-        emit(Op.TAX)
-        emit(Op.LD_PACKET, _NETWORK + _IPV6_SOURCE + 4 * number)
-        emit(Op.OR_X)
-    emit(Op.JEQ, 0, to="nat64")
+    _to_nat64(emit)
     words = (ipv6_bits + 31) // 32
     for number in range(words - 1):
         emit.because(f"IPv6: word {number + 1} of {words} of the source")
@@ -248,6 +241,18 @@ def _hash(emit: Assembler, key: AddressKey, ipv4_bits: int, ipv6_bits: int) -> N
     emit(Op.LDX_MEMORY, _V3)
     emit(Op.LD_MEMORY, _V1)
     emit(Op.XOR_X)
+
+
+def _to_nat64(emit: Assembler) -> None:
+    """Jump to `nat64` if the IPv6 source is in 64:ff9b::/96."""
+    emit.because("64:ff9b::/96: a translator has put an IPv4 address into the last word, and that is the client")
+    emit(Op.LD_PACKET, _NETWORK + _IPV6_SOURCE)
+    emit(Op.XOR, _NAT64)
+    for number in (1, 2):
+        emit(Op.TAX)
+        emit(Op.LD_PACKET, _NETWORK + _IPV6_SOURCE + 4 * number)
+        emit(Op.OR_X)
+    emit(Op.JEQ, 0, to="nat64")
 
 
 def _source(emit: Assembler, offset: int, bits: int) -> None:

@@ -16,6 +16,7 @@ import limpet.protocol.request
 from limpet.errors import SettingsError
 from limpet.protocol.request import Peer, Request
 from limpet.routing.elements import Ip, Path
+from limpet.routing.forwarded import behind_nat64
 from limpet.routing.key_chain import Key, KeyChain, Trust
 
 PEER = Peer("192.0.2.77", 4711, "127.0.0.1:8000")
@@ -194,7 +195,7 @@ def test_address_is_masked_and_packed_in_whole_words(
     """The kernel's program loads 32-bit words of the address: the dispatcher must hash the same."""
     key = KeyChain([Ip(v4, v6)]).find(Peer(str(address), None, ""), None)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    known = mapped or address
+    known = mapped or behind_nat64(address)
     bits, size = (v4, 4) if known.version == 4 else (v6, -(-v6 // 32) * 4)
     network = ipaddress.ip_network((known, bits), strict=False)
     assert key is not None
