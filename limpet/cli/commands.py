@@ -136,17 +136,29 @@ def check(show_bpf: bool, **flags: Any) -> None:
 @cli.command()
 @click.argument("kind")
 @click.option("--hosts", default="", metavar="HOST:PORT,...", help="where limpet serves, on each machine")
-@click.option("--listen", default=80, metavar="PORT", type=click.IntRange(1, 65535), help="port of the front")
+@click.option(
+    "--listen",
+    metavar="PORT",
+    type=click.IntRange(1, 65535),
+    help="port of the front, not of kubernetes  [default: 80]",
+)
 @click.option(
     "--health",
     metavar="[:PORT]/PATH",
-    help="what the front asks whether a host is ready  [default: /ready at the port of --admin]",
+    help="what the front asks whether a host is ready, not nginx  [default: /ready at the port of --admin]",
 )
-@click.option("--image", default="IMAGE", metavar="IMAGE", help="what the pods of kubernetes run")
+@click.option("--image", metavar="IMAGE", help="what the pods of kubernetes run")
 @setting_options
 @click.pass_obj
 def front(
-    words: Sequence[str], /, kind: str, hosts: str, listen: int, health: str | None, image: str, **flags: Any
+    words: Sequence[str],
+    /,
+    kind: str,
+    hosts: str,
+    listen: int | None,
+    health: str | None,
+    image: str | None,
+    **flags: Any,
 ) -> None:
     """Print the configuration of a front that keeps each client on its machine, by the settings of `run`.
 
@@ -161,6 +173,7 @@ def front(
         kind,
         settings.load(flags, environ),
         hosts,
+        given=settings.given(flags, environ),
         listen=listen,
         health=health,
         image=image,

@@ -10,6 +10,7 @@ is not known here: config/checks.py asks who knows.
 2. The children trust the JSON; they check nothing again.
 
 If you change this, also run: python -m tools.docs.settings_page > docs/settings.md
+A new setting also belongs into PASSED_ON or LOOKED_AT of fronts/__init__.py.
 """
 
 from __future__ import annotations
@@ -361,10 +362,20 @@ def load(
 
     Raises SettingsError.
     """
+    values = given(flags, environ, spelled)
+    if "app" not in values:
+        raise SettingsError("no application was given", hint="`limpet run module:attribute`")
+    return Settings(**values)
+
+
+def given(
+    flags: Mapping[str, object], environ: Mapping[str, str], spelled: Callable[[Setting], str] = lambda each: each.flag
+) -> dict[str, Any]:
+    """Return what `load` takes from these places, by the name of the field: not what is left at its default."""
     by_flag = {
-        each.name: each.read(",".join(given) if isinstance(given, tuple) else given, f"`{spelled(each)}`")
+        each.name: each.read(",".join(text) if isinstance(text, tuple) else text, f"`{spelled(each)}`")
         for each in SETTINGS
-        if (given := flags.get(each.name)) not in (None, ())
+        if (text := flags.get(each.name)) not in (None, ())
     }
     by_variable = {
         each.name: each.read(text, f"`{each.variable}`") for each in SETTINGS if (text := environ.get(each.variable))
@@ -377,9 +388,7 @@ def load(
     path = (by_variable | by_flag).get("config")
     by_file = read_file(str(path)) if path else {}
     values: dict[str, Any] = by_platform | by_file | by_variable | by_flag
-    if "app" not in values:
-        raise SettingsError("no application was given", hint="`limpet run module:attribute`")
-    return Settings(**by_preset(values.get("for_")) | values)
+    return by_preset(values.get("for_")) | values
 
 
 def by_preset(name: str | None) -> dict[str, Any]:

@@ -6,7 +6,8 @@ cli/commands.py reads the settings and prints.
 
 1. Two clients with one key of limpet have one key of the front: the front's is the same, or a part of it. A finer one
    would tear apart on machines what limpet keeps together.
-2. What a front cannot express is refused, with what can be had instead. Nothing is left out in silence.
+2. What a front cannot express is refused, with what can be had instead. Nothing is left out in silence: each setting is
+   declared in PASSED_ON or LOOKED_AT, and one that is in neither is refused.
 3. A request that may not be repeated (POST, PATCH) is sent to a second host only if the first took no connection.
 4. Where TLS ends in limpet, or it serves no HTTP, the front passes on bytes (`passes_bytes`), by what it knows of a
    connection. With `--proxy-protocol required` it says who the client is in front of them, and `ip` is a key like any.
@@ -18,12 +19,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Final, Literal, NoReturn
 
-from limpet.config.settings import Settings
+from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import SettingsError
 from limpet.routing.affinity_cookie import Attributes
 from limpet.routing.elements import Element, Ip
@@ -37,7 +38,29 @@ that a request is just sent on."""
 KEEP_ALIVE_S: Final = IDLE_S + 15
 _HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _HEALTH: Final = re.compile(r"(?::([0-9]{1,5}))?(/[!-~]*)")
+_LOCAL: Final = re.compile(r"(?:127\.|localhost:|\[::1\]:)")
 _FIT: Final = re.compile(r"[!#%&'*+.^_`|~0-9A-Za-z/?()\[\]{}<>:=,@$\\-]*")
+
+
+_PASSED_ON: Final = (
+    "app app_dir config for_ workers place learn_idle_s on_lost interface factory loop http ws worker_class "
+    "server_config threads tls_key root_path on_down dispatchers terminators user group umask name state_dir control "
+    "admin_token backlog max_connections_per_worker queue max_pending max_copies max_head_bytes max_headers "
+    "head_timeout_s key_timeout_s wait_timeout_s max_surge start_timeout_s block_warning_s hang_timeout_s max_requests "
+    "max_memory_mib websocket_spread_s graceful_timeout_s reload reload_dir access_log log_format log_level log_file "
+    "debug_header"
+)
+PASSED_ON: Final = frozenset(_PASSED_ON.split())
+"""Settings that work behind every front as they do without one. They stand in the command for the hosts."""
+_LOOKED_AT: Final = (
+    "bind by trust proxy_protocol affinity_cookie learn mint server tls_cert backend secret_file admin "
+    "max_connections_per_address keep_alive_timeout_s"
+)
+LOOKED_AT: Final = frozenset(_LOOKED_AT.split())
+"""Settings that a front has to express, too, or to refuse. They stand in the command for the hosts, if not refused.
+
+A setting that is in neither is refused by every front: whoever adds one has to say here which it is.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +79,8 @@ class Plan:
 
     kind: str
     settings: Settings
+    given: Collection[str]
+    """Names of the settings that were given: what is left at its default the hosts are not told."""
     command: str
     hosts: Sequence[str]
     listen: int
@@ -72,13 +97,40 @@ class Plan:
         return [network for network in self.settings.trust if network != "unix"]
 
     @property
-    def set_cookie(self) -> str:
+    def cookie(self) -> Attributes:
         """Return the attributes of the front's own cookie: those of `--affinity-cookie`."""
-        given = Attributes.parse(self.settings.affinity_cookie)
+        return Attributes.parse(self.settings.affinity_cookie)
+
+    @property
+    def set_cookie(self) -> str:
+        """Return these attributes as Set-Cookie has them; without Secure, where they leave that to the connection."""
+        given = self.cookie
         parts = [f"Path={given.path}", f"SameSite={given.same_site}"]
         parts += [f"Domain={given.domain}"] * bool(given.domain) + [f"Max-Age={given.max_age}"] * bool(given.max_age)
         parts += ["HttpOnly"] * given.http_only + ["Secure"] * bool(given.secure)
         return "; ".join(parts + ["Partitioned"] * given.partitioned)
+
+    @property
+    def makes_cookie(self) -> bool:
+        """Whether the front makes a cookie of its own for clients that bring no key."""
+        return any(source.kind == "made" for source in self.sources)
+
+    def refuse_attributes(self, *names: str) -> None:
+        """Raise SettingsError if the front's cookie is to have an attribute among *names*, which it cannot have."""
+        given = self.cookie
+        wanted = {"Domain": given.domain, "Partitioned": given.partitioned, "HttpOnly=no": not given.http_only}
+        for name in names:
+            if self.makes_cookie and wanted[name]:
+                self.refuse(
+                    f"cannot set `{name}` for its own cookie (`--affinity-cookie '{self.settings.affinity_cookie}'`)",
+                    f"`--affinity-cookie` without `{name}`; `limpet front haproxy` can set all",
+                )
+
+    def spellings(self, **differ: str) -> Iterator[str]:
+        """Yield a note for each key of which the front knows another spelling than limpet: *differ* says how."""
+        for source in self.sources:
+            if source.kind in differ:
+                yield f"`{source.kind}:{source.name}`: {differ[source.kind]}"
 
     @property
     def is_proxied(self) -> bool:
@@ -91,7 +143,8 @@ class Plan:
         return self.settings.tls_cert is not None or self.settings.server == "stream"
 
     def refuse(self, what: str, instead: str) -> NoReturn:
-        """Raise SettingsError: this kind of front cannot do *what*."""
+        """Raise SettingsError: this kind of front cannot do *what*, which names a flag or else is about `--by`."""
+        what += f" (`--by {self.settings.by}`)" * ("`--" not in what)
         raise SettingsError(f"{self.kind} {what}", hint=instead)
 
     def refuse_learning(self) -> None:
@@ -158,20 +211,92 @@ class Plan:
         return "\n".join(f"# {line}" for line in (f"Made by: {self.command}", *self._run(), *notes))
 
     def _run(self) -> Iterator[str]:
-        if not self.hosts:
-            return
+        if self.hosts:
+            yield "On every host, with the same secret, so that a client has the same slot wherever it comes to:"
+            yield f"  {shlex.join(self.run(bind=self._bind()))}"
+
+    def run(self, **instead: object) -> list[str]:
+        """Return the command that each host is started with: all that was given, and what the front needs of it.
+
+        *instead* has what stands there in place of what was given; None leaves a setting out.
+        """
+        values = {name: getattr(self.settings, name) for name in self.given}
+        values = {"keep_alive_timeout_s": KEEP_ALIVE_S, "secret_file": "FILE", "by": self.settings.by} | values
+        values |= {"config": None, "for_": None} | instead  # what these two set is written out
+        return ["limpet", "run", self.settings.app, *_words(values)]
+
+    def _bind(self) -> object:
+        """Return what the hosts bind. Raises SettingsError where that is not what the front sends clients to."""
+        ports = {_port(host) for host in self.hosts}
+        if "bind" not in self.given:
+            return f":{ports.pop() if len(ports) == 1 else 'PORT'}"
+        is_local = all(_LOCAL.match(host) for host in self.hosts)
+        for bind in self.settings.served:
+            address, _, port = bind.address.rpartition(":")
+            if ports == {int(port) if port.isdecimal() else 0} and (is_local or not _LOCAL.match(f"{address}:")):
+                break
+        else:
+            self.refuse(
+                f"sends clients to {','.join(self.hosts)}, and `--bind {','.join(self.settings.bind)}` is not there",
+                f"`--bind :{next(iter(ports))}`, or `--hosts` with the port that it serves",
+            )
+        return self.settings.bind
+
+    def _refuse_own_flags(self, listen: int | None, health: str | None, image: str | None) -> None:
+        """Raise SettingsError for a flag of `limpet front` that means nothing for this kind."""
+        if image is not None and self.kind != "kubernetes":
+            self.refuse("runs no pods, so it has no `--image`", "leave it out; `limpet front kubernetes` has one")
+        if listen is not None and self.kind == "kubernetes":
+            self.refuse("listens where the Ingress does, not at `--listen`", "leave it out")
+        if health is not None and (self.kind == "nginx" or (self.kind == "caddy" and self.is_proxied)):
+            self.refuse(
+                "asks no host whether it is ready (`--health`)" + " where it sends PROXY headers" * self.is_proxied,
+                "leave it out: what fails tells it; `limpet front haproxy` asks",
+            )
+
+    def _refuse_what_no_front_can(self) -> None:
+        """Raise SettingsError for what the hosts could be told, and would not work behind a front."""
         settings = self.settings
-        flags = [settings.app, "--bind", f":{_port(self.hosts[0])}", "--by", settings.by]
-        for flag, given in (("--trust", settings.trust), ("--learn", settings.learn)):
-            flags += [flag, ",".join(given)] if given else []
-        flags += ["--mint", settings.mint] if settings.mint != "none" else []
-        flags += ["--server", "stream"] if settings.server == "stream" else []
-        flags += ["--proxy-protocol", "required"] if self.is_proxied else []
-        flags += ["--tls-cert", settings.tls_cert] if settings.tls_cert else []
-        flags += ["--tls-key", settings.tls_key] if settings.tls_key else []
-        flags += ["--keep-alive-timeout", str(KEEP_ALIVE_S), "--secret-file", "FILE"]
-        yield "On every host, with the same secret, so that a client has the same slot wherever it comes to:"
-        yield f"  {shlex.join(['limpet', 'run', *flags])}"
+        for each in SETTINGS:
+            if each.name in self.given and each.name not in PASSED_ON | LOOKED_AT:
+                self.refuse(f"does not know what `{each.flag}` means for it", "leave it out; please report this")
+        if settings.backend == "kernel":
+            self.refuse(
+                "is the only address that the kernel sees, so `--backend kernel` has everybody on one worker",
+                "`--backend auto`, or leave it out",
+            )
+        if settings.max_connections_per_address and not self.is_proxied:
+            self.refuse(
+                "is the address of all connections, so `--max-connections-per-address` limits everybody together",
+                "leave it out; or `--proxy-protocol required`, where the front can",
+            )
+        if "keep_alive_timeout_s" in self.given and settings.keep_alive_timeout_s < KEEP_ALIVE_S:
+            self.refuse(
+                f"keeps idle connections for {IDLE_S} s, and `--keep-alive-timeout {settings.keep_alive_timeout_s:g}` "
+                "ends them under its requests",
+                f"`--keep-alive-timeout {KEEP_ALIVE_S}`, or leave it out",
+            )
+        if {each.by for each in settings.served} | {settings.by} != {settings.by}:
+            self.refuse("goes by one key chain, and `--bind` has others", "a front of its own for each of them")
+
+
+def _words(values: Mapping[str, object]) -> Iterator[str]:
+    """Yield *values* as flags of `limpet run`, in the order in which settings are documented."""
+    for each in SETTINGS:
+        value = values.get(each.name)
+        if each.name == "app" or value is None or value == ():
+            continue
+        if isinstance(value, bool):
+            yield each.flag if value else f"--no-{each.key}"
+        else:
+            yield each.flag
+            yield (
+                ",".join(value)
+                if isinstance(value, tuple)
+                else f"{value:.12g}"
+                if isinstance(value, float)
+                else f"{value}"
+            )
 
 
 def configuration(
@@ -179,33 +304,51 @@ def configuration(
     settings: Settings,
     hosts: str,
     *,
-    listen: int = 80,
+    given: Collection[str] | None = None,
+    listen: int | None = None,
     health: str | None = None,
-    image: str = "IMAGE",
+    image: str | None = None,
     command: str = "limpet front",
 ) -> str:
-    """Return the configuration of a front of *kind* before *hosts*, comma-separated. Raises SettingsError."""
+    """Return the configuration of a front of *kind* before *hosts*, comma-separated. Raises SettingsError.
+
+    *given* names the settings that were given; without it these are all that are not what they are by default.
+    """
     if kind not in KINDS:
         raise SettingsError(
             f"there is no front `{kind}`: {', '.join(KINDS)} are allowed", hint="`limpet front haproxy`"
         )
+    try:
+        sources = list(_sources(settings))
+    except SettingsError as error:
+        raise SettingsError(f"{kind}, `--by {settings.by}`: {error.message}", hint=error.hint) from None
     plan = Plan(
         kind=kind,
         settings=settings,
+        given=frozenset(_changed(settings) if given is None else given),
         command=command,
         hosts=list(_hosts(hosts, is_needed=kind != "kubernetes")),
-        listen=listen,
+        listen=listen or 80,
         health=_health(health, settings),
-        image=image,
-        sources=list(_sources(settings)),
+        image=image or "IMAGE",
+        sources=sources,
     )
+    plan._refuse_own_flags(listen, health, image)
+    plan._refuse_what_no_front_can()
     if plan.passes_bytes and (unread := [each for each in plan.sources if each.kind not in ("address", "sni")]):
-        raise SettingsError(
-            f"where no front can read requests it has no `{unread[0].kind}` to go by (`--by {settings.by}`)",
-            hint="`--by sni,ip --proxy-protocol required`; or let TLS end in the front, without `--tls-cert`",
+        what = "`--tls-cert`" if settings.tls_cert else "`--server stream`"
+        plan.refuse(
+            f"cannot read requests with {what}, so it has no `{unread[0].kind}` to go by (`--by {settings.by}`)",
+            "`--by sni,ip --proxy-protocol required`; or let TLS end in the front, without `--tls-cert`",
         )
     text: str = import_module(f"limpet.fronts.{kind}").write(plan)
     return text
+
+
+def _changed(settings: Settings) -> Iterator[str]:
+    """Yield the names of all settings that are not what they are by default."""
+    default = Settings(app=settings.app)
+    return (each.name for each in SETTINGS if getattr(settings, each.name) != getattr(default, each.name))
 
 
 def _hosts(text: str, is_needed: bool) -> Iterator[str]:

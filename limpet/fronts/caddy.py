@@ -44,6 +44,8 @@ def _site(plan: Plan) -> Iterator[str]:
     yield f"		request_header -{_HEADER}"
     for number, source in reversed(list(enumerate(plan.sources, start=1))):
         yield from _found(plan, source, number)
+    if plan.makes_cookie:
+        yield from _cookie(plan)
     yield f"		reverse_proxy {' '.join(plan.hosts)} {{"
     yield from (f"			{line}" for line in _proxy(plan))
     yield "		}\n	}\n}"
@@ -66,8 +68,32 @@ def _found(plan: Plan, source: Source, number: int) -> Iterator[str]:
         )
     kind = {"header": "header", "cookie": "cookie", "query": "uri.query"}[source.kind]
     value = f"{{http.request.{kind}.{source.name}}}"
+    if source.kind == "query":  # several values are joined with commas there; limpet takes the first
+        yield f'		@by{number} vars_regexp by{number} {value} "^([^,]+)"'
+        yield f'		request_header @by{number} {_HEADER} "{{re.by{number}.1}}"'
+        return
     yield f'		@by{number} vars_regexp {value} "."'
+    if source.kind == "header":
+        yield f'		request_header @by{number} {source.name} "{value}"    # of several lines what is hashed'
     yield f'		request_header @by{number} {_HEADER} "{value}"'
+
+
+def _cookie(plan: Plan) -> Iterator[str]:
+    """Yield what gives Caddy's cookie its attributes, and empties it on what shared caches may keep."""
+    given = f"$1; {plan.set_cookie}"
+    mine = f'"^({COOKIE}=[^;]*).*$"'
+    yield "		# Caddy's own cookie, with the attributes of `--affinity-cookie`"
+    if plan.cookie.secure is None:
+        yield "		@secure protocol https\n		@plain not protocol https"
+        yield f'		header @secure >Set-Cookie {mine} "{given}; Secure"'
+        yield f'		header @plain >Set-Cookie {mine} "{given}"'
+    else:
+        yield f'		header >Set-Cookie {mine} "{given}"'
+    yield "		# Empty on what shared caches may keep: they would hand one client's cookie to everybody."
+    for kept in "public", "s-maxage":
+        yield "		header {"
+        yield f'			>Set-Cookie "^{COOKIE}=.*$" ""'
+        yield f"			match header Cache-Control *{kept}*\n		}}"
 
 
 def _proxy(plan: Plan) -> Iterator[str]:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 
 from limpet.fronts import COOKIE, IDLE_S, Plan, Source
-from limpet.routing.affinity_cookie import Attributes
 
 _CONNECT = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
@@ -27,7 +26,23 @@ _NOTES = (
 def write(plan: Plan) -> str:
     """Return the configuration. Raises SettingsError."""
     plan.refuse_all_but_whole_keys()
-    return "\n".join([plan.head(_NOTES), *_listener(plan), *_route(plan), *_cluster(plan)]) + "\n"
+    plan.refuse_attributes("HttpOnly=no")
+    return (
+        "\n".join([plan.head([*_NOTES, *_differences(plan)]), *_listener(plan), *_route(plan), *_cluster(plan)]) + "\n"
+    )
+
+
+def _differences(plan: Plan) -> Iterator[str]:
+    undecoded = "Envoy hashes it undecoded: a client has to spell it in one way"
+    yield from plan.spellings(
+        query=f"{undecoded}, `a%20b` and `a+b` are two",
+        path=f"{undecoded}, `a%62` and `ab` are two",
+        header="of several lines Envoy hashes each for itself: a client has to send one",
+    )
+    if plan.makes_cookie:
+        yield "Envoy sets its cookie on public responses, too: a cache before it must not keep `Set-Cookie`."
+        if plan.cookie.secure is None:
+            yield "With TLS in Envoy: `--affinity-cookie Secure`. Its cookie does not go by the connection."
 
 
 def _listener(plan: Plan) -> Iterator[str]:
@@ -93,11 +108,13 @@ _PREVIOUS = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicat
 def _policy(plan: Plan, source: Source) -> dict[str, object]:
     """Return one hash policy: JSON is YAML."""
     if source.kind == "made":
-        given = Attributes.parse(plan.settings.affinity_cookie)
+        given = plan.cookie
         # A ttl has Envoy make the cookie; 0s is a cookie that ends with the browser.
         own = {"name": COOKIE, "path": given.path, "ttl": f"{given.max_age}s"}
         attributes = [{"name": "SameSite", "value": given.same_site}]
+        attributes += [{"name": "Domain", "value": given.domain}] if given.domain else []
         attributes += [{"name": "Secure", "value": ""}] if given.secure else []
+        attributes += [{"name": "Partitioned", "value": ""}] if given.partitioned else []
         return {"cookie": {**own, "attributes": attributes}, "terminal": True}
     if source.kind == "path":
         pattern = {"regex": f"^[^?]*?{source.name}.*$"}

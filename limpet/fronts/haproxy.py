@@ -7,6 +7,7 @@ connections that began with a PROXY header are used for the same client alone, w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from limpet.fronts import COOKIE, IDLE_S, Plan, Source
@@ -68,11 +69,17 @@ frontend limpet_web from limpet
     yield "    http-request set-header X-Forwarded-Proto https if { ssl_fc }"
     yield f"    # The key of the client: {plan.settings.by}"
     for source in plan.sources:
+        if name := {"header": source.name, "bearer": "authorization"}.get(source.kind):
+            yield "    # Of several lines the last counts, here as in limpet."
+            yield f"    http-request set-header {name} %[req.fhdr({name})] if {{ req.fhdr_cnt({name}) gt 1 }}"
         yield from _found(source)
-    if any(source.kind == "made" for source in plan.sources):
+    if plan.makes_cookie:
+        secure = "%[ssl_fc,iif('; Secure',)]" if plan.cookie.secure is None else ""
+        yield "    # Not on what shared caches may keep: they would hand one client's cookie to everybody."
         yield (
-            f'    http-after-response add-header Set-Cookie "{COOKIE}=%[var(txn.made)]; {plan.set_cookie}" '
-            "if { var(txn.made) -m found }"
+            f'    http-after-response add-header Set-Cookie "{COOKIE}=%[var(txn.made)]; {plan.set_cookie}{secure}" '
+            "if { var(txn.made) -m found } "
+            r"!{ res.fhdr(cache-control) -m reg -i '(^|[, ])(public|s-maxage *=)' }"
         )
 
 
@@ -101,8 +108,8 @@ def _found(source: Source) -> Iterator[str]:
         yield f"    http-request set-var(txn.made) uuid() {_UNLESS}     # for a client that has none yet"
         yield f"    http-request set-var(txn.key) var(txn.made) {_UNLESS}"
         return
-    if source.kind == "bearer":
-        for fetch, condition in _BEARER:
+    if source.kind in ("bearer", "cookie"):
+        for fetch, condition in _samples(source):
             is_there = f" {{ {condition} }}" if condition else ""
             yield f"    http-request set-var(txn.key) {fetch} if !{{ var(txn.key) -m len ge 1 }}{is_there}"
         return
@@ -115,6 +122,19 @@ def _found(source: Source) -> Iterator[str]:
     yield f"    http-request set-var(txn.key) {_fetch(source)} {_UNLESS}"
 
 
+def _samples(source: Source) -> list[tuple[str, str]]:
+    """Return the samples of a source, the first that has a key counts, each with the condition for it to have one."""
+    if source.kind == "bearer":
+        return list(_BEARER)
+    found = [(_fetch(source), "")]
+    if source.kind == "cookie" and re.fullmatch(r"[\w.+-]+", source.name, re.ASCII):
+        # `req.cook` takes the last of several cookies of one name, limpet the first.
+        name = re.sub(r"([.+])", r"[\1]", source.name)
+        first = f"""'req.fhdr(cookie,1),regsub("^(?:.*?;)?[ ]*{name} *=[ \\x22]*([^;]*?)[ \\x22]*(?:;.*)?$","\\1")'"""
+        found.insert(0, (first, f"req.fhdr(cookie,1) -m reg '(?:^|;)[ ]*{name} *='"))
+    return found
+
+
 def _fetch(source: Source) -> str:
     """Return the sample of a source of the client's own."""
     if source.kind == "address":
@@ -125,7 +145,7 @@ def _fetch(source: Source) -> str:
     return {
         "sni": "ssl_fc_sni,lower",
         "header": f"req.fhdr({source.name})",
-        "cookie": f"req.cook({source.name})",
+        "cookie": f"""'req.cook({source.name}),regsub("^[\\x22](.*)[\\x22]$","\\1")'""",
         "query": f"url_param({source.name}),url_dec(1)",
     }[source.kind]
 
@@ -169,8 +189,7 @@ def _learning(plan: Plan) -> Iterator[str]:
     yield f"    stick-table type string len 256 size 1m expire {int(plan.settings.learn_idle_s)}s"
     for source in plan.sources:
         if source.kind not in ("address", "made"):
-            samples = [sample for sample, _ in _BEARER] if source.kind == "bearer" else [_fetch(source)]
-            yield from (f"    stick match {sample}" for sample in samples)
+            yield from (f"    stick match {sample}" for sample, _ in _samples(source))
     for learned in plan.settings.learn:
         kind, _, name = learned.partition(":")
         yield (

@@ -10,8 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from limpet.fronts import COOKIE, KEEP_ALIVE_S, Plan
-from limpet.routing.affinity_cookie import Attributes
+from limpet.fronts import COOKIE, Plan
 
 _PORT = 8000
 _ADMIN_PORT = 9000
@@ -32,19 +31,30 @@ def write(plan: Plan) -> str:
     plan.refuse_proxy_headers()
     if plan.hosts:
         plan.refuse("finds its pods by the Service", "leave out `--hosts`; `--image IMAGE` is what pods run")
-    head = plan.head(_NOTES)
+    head = plan.head([*_NOTES, *_differences(plan)])
     return "\n---\n".join(["\n".join([head, *_deployment(plan)]), _SERVICE, "\n".join(_ingress(plan))]) + "\n"
+
+
+def _differences(plan: Plan) -> Iterator[str]:
+    yield from plan.spellings(
+        query="the Ingress hashes it undecoded: a client has to spell it in one way, `a%20b` and `a+b` are two",
+        cookie='the Ingress hashes it with its quotes: sid="1" and sid=1 are two',
+    )
+    if plan.makes_cookie:
+        yield "The Ingress sets its cookie on public responses, too: a cache before it must not keep `Set-Cookie`."
 
 
 def _deployment(plan: Plan) -> Iterator[str]:
     settings = plan.settings
-    command = ["limpet", "run", settings.app, "--bind", f":{_PORT}", "--workers", "2", "--by", settings.by]
-    command += ["--trust", ",".join(settings.trust)] if settings.trust else []
-    command += ["--mint", settings.mint] if settings.mint != "none" else []
-    command += ["--keep-alive-timeout", str(KEEP_ALIVE_S), "--secret-file", "/run/secrets/limpet/secret"]
-    port, path = plan.health or (_ADMIN_PORT, "/ready")
-    command += ["--admin", f":{port or _ADMIN_PORT}"]
-    asked = f"httpGet: {{path: {path}, port: {port or _PORT}}}"
+    bind, admin = _ports(plan)
+    command = plan.run(
+        bind=f":{bind}",
+        workers=settings.workers if "workers" in plan.given else 2,
+        secret_file="/run/secrets/limpet/secret",
+        admin=f":{admin}",
+    )
+    port, path = plan.health or (admin, "/ready")
+    asked = f"httpGet: {{path: {path}, port: {port or bind}}}"
     grace = int(settings.graceful_timeout_s) + _LEAVE_S + 5
     yield f"""apiVersion: apps/v1
 kind: Deployment
@@ -64,10 +74,10 @@ spec:
           image: {json.dumps(plan.image)}
           command: {json.dumps(command)}
           ports:
-            - {{name: web, containerPort: {_PORT}}}
+            - {{name: web, containerPort: {bind}}}
           startupProbe: {{{asked}, periodSeconds: 1, failureThreshold: {int(settings.start_timeout_s) + 5}}}
           readinessProbe: {{{asked}, periodSeconds: 1, failureThreshold: 2}}
-          livenessProbe: {{httpGet: {{path: /live, port: {port or _ADMIN_PORT}}}, periodSeconds: 10, timeoutSeconds: 5}}
+          livenessProbe: {{httpGet: {{path: /live, port: {admin}}}, periodSeconds: 10, timeoutSeconds: 5}}
           lifecycle:
             preStop: {{exec: {{command: ["sleep", "{_LEAVE_S}"]}}}}
           volumeMounts:
@@ -75,6 +85,21 @@ spec:
       volumes:
         - name: secret
           secret: {{secretName: limpet, defaultMode: 256}}   # 0400: limpet takes no secret that others can read"""
+
+
+def _ports(plan: Plan) -> tuple[int, int]:
+    """Return the ports at which a pod serves and answers probes. Raises SettingsError for what others cannot reach."""
+    found = []
+    for flag, name, port in ("--bind", "bind", _PORT), ("--admin", "admin", _ADMIN_PORT):
+        given = getattr(plan.settings, name) if name in plan.given else f":{port}"
+        text = given if isinstance(given, str) else ",".join(given)
+        match = re.fullmatch(r"(?:0\.0\.0\.0|\[::\])?:([0-9]+)", text)
+        if not match:
+            plan.refuse(f"reaches a pod at one port of all its addresses, not at `{flag} {text}`", f"`{flag} :{port}`")
+        found.append(int(match[1]))
+    if "secret_file" in plan.given:
+        plan.refuse("mounts the secret of all pods itself, not `--secret-file`", "leave it out: the notes make one")
+    return found[0], found[1]
 
 
 _SERVICE = f"""apiVersion: v1
@@ -104,16 +129,19 @@ def _annotations(plan: Plan) -> Iterator[tuple[str, str]]:
     can = "one cookie, header, parameter, address or a cookie of its own (`--by affinity`)"
     source = plan.only("made", "address", "header", "cookie", "query", can=can)
     if source.kind == "made":
-        given = Attributes.parse(plan.settings.affinity_cookie)
+        plan.refuse_attributes("Partitioned", "HttpOnly=no")
+        given = plan.cookie
         yield "affinity", "cookie"
         yield "affinity-mode", "persistent"  # a pod that comes moves nobody
         yield "session-cookie-name", COOKIE
         yield "session-cookie-path", given.path
         yield "session-cookie-samesite", given.same_site
+        if given.domain:
+            yield "session-cookie-domain", given.domain
         if given.max_age:
             yield "session-cookie-max-age", str(given.max_age)
-        if given.secure:
-            yield "session-cookie-secure", "true"
+        if given.secure is not None:  # else it is set where the request came by https, as limpet's is
+            yield "session-cookie-secure", str(given.secure).lower()
     else:
         name = source.name.replace("-", "_") if source.kind == "header" else source.name
         if not re.fullmatch(r"\w*", name, re.ASCII):

@@ -21,6 +21,8 @@ _DRAIN = (
     "nginx has no health checks: what fails tells it that a host is down.",
 )
 _NOTES = ("This belongs into `http { ... }`, for example as /etc/nginx/conf.d/limpet.conf.", *_DRAIN)
+_SET = frozenset({"connection", "upgrade", "host", "x-forwarded-for", "x-forwarded-proto"})  # for every request
+_SECURE = "$limpet_secure"
 _STREAM_NOTES = ("This belongs beside `http { ... }`, and needs nginx's stream module.", *_DRAIN)
 
 
@@ -31,7 +33,9 @@ def write(plan: Plan) -> str:
     if plan.passes_bytes:
         return "\n".join([plan.head(_STREAM_NOTES), "", *_block("stream", list(_stream(plan)))]) + "\n"
     plan.refuse_proxy_headers()
-    return "\n".join([plan.head(_NOTES), "", *_maps(plan), *_upstream(plan), *_server(plan)]) + "\n"
+    undecoded = "nginx hashes it undecoded: a client has to spell it in one way, `a%20b` and `a+b` are two"
+    notes = [*_NOTES, *plan.spellings(query=undecoded)]
+    return "\n".join([plan.head(notes), "", *_maps(plan), *_upstream(plan), *_server(plan)]) + "\n"
 
 
 def _stream(plan: Plan) -> Iterator[str]:
@@ -69,17 +73,24 @@ def _maps(plan: Plan) -> Iterator[str]:
     for number, source in enumerate(plan.sources):
         after = f"$limpet_key_{number + 2}" if number < last else "$request_id"
         yield from _map(plan, source, f"$limpet_key_{number + 1}", after)
-    if plan.sources[-1].kind == "made":
+    if plan.makes_cookie:
         yield "# The cookie that says so: only for a client that brings no key."
         for number, source in enumerate(plan.sources, start=1):
-            cookie = f'"{COOKIE}=$request_id; {plan.set_cookie}"'
+            cookie = f'"{COOKIE}=$request_id; {plan.set_cookie}{_SECURE * (plan.cookie.secure is None)}"'
             after = f"$limpet_cookie_{number + 1}" if source.kind != "made" else cookie
             yield from _block(
                 f"map {_variable(plan, source)} $limpet_cookie_{number}",
                 [f'"{_quoted(source.name)}" "";', f"default {after};"]
                 if source.kind == "path"
-                else [f'"" {after};', 'default "";'],
+                else [f'"" {after};', *_unquoted(source, after), 'default "";'],
             )
+        if plan.cookie.secure is None:
+            yield from _block("map $https $limpet_secure", ['on "; Secure";', 'default "";'])
+        yield "# Not on what shared caches may keep: they would hand one client's cookie to everybody."
+        yield from _block(
+            "map $upstream_http_cache_control $limpet_cookie",
+            [r"'~*(^|[,;\s])(public|s-maxage\s*=)' '';", "default $limpet_cookie_1;"],
+        )
     yield from _block(
         "map $http_upgrade $limpet_connection",
         ["default upgrade;", '"" "";                                # keep-alive'],
@@ -98,7 +109,14 @@ def _map(plan: Plan, source: Source, to: str, after: str) -> Iterator[str]:
         cut += [f'"~(?s)^(?<net6>.{{{v6 // 8}}}).{{{16 - v6 // 8}}}$" $net6;'] if v6 < 128 else []
         yield from _block(f"map {variable} {to}", [*cut, f"default {variable};"])
     else:
-        yield from _block(f"map {variable} {to}", [f'"" {after};', f"default {variable};"])
+        inside = f"limpet_in_{to.removeprefix('$limpet_')}"
+        quoted = [*_unquoted(source, after), f"""'~^"(?<{inside}>.*)"$' ${inside};"""] * (source.kind == "cookie")
+        yield from _block(f"map {variable} {to}", [f'"" {after};', *quoted, f"default {variable};"])
+
+
+def _unquoted(source: Source, after: str) -> list[str]:
+    """Return the line for a cookie that has nothing between its quotes: that is no key."""
+    return [f"""'""' {after};"""] * (source.kind == "cookie")
 
 
 def _variable(plan: Plan, source: Source) -> str:
@@ -147,8 +165,7 @@ def _server(plan: Plan) -> Iterator[str]:
     believed = [network.replace(" unix;", " unix:;") for network in believed]
     if believed:
         believed += ["real_ip_header X-Forwarded-For;", "real_ip_recursive on;", ""]
-    made = plan.sources[-1].kind == "made"
-    cookie = ["add_header Set-Cookie $limpet_cookie_1 always;"] if made else []
+    cookie = ["add_header Set-Cookie $limpet_cookie always;"] if plan.makes_cookie else []
     yield ""
     yield from _block(
         "server",
@@ -156,9 +173,16 @@ def _server(plan: Plan) -> Iterator[str]:
             f"listen {plan.listen};                            # with TLS: listen 443 ssl; ssl_certificate ...",
             "",
             *believed,
-            *_location(cookie),
+            *_location([*cookie, *_counted_headers(plan)]),
         ],
     )
+
+
+def _counted_headers(plan: Plan) -> Iterator[str]:
+    """Yield what makes limpet see of several lines what nginx has hashed."""
+    for source in plan.sources:
+        if source.kind == "header" and source.name not in _SET:
+            yield f"proxy_set_header {source.name} {_variable(plan, source)};   # of several lines what was hashed"
 
 
 def _location(cookie: list[str]) -> Iterator[str]:

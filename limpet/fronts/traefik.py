@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from limpet.fronts import COOKIE, IDLE_S, Plan
-from limpet.routing.affinity_cookie import Attributes
 
 
 def write(plan: Plan) -> str:
@@ -17,6 +16,7 @@ def write(plan: Plan) -> str:
     plan.refuse_all_but_whole_keys()
     plan.refuse_proxy_headers()
     source = plan.only("made", "address", can="a cookie of its own (`--by affinity`) or its address")
+    plan.refuse_attributes("Partitioned")
     if source.kind == "address" and len(plan.trust) > 1:
         plan.refuse(
             "hashes the address that calls it, and knows nothing of the proxies before it",
@@ -30,6 +30,10 @@ def _notes(plan: Plan) -> Iterator[str]:
     yield "What is sent to a host that has vanished without a word fails when the kernel gives up:"
     yield "`sysctl net.ipv4.tcp_retries2=5` here makes that 13 s in place of 15 minutes. What is under way waits for"
     yield "165 s, which cannot be set."
+    if plan.makes_cookie:
+        yield "Traefik sets its cookie on public responses, too: a cache before it must not keep `Set-Cookie`."
+        if plan.cookie.secure is None:
+            yield "With TLS in Traefik: `--affinity-cookie Secure`. Its cookie does not go by the connection."
     yield "Traefik is started with:"
     yield f"  entryPoints: {{web: {{address: ':{plan.listen}'}}}}"
     yield "  providers: {file: {filename: /etc/traefik/limpet.yml, watch: true}}"
@@ -73,11 +77,12 @@ def _keeping(plan: Plan) -> Iterator[str]:
     if plan.sources[0].kind == "address":
         yield "strategy: hrw                                 # a host that comes or goes moves its own share"
         return
-    given = Attributes.parse(plan.settings.affinity_cookie)
+    given = plan.cookie
     yield "sticky:"
     yield "  cookie:                                     # names the host, by a hash"
     yield f"    name: {COOKIE}"
     yield f"    path: {given.path}"
+    yield from [f"    domain: {given.domain}"] if given.domain else []
     yield f"    httpOnly: {str(given.http_only).lower()}"
     yield f"    secure: {str(bool(given.secure)).lower()}"
     yield f"    sameSite: {given.same_site.lower()}"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 
 from limpet import fronts
+from limpet.cli import commands
 from limpet.cli.commands import main
-from limpet.config.settings import Settings
+from limpet.config import settings
+from limpet.config.fields import Setting
+from limpet.config.presets import PRESETS
+from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import SettingsError
 from tools.docs import fronts_page
 
@@ -85,6 +92,16 @@ REFUSED = [
     ("caddy", {"by": "ip/24", "proxy_protocol": "required"}, "`ip/24` takes the first 24"),
     ("haproxy", {"by": "python:keys:of"}, "python:keys:of"),
     ("haproxy", {"by": "ip"}, "the address of the front"),
+    *((kind, {"by": "affinity", "backend": "kernel"}, "--backend kernel") for kind in fronts.KINDS),
+    *((kind, {"by": "affinity", "max_connections_per_address": 9}, "per-address") for kind in fronts.KINDS),
+    *((kind, {"by": "affinity", "keep_alive_timeout_s": 20}, "--keep-alive-timeout 20") for kind in fronts.KINDS),
+    *((kind, {"by": "bearer"}, "bearer token") for kind in ("nginx", "caddy", "envoy", "traefik", "kubernetes")),
+    *((kind, {"by": "affinity", "bind": ("unix:/run/x",)}, "unix:/run/x") for kind in fronts.KINDS),
+    *((kind, {"by": "affinity", "bind": ("127.0.0.1:8000=a:b",)}, "127.0.0.1:8000") for kind in fronts.KINDS),
+    ("haproxy", {"by": "affinity", "bind": (":9999",)}, "`--bind :9999`"),
+    ("haproxy", {"by": "affinity", "bind": (":8000?by=ip",)}, "one key chain"),
+    ("kubernetes", {"by": "affinity", "admin": "127.0.0.1:9000"}, "--admin 127.0.0.1:9000"),
+    ("kubernetes", {"by": "affinity", "secret_file": "/etc/secret"}, "--secret-file"),
     ("haproxy", {"by": "forwarded"}, "without `--trust`"),
     ("haproxy", {"by": "cookie:sid", "learn": ("app",)}, "only the application knows"),
     ("haproxy", {"by": "path:/x/([^ ]+)"}, "read in ways of their own"),
@@ -108,6 +125,179 @@ def test_what_cannot_be_expressed_is_refused_with_what_can_be_had(kind: str, giv
         text(kind, **given)
     assert why in refused.value.message
     assert refused.value.hint
+
+
+SAMPLES = {  # of settings that hold a text which something reads
+    "app": "chat:other",
+    "for_": next(name for name, preset in PRESETS.items() if preset.sets == {"by": "affinity"}),
+    "bind": ":8000,:8001=admin:app",
+    "by": "header:x-user",
+    "trust": "10.0.0.0/8",
+    "affinity_cookie": "SameSite=Strict",
+    "learn": "header:x-id",
+    "server": "hypercorn",
+    "umask": "007",
+    "admin": ":9100",
+}
+TYPES = get_type_hints(Settings)
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def sample(each: Setting) -> str | bool:
+    """Return what the flag *each* can be given that is not its default."""
+    field, allowed = FIELDS[each.name], [value for value in get_args(TYPES[each.name]) if isinstance(value, str)]
+    if each.name in SAMPLES:
+        return SAMPLES[each.name]
+    if field.default in (True, False) and TYPES[each.name] is bool:
+        return not field.default
+    if allowed:
+        return next(value for value in allowed if value != field.default)
+    if TYPES[each.name] in (int, float):
+        bound = field.metadata["high" if field.metadata["high"] != field.default else "low"]
+        return f"{bound:.15g}"
+    return "some-word"
+
+
+def told(printed: str) -> Settings:
+    """Return the settings of the command that *printed* has for the hosts."""
+    [words] = re.findall(r"^#   (limpet run .*)$", printed, re.MULTILINE) or [""]
+    if not words:
+        words = shlex.join(json.loads(re.findall(r"^ +command: (\[.*\])$", printed, re.MULTILINE)[0]))
+    context = commands.run.make_context("limpet run", shlex.split(words)[2:])
+    return settings.load(context.params, {})
+
+
+def flags(each: Setting, value: str | bool) -> dict[str, Any]:
+    """Return what the command line has with one flag."""
+    return {
+        "app": "chat:app",
+        "by": () if each.name == "for_" else "affinity",
+        each.name: (value,) if each.kind.is_list else value,
+    }
+
+
+@pytest.mark.parametrize("kind", fronts.KINDS)
+@pytest.mark.parametrize("each", SETTINGS, ids=lambda each: each.key)
+def test_each_flag_of_run_is_expressed_or_refused_by_each_front(each: Setting, kind: str, tmp_path: Path) -> None:
+    """A flag that is dropped in silence is one that an operator believes to have set."""
+    value = sample(each)
+    if each.name == "config":
+        file = tmp_path / "limpet.toml"
+        file.write_text("threads = 7\n")
+        value = str(file)
+    given = settings.given(flags(each, value), {})
+    wanted = settings.load(flags(each, value), {})
+    hosts = "" if kind == "kubernetes" else HOSTS
+    printed = outcome(kind, wanted, hosts, given)
+    if isinstance(printed, SettingsError):
+        assert kind in printed.message
+        assert each.flag in printed.message
+        assert printed.hint
+        return
+    there = told(printed)
+    for name in set(given) - {"config", "for_"}:
+        assert getattr(there, name) == getattr(wanted, name)
+    assert each.name == "for_" or there != told(text(kind, by="affinity"))
+
+
+def outcome(kind: str, wanted: Settings, hosts: str, given: dict[str, Any]) -> str | SettingsError:
+    """Return what is printed, or why nothing is."""
+    try:
+        return fronts.configuration(kind, wanted, hosts, given=given)
+    except SettingsError as refused:
+        return refused
+
+
+OWN = {"hosts": HOSTS, "listen": 8080, "health": ":9200/up", "image": "registry.example/chat:1"}
+ABLE = {
+    "hosts": set(BY_HOSTS),
+    "listen": set(BY_HOSTS),
+    "health": set(fronts.KINDS) - {"nginx"},
+    "image": {"kubernetes"},
+}
+
+
+@pytest.mark.parametrize("kind", fronts.KINDS)
+@pytest.mark.parametrize("flag", OWN)
+def test_each_flag_of_front_is_expressed_or_refused_by_each_front(flag: str, kind: str) -> None:
+    """nginx asks no host for its health, and Kubernetes has no list of hosts."""
+    given = {"hosts": "" if kind == "kubernetes" else HOSTS, flag: OWN[flag]}
+    if kind in ABLE[flag]:
+        printed = fronts.configuration(kind, Settings(app="a:app", by="affinity"), **given)  # type: ignore[arg-type]
+        assert re.findall(r"8080|/up|registry.example/chat:1|10.0.0.2:8000|10.0.0.2", printed)
+        return
+    with pytest.raises(SettingsError) as refused:
+        fronts.configuration(kind, Settings(app="a:app", by="affinity"), **given)  # type: ignore[arg-type]
+    assert refused.value.message.startswith(kind)
+    assert f"--{flag}" in (refused.value.message + str(refused.value.hint))
+
+
+def test_flags_of_front_are_all_looked_at() -> None:
+    """A new one must be tried with each kind."""
+    own = {option.name for option in commands.front.params} - {each.name for each in SETTINGS}
+    assert own == {"kind", *OWN}
+
+
+def test_each_setting_is_declared_for_fronts_once() -> None:
+    """Whoever adds a setting has to say whether fronts must know of it."""
+    assert not fronts.PASSED_ON & fronts.LOOKED_AT
+    assert {each.name for each in SETTINGS} == fronts.PASSED_ON | fronts.LOOKED_AT
+
+
+@pytest.mark.parametrize("kind", fronts.KINDS)
+def test_setting_that_nobody_has_declared_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until somebody has, the safe answer is no."""
+    monkeypatch.setattr(fronts, "PASSED_ON", fronts.PASSED_ON - {"threads"})
+    with pytest.raises(SettingsError, match=f"{kind} does not know what `--threads` means"):
+        text(kind, by="affinity", threads=7)
+
+
+ATTRIBUTES = {
+    "Path=/shop": r"/shop",
+    "Domain=a.example": r"a\.example",
+    "Max-Age=77": r"\b77",
+    "SameSite=Strict": r"(?i)\bstrict\b",
+    "SameSite=None; Secure": r"(?is)none.*secure|secure.*none",
+    "Partitioned; Secure": r"Partitioned",
+    "HttpOnly=no": r"(?i)httponly: false|Path=/; SameSite=Lax(?!; HttpOnly)",
+}
+CANNOT = {
+    "traefik": {"Partitioned; Secure"},
+    "kubernetes": {"Partitioned; Secure", "HttpOnly=no"},
+    "envoy": {"HttpOnly=no"},
+}
+
+
+@pytest.mark.parametrize("kind", fronts.KINDS)
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+def test_each_attribute_of_the_cookie_is_expressed_or_refused_by_each_front(kind: str, attribute: str) -> None:
+    """The session of a page in a frame needs both cookies to have them."""
+    if attribute in CANNOT.get(kind, ()):
+        with pytest.raises(SettingsError) as refused:
+            text(kind, by="affinity", affinity_cookie=attribute)
+        assert kind in refused.value.message
+        assert "--affinity-cookie" in refused.value.message
+        assert refused.value.hint
+        return
+    own = "\n".join(
+        line for line in text(kind, by="affinity", affinity_cookie=attribute).splitlines() if "#" not in line
+    )
+    own = re.sub(r"command: .*", "", own)
+    assert re.search(ATTRIBUTES[attribute], own)
+
+
+@pytest.mark.parametrize("kind", ["nginx", "envoy", "kubernetes"])
+def test_front_that_hashes_parameters_undecoded_says_so(kind: str) -> None:
+    """Where `a%20b` and `a+b` are two keys an operator has to know."""
+    assert "`query:q`" in text(kind, by="query:q")
+    assert "undecoded" in text(kind, by="query:q")
+    assert "undecoded" not in text(kind, by="header:x-user")
+
+
+@pytest.mark.parametrize("kind", ["traefik", "envoy", "kubernetes"])
+def test_front_that_sets_its_cookie_on_public_responses_says_so(kind: str) -> None:
+    """A cache before it would hand one client's cookie to everybody."""
+    assert "public responses" in text(kind, by="affinity")
 
 
 @pytest.mark.parametrize("hosts", ["", "10.0.0.1", "a:1,a:1", "a:0", "a:1;b:2", "a:99999"])
