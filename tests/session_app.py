@@ -33,6 +33,7 @@ def answer(path: str, headers: dict[str, str], query: str) -> tuple[int, list[tu
         more = {
             "header": ("Mcp-Session-Id", session),
             "cookie": ("Set-Cookie", f"sid={session}; Path=/"),
+            "quoted": ("Set-Cookie", f'sid="{session} of mine"; Path=/'),
             "location": ("Location", f"http://elsewhere.test/files/{session}?x=1"),
         }.get(query)
         if query == "call":

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from limpet.errors import SettingsError
+from limpet.protocol.request import set_cookie_value
 
 _HINT: Final = "`--learn header:x-session-id`, `--learn cookie:NAME`, `--learn 'location:/files/([^/?]+)'`"
 
@@ -20,6 +21,7 @@ class Source:
 
     header: bytes  # in lower case
     pattern: re.Pattern[str]  # its first group
+    cookie: bytes = b""  # its name
 
     @classmethod
     def parse(cls, text: str) -> Source:
@@ -42,10 +44,12 @@ class Source:
             )
         if kind == "header":
             return cls(rest.lower().encode(), re.compile(r"\A\s*(.*?)\s*\Z"))
-        return cls(b"set-cookie", re.compile(rf"\A\s*{re.escape(rest)}\s*=\s*\"?([^;\"\s]*)"))
+        return cls(b"set-cookie", re.compile(""), rest.encode())
 
     def find(self, value: bytes) -> bytes | None:
         """Return the id in a header's *value*, as clients will send it."""
+        if self.cookie:
+            return set_cookie_value(value, self.cookie) or None
         text = value.decode("latin-1")
         found = self.pattern.search(unquote(text) if self.header == b"location" else text)
         if not found or not found[1]:

@@ -196,7 +196,7 @@ def _learning(plan: Plan) -> Iterator[str]:
             "    stick store-response "
             + {
                 "header": f"res.hdr({name})",
-                "cookie": f"res.cook({name})",
+                "cookie": f"""'res.cook({name}),regsub("^[\\x22](.*)[\\x22]$","\\1")'""",
                 "location": f"""'res.hdr(location),url_dec,regsub("^.*?(?:{name}).*$","\\1")'"""
                 f" if {{ res.hdr(location),url_dec -m reg '{name}' }}",
             }[kind]

@@ -64,6 +64,9 @@ WORKER_CELLS: Final[Mapping[str, Figure]] = {
     "address_refused": Figure("connections refused: the worker has `--max-connections-per-address` of the address"),
     "take_errors": Figure("times taking from a channel failed, as without a descriptor, and was put off"),
     "log_lines_lost": Figure("log lines lost: stderr could not be written, since nobody read it or a disk was full"),
+    "keys_set": Figure(
+        "workers whose application has set a cookie that is the key, to a value whose home is another slot"
+    ),
 }
 DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "busy_since_ns": Figure(

@@ -99,6 +99,17 @@ def _no_key(facts: Facts, seen: Seen) -> Iterator[Sign]:
         )
 
 
+def key_is_set(facts: Facts) -> Sign:
+    """Return the warning that the application sets the cookie by which its clients are routed."""
+    cookies = ",".join(each for each in facts.chain if each.startswith("cookie:"))
+    return Sign(
+        "key set",
+        f"the application sets a cookie that is the key (`{cookies}`): a client that gets one, or a new value, goes to "
+        "another worker with its next request",
+        f"`--learn {cookies}` keeps it where the cookie was made; `--by affinity` goes by a cookie of limpet's",
+    )
+
+
 def _busy_slot(facts: Facts, seen: Seen) -> Iterator[Sign]:
     total, most = sum(seen.requests), max(seen.requests, default=0)
     if total < _ENOUGH or len(seen.requests) < 2:

@@ -36,6 +36,7 @@ class Adviser:
         self._judge_at = float("inf")
         self._before: tuple[list[Counter[str]], Counter[str]] | None = None
         self._found: set[str] = set()
+        self._keys_set = False
 
     def look(self, now: float) -> None:
         """Warn of what is to be seen now. *now* is monotonic."""
@@ -43,6 +44,10 @@ class Adviser:
             return
         self._look_at = now + _LOOK_S
         slots, dispatchers = status.counted(self._fleet)
+        if not self._keys_set and any(slot["keys_set"] for slot in slots):  # at once, and once: it is a matter of code
+            self._keys_set = True
+            sign = advice.key_is_set(self._facts())
+            log.warning("%s (hint: %s)", sign.text, sign.hint)
         if self._before is None or len(self._before[0]) != len(slots):
             self._before, self._judge_at = (slots, dispatchers), now + _LONGEST_S
             return

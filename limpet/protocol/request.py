@@ -209,6 +209,15 @@ def cookie_values(lines: Iterable[bytes], name: bytes) -> list[bytes]:
     return list(dict.fromkeys(found)) if len(found) > 1 else found
 
 
+def set_cookie_value(line: bytes, name: bytes) -> bytes | None:
+    """Return the key that the Set-Cookie header *line* gives a client by the cookie *name*, None if it is of another.
+
+    The value as the client will send it, read as `cookie_bytes` reads it: up to the `;`, without a pair of quotes.
+    """
+    found, equals, value = line.partition(b";")[0].partition(b"=")
+    return _unquoted(value.strip(_BLANKS), b'"') if equals and found.strip(_BLANKS) == name else None
+
+
 def _lines(raw: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     # llhttp strips the blanks before a value and leaves those behind it.
     return [value.strip(_BLANKS) for key, value in raw if key == name]

@@ -32,6 +32,8 @@ def in_session(app: Application, sessions: Sessions, settings: Settings, bind: i
     interface = server_kinds.interface(settings.server, settings.worker_class)
     if interface == "wsgi":
         return InSessionWsgi(app, sessions)
+    if interface != "asgi":
+        return app  # only a warning would come of it: what needs responses was refused (config/conflicts.py)
     return InSession(app, sessions, settings.root_path.rstrip("/"), bind)
 
 
@@ -92,7 +94,7 @@ class _Answering:
         if message["type"] in _STARTS:
             self.started = True
             headers = [(bytes(name), bytes(value)) for name, value in message.get("headers") or ()]
-            self._sessions.learned_from(headers)
+            self._sessions.learned_from(headers, self._request)
             self._sessions.ended_by(self._request, message.get("status", 0))
             if self._cookie is not None and self._sessions.may_set(headers):
                 message = message | {"headers": [*headers, (b"set-cookie", self._cookie.encode())]}
@@ -131,7 +133,7 @@ class InSessionWsgi:
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             as_bytes = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-            self._sessions.learned_from(as_bytes)
+            self._sessions.learned_from(as_bytes, request)
             if cookie is not None and self._sessions.may_set(as_bytes):
                 headers = [*headers, ("Set-Cookie", cookie)]
             return start_response(status, headers, *rest)

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from limpet.config.learn_source import Source
 from limpet.current import WorkerInfo
-from limpet.protocol.request import Request
+from limpet.protocol.request import Request, set_cookie_value
+from limpet.routing.elements import Cookie
+from limpet.routing.key_chain import Key
 from limpet.routing.learned_ids import Outcome
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ class Sessions:
         self._sources: dict[bytes, list[Source]] = {}
         for source in map(Source.parse, settings.learn):
             self._sources.setdefault(source.header, []).append(source)
+        # Cookies that are the key: the application is not expected to set them, and warned of it if it does.
+        names = {each.spec for each in router.chain.elements if isinstance(each, Cookie)} - set(settings.learn)
+        self._keys = [(spec, spec.partition(":")[2].encode()) for spec in names]
         self._watches = bool(self._sources) or self._refuses  # learned ids: those in use, and those that are lost
         self._lives_here = router.lives_at(info.slot)
         self._one_at_a_time = threading.Lock()  # a WSGI application has threads, and table and row one writer
@@ -57,17 +62,24 @@ class Sessions:
     @property
     def is_idle(self) -> bool:
         """Whether neither requests nor responses are of interest, now and later."""
+        return self.only_warns and not self._keys
+
+    @property
+    def only_warns(self) -> bool:
+        """Whether responses are of interest for nothing but a warning, so that the server works without."""
         return self._router.jar is None and not self._watches
 
     def is_settled(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Return whether a request with these *headers* and its response are of no interest: the usual case."""
         jar = self._router.jar
-        return not self._watches and jar is not None and jar.is_good([v for name, v in headers if name == b"cookie"])
+        if self._watches or self._keys:
+            return False
+        return jar is None or jar.is_good([value for name, value in headers if name == b"cookie"])
 
     @property
     def learns(self) -> bool:
         """Whether responses are looked at for ids."""
-        return bool(self._sources)
+        return bool(self._sources or self._keys)
 
     def refusal(self, request: Request) -> int:
         """Return the status with which to refuse *request*, 0 to serve it. Notes that its learned id is in use."""
@@ -111,8 +123,10 @@ class Sessions:
             self._count("cookies")
         return not shared
 
-    def learned_from(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Learn the ids in the *headers* of a response."""
+    def learned_from(self, headers: Iterable[tuple[bytes, bytes]], request: Request) -> None:
+        """Learn the ids in the *headers* of the response to *request*."""
+        if self._keys:
+            self._note_keys(headers, request)
         for name, value in headers:
             for source in self._sources.get(name.lower(), ()):
                 if found := source.find(value):
@@ -124,6 +138,18 @@ class Sessions:
             key = self._router.chain.find(request.peer, request)
             if key is not None and key.element == _MCP:
                 self.forget(key.value)
+
+    def _note_keys(self, headers: Iterable[tuple[bytes, bytes]], request: Request) -> None:
+        """Count a response that gives its client another key, and with it another worker; one is enough."""
+        for line in (value for name, value in headers if name.lower() == b"set-cookie"):
+            for spec, name in self._keys:
+                value = set_cookie_value(line, name)
+                if not value or value == request.cookie_bytes(name):
+                    continue
+                if self._router.where(Key(value, spec, False)).slot != self._info.slot:
+                    self._keys = []
+                    self._count("keys_set")
+                    return
 
     def learn(self, value: bytes) -> None:
         """Note that the client who brings *value* as its key belongs to this worker."""

@@ -60,6 +60,15 @@ def test_session_is_known_where_its_client_comes_back(server: Limpet, way: str) 
 
 
 @on_uvicorn
+def test_quoted_cookie_brings_its_client_back(server: Limpet) -> None:
+    """What is learned has to be what the client sends and the key chain finds: all that is between the quotes."""
+    for _ in range(20):
+        made = server.request("/new?quoted").json()
+        back = server.request("/use", cookie=f'sid="{made["id"]} of mine"')
+        assert back.json()["slot"] == made["slot"]
+
+
+@on_uvicorn
 def test_thousand_clients_that_come_back_at_once_are_never_early(server: Limpet) -> None:
     """The race that routers lose which learn from what they forward: the header is here, so the id must be routable."""
 
