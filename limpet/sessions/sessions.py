@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, TypeVar
+from uuid import UUID
 
 from limpet.config.learn_source import Source
 from limpet.current import WorkerInfo
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from limpet.ipc.scoreboard import Row
     from limpet.routing.router import Router
 
-Id = TypeVar("Id", str, bytes)
+Id = TypeVar("Id", str, bytes, UUID)
 _TRIES: Final = 64  # for each slot there is: all fail once in 10^27 times
 _SHARED: Final = re.compile(rb"(?:^|[,\s])(?:public|s-maxage\s*=)", re.IGNORECASE)
 _MCP: Final = "header:mcp-session-id"  # its clients answer 404 with a new session, and end one with DELETE
@@ -199,22 +200,24 @@ def here() -> Sessions | None:
 def mint(factory: Callable[[], Id]) -> Id:
     """Return an id from *factory* that brings its client back to this worker, by whichever element finds it as its key.
 
-    *factory* must return a new random id each time; it is called as often as there are slots, on average.
+    *factory* must return a new random id each time; it is called as often as there are slots, on average. The id is
+    `str`, `bytes` or a `uuid.UUID`. Clients must send a UUID in the form of `str(id)`, with hyphens.
     """
     return factory() if _here is None else _here.mint(factory)
 
 
-def learn(value: str | bytes) -> None:
+def learn(value: str | bytes | UUID) -> None:
     """Remember that the client who brings *value* as its key belongs to this worker, from the next request on."""
     if _here is not None:
         _here.learn(_as_bytes(value))
 
 
-def forget(value: str | bytes) -> None:
+def forget(value: str | bytes | UUID) -> None:
     """Forget what `learn` or `--learn` remembered of *value*."""
     if _here is not None:
         _here.forget(_as_bytes(value))
 
 
-def _as_bytes(value: str | bytes) -> bytes:
-    return value if isinstance(value, bytes) else value.encode()
+def _as_bytes(value: str | bytes | UUID) -> bytes:
+    """Return *value* as a client will send it; a UUID in the form with hyphens."""
+    return value if isinstance(value, bytes) else str(value).encode()

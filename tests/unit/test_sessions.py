@@ -49,6 +49,15 @@ def test_minted_id_is_at_home_where_it_was_made_whichever_element_finds_it() -> 
                 assert router.where(Key(made.encode(), element, False)).slot == slot
 
 
+def test_minted_uuid_comes_home_in_the_form_that_clients_send() -> None:
+    """`limpet.mint(uuid.uuid4)` is what a newcomer writes first, and it must not raise."""
+    here, router = worker(5)
+    for _ in range(20):
+        made = here.mint(uuid.uuid4)
+        assert isinstance(made, uuid.UUID)
+        assert router.where(Key(str(made).encode(), "query:sid", False)).slot == 5
+
+
 def test_mint_calls_the_factory_about_as_often_as_there_are_slots() -> None:
     """That is its whole cost: there is no state."""
     here, _ = worker(3)
