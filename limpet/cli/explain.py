@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from limpet.errors import SettingsError
 from limpet.protocol.head import BadHead, HeadParser
 from limpet.protocol.request import Peer, Request
+from limpet.routing.affinity_cookie import TRIED
 from limpet.routing.elements import AFFINITY, Element, Key
 from limpet.routing.key_chain import KeyChain, Trust
 from limpet.worker import user_code
@@ -112,9 +113,10 @@ def _home(
     if element.spec == AFFINITY:
         for name in cookies if request is not None else ():
             values = request.cookie_values(name.encode()) if request is not None else []
-            answer = ask({"command": "where", "keys": [{"cookie": values[0].hex()}]}) if len(values) == 1 else None
-            if answer and answer["keys"][0]:
-                return dict(answer["keys"][0])
+            answer = ask({"command": "where", "keys": [{"cookie": value.hex()} for value in values[:TRIED]]})
+            for home in answer["keys"]:
+                if home:
+                    return dict(home)
         return None
     key = element.find(peer, request)
     return None if key is None else dict(ask({"command": "where", "keys": [_packed(key)]})["keys"][0])

@@ -205,7 +205,7 @@ class UnparsedRequest(Request):
 def cookie_values(lines: Iterable[bytes], name: bytes) -> list[bytes]:
     """Return the different values of all cookies *name* in the Cookie headers *lines*, in wire order."""
     pattern = _cookie_pattern(name)
-    found = [value.strip(_BLANKS) for line in lines for value in pattern.findall(b";" + line)]
+    found = [_unquoted(value.strip(_BLANKS), b'"') for line in lines for value in pattern.findall(b";" + line)]
     return list(dict.fromkeys(found)) if len(found) > 1 else found
 
 

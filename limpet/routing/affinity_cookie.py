@@ -13,7 +13,9 @@ sees, are the digest of the client: a worker draws random bytes until their buck
 a cookie needs no state anywhere, a client cannot make one, and of those that it is given it cannot tell which live
 together.
 
-1. What was not made here counts as no cookie at all: forged, cut, changed, too old, of another cluster, or two of them.
+1. What was not made here counts as no cookie at all: forged, cut, changed, too old, or of another cluster. Of several
+   values each is tried, in the order of the Cookie header, and the first that is proven counts. Browsers keep that
+   order (longest path first, then the oldest), and a renewed cookie keeps its place, so the answer is stable.
 2. Each line of the secret has a name and a key of its own. The first makes cookies, all are accepted. The digest comes
    from the key that made the cookie, so its home survives a change of the secret: a value under an old line is replaced
    by one under the first, minted for the same slot.
@@ -42,6 +44,7 @@ _PROOF_BYTES: Final = 12
 _DIGEST_BYTES: Final = 8
 _CHARACTERS: Final = (_BODY.size + _PROOF_BYTES) * 4 // 3  # a multiple of 3 bytes, so that each has one spelling
 _OPENED: Final = 16_384  # values remembered: a client that comes back costs no hash
+TRIED: Final = 16  # values of one name that are tried in a request: each costs a hash
 _TRIES: Final = 1 << 14  # to mint: with 256 slots all fail once in 10^28 times
 _RENEWALS: Final = 4  # in the time that a cookie may be idle
 _SAME_SITE: Final = {"strict": "Strict", "lax": "Lax", "none": "None"}
@@ -163,24 +166,28 @@ class Jar:
         """Return what the cookie of *request* says, None when it has none that counts."""
         for number, line in enumerate(self._lines):
             values = request.cookie_values(line.name)
-            if values and (opened := self._of_one(number, values)) is not None:
+            if values and (opened := self._first_of(number, values)) is not None:
                 return opened
         return None
 
     def is_good(self, lines: list[bytes]) -> bool:
         """Return whether the Cookie headers *lines* hold a cookie that counts and is not due: the usual case."""
         values = cookie_values(lines, self._lines[0].name)
-        opened = self._of_one(0, values) if values else None
+        opened = self._first_of(0, values) if values else None
         return opened is not None and not self.is_due(opened)
 
-    def _of_one(self, number: int, values: list[bytes]) -> Opened | None:
-        is_one = len(values) == 1 and len(values[0]) == _CHARACTERS  # before it is remembered: others may be large
-        opened = self._open(number, values[0]) if is_one else None
-        return None if opened is None or self._is_stale(opened) else opened
+    def _first_of(self, number: int, values: list[bytes]) -> Opened | None:
+        """Return what the first of *values* says that the line *number* proves and that is not too old."""
+        for value in values[:TRIED]:
+            if len(value) == _CHARACTERS:  # before it is remembered: others may be large
+                opened = self._open(number, value)
+                if opened is not None and not self._is_stale(opened):
+                    return opened
+        return None
 
     def open(self, value: bytes) -> Opened | None:
         """Return what the cookie *value* says, None if it was not made here or no longer counts."""
-        found = (self._of_one(number, [value]) for number in range(len(self._lines)))
+        found = (self._first_of(number, [value]) for number in range(len(self._lines)))
         return next((opened for opened in found if opened is not None), None)
 
     def is_due(self, opened: Opened) -> bool:

@@ -105,8 +105,7 @@ def test_forged_cookies_go_nowhere_and_are_replaced(server: Limpet) -> None:
     known = clients(server, 12)
     valid = next(iter(known))
     name, _, value = valid.partition("=")
-    other = list(known)[1].partition("=")[2]
-    for header in (f"{name}=", f"{name}={value[::-1]}", f"{name}={value[:-1]}", f"{valid}; {name}={other}"):
+    for header in (f"{name}=", f"{name}={value[::-1]}", f"{name}={value[:-1]}"):
         replies = [server.request("/private", cookie=header) for _ in range(2 * WORKERS)]
         assert len({cookie_of(reply) for reply in replies}) == len(replies)
         assert set(Counter(reply.json()["slot"] for reply in replies)) == set(range(WORKERS))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from limpet.errors import SettingsError
 from limpet.protocol.request import Peer, Request
-from limpet.routing.affinity_cookie import DEFAULT, MAX_AGE_S, Attributes, Jar, Opened
+from limpet.routing.affinity_cookie import DEFAULT, MAX_AGE_S, TRIED, Attributes, Jar, Opened
 from limpet.routing.hashing import Hasher
 from limpet.routing.key_chain import KeyChain, Trust
 from limpet.routing.router import Router
@@ -121,12 +121,40 @@ def test_cookie_of_another_cluster_is_none(secret: bytes, cluster: str) -> None:
         assert jar().find(request(minted(other), name=other.name)) is None
 
 
-def test_two_different_cookies_are_none_and_the_same_twice_is_one() -> None:
-    """Which of two counts would depend on who reads them: a parent domain could give a client a second one."""
-    other = minted(jar())
-    assert jar().find(request(VALID, other)) is None
-    assert jar().find(request(VALID, "x")) is None
-    assert jar().find(request(VALID, VALID)) is not None
+def test_first_proven_value_counts_whatever_stands_beside_it() -> None:
+    """A cookie of another path, a stale one or junk must not make its client a new one with each request."""
+    cookies, other = jar(), minted(jar())
+    wanted = cookies.find(request(VALID))
+    assert wanted is not None
+    junk = "x" * len(VALID)
+    for values in ([VALID, "x"], ["x", VALID], [junk, VALID], [VALID, junk], [VALID, other], [VALID, VALID]):
+        assert cookies.find(request(*values)) == wanted
+        assert cookies.is_good([value for _, value in request(*values).raw_headers])
+    assert cookies.find(request(other, VALID)) == cookies.find(request(other))
+
+
+def test_value_that_is_too_old_gives_way_to_the_next() -> None:
+    """A browser sends the cookie of an old path first, for as long as it keeps it."""
+    clock = Clock()
+    cookies = jar(text="Max-Age=60", clock=clock)
+    stale = minted(cookies)
+    clock.now += 61
+    fresh = minted(cookies)
+    assert cookies.find(request(fresh)) is not None
+    assert cookies.find(request(stale, fresh)) == cookies.find(request(fresh))
+
+
+def test_quoted_cookie_is_the_same_cookie() -> None:
+    """Some clients write `name="value"`, and `cookie:` has always read both as one value."""
+    assert jar().find(request(VALID)) is not None
+    assert jar().find(request(f'"{VALID}"')) == jar().find(request(VALID))
+
+
+def test_values_that_are_tried_are_few() -> None:
+    """A head full of forgeries must not cost the dispatcher a hash for each."""
+    junk = [f"{number:0{len(VALID)}}" for number in range(TRIED)]
+    assert jar().find(request(*junk, VALID)) is None
+    assert jar().find(request(*junk[1:], VALID)) is not None
 
 
 def test_lookalike_names_are_not_it() -> None:
