@@ -48,6 +48,7 @@ TRIED: Final = 16  # values of one name that are tried in a request: each costs 
 _TRIES: Final = 1 << 14  # to mint: with 256 slots all fail once in 10^28 times
 _RENEWALS: Final = 4  # in the time that a cookie may be idle
 _SAME_SITE: Final = {"strict": "Strict", "lax": "Lax", "none": "None"}
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _SWITCH: Final = {"": True, "yes": True, "no": False}
 _PATH: Final = re.compile(r"/[\x21-\x3a\x3c-\x7e]*")
 _DOMAIN: Final = re.compile(r"\.?[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
@@ -189,6 +190,13 @@ class Jar:
         """Return what the cookie *value* says, None if it was not made here or no longer counts."""
         found = (self._first_of(number, [value]) for number in range(len(self._lines)))
         return next((opened for opened in found if opened is not None), None)
+
+    def is_withheld(self, request: Request) -> bool:
+        """Return whether a browser that sends *request* keeps its cookie back, if it has one: SameSite says so."""
+        same_site = self._attributes.same_site
+        if same_site == "None" or (same_site == "Lax" and request.method in _SAFE):
+            return False
+        return request.header_bytes(b"sec-fetch-site") == b"cross-site"
 
     def is_due(self, opened: Opened) -> bool:
         """Return whether a new value should take the place of this one."""

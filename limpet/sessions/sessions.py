@@ -111,6 +111,8 @@ class Sessions:
         opened = jar.find(request)
         if opened is not None and not jar.is_due(opened):
             return None
+        if opened is None and jar.is_withheld(request):  # a new one would replace the one that the browser has
+            return None
         if chain.before_affinity(request.peer, request):
             return None
         lives_there = self._lives_here if opened is None else self._router.lives_at(self._router.home_of(opened.digest))

@@ -147,6 +147,30 @@ def test_cookie_is_left_out_where_shared_caches_keep_the_response(value: bytes, 
     assert here.may_set([(b"Cache-Control", value)]) is may
 
 
+@pytest.mark.parametrize(
+    ("method", "site", "attributes", "is_set"),
+    [
+        ("POST", b"cross-site", "", False),
+        ("POST", b"cross-site", "SameSite=Strict", False),
+        ("GET", b"cross-site", "SameSite=Strict", False),
+        ("POST", b"cross-site", "SameSite=None; Secure", True),
+        ("GET", b"cross-site", "", True),
+        ("POST", b"same-site", "", True),
+        ("POST", b"same-origin", "", True),
+        ("POST", None, "", True),
+    ],
+)
+def test_request_for_which_browsers_keep_the_cookie_back_gets_no_new_one(
+    method: str, site: bytes | None, attributes: str, is_set: bool
+) -> None:
+    """The return from a login or a payment must not replace the cookie by which the user comes home."""
+    settings = Settings(app="app:app", workers=SLOTS, by="affinity", affinity_cookie=attributes)
+    router = Router.from_settings(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
+    here = Sessions(settings, WorkerInfo(0, 1, 1), router, Scoreboard.create().worker(0))
+    headers = [] if site is None else [(b"sec-fetch-site", site)]
+    assert (here.cookie_for(Request(method, "/", NOBODY, headers), is_https=True) is not None) is is_set
+
+
 def test_stand_in_renews_a_cookie_for_the_home_of_its_client() -> None:
     """The secret is changed while a worker is down: its clients must find back to it."""
     settings = Settings(app="app:app", workers=SLOTS, by="affinity")
