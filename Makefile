@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 3
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz hostile slowloris slowhttp bench docs site screenshots fronts capacity products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris slowhttp bench docs site screenshots fronts capacity products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -62,6 +62,9 @@ matrix: $(VENV)/.dev ## every server on every backend; writes the table in docs/
 fuzz: $(VENV)/.dev ## 10 minutes of each fuzzer; what was tried goes to benchmarks/results/fuzz.json
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz
+
+pipelines: $(VENV)/.dev ## 100,000 random pipelines of requests against an oracle, with both parsers: half an hour
+	$(BIN)/pytest -m slow tests/real/test_pipelines.py
 
 hostile: $(VENV)/.dev ## what limpet and uvicorn alone answer to hostile inputs; writes docs/hostile-inputs.md
 	$(BIN)/python -m tests.hostile

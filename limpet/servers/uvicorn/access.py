@@ -97,7 +97,7 @@ class Noted(Seated):
         method, path, began = self.scope["method"], self._target().partition("?")[0].encode("latin-1"), monotonic()
         found = self.seat.home.latest if self.moves else self._found
         found, bind, held = self.first() if found == UNTOLD else found, self.listener, self.held
-        super().handle_websocket_upgrade(*event)  # type: ignore[misc]
+        super().handle_websocket_upgrade(*event)
         protocol: Any = self.transport.get_protocol()
         protocol.ended = lambda status: held.add((began, monotonic(), method, path, bind, status, found))
 

@@ -5,8 +5,8 @@ served, when reading stops and starts. Whose key lives where is the router's bus
 moving/mover.py's. The parsers see nothing of it: a request that moves was never given to one.
 
 1. A parser never gets a byte behind the end of a message before its response is complete: what follows may belong to
-   somebody else. Heads and chunked bodies can only end at CRLF CRLF, bodies with a length by count; whether a message
-   did end there is for the parser to say.
+   somebody else. Heads end at CRLF CRLF, bodies by count: chunks are counted here, too, since a search for their end
+   would give the parser a body of blank lines in pieces of four bytes. The last chunk waits for all of its trailers.
 2. The first request of a connection that arrives was decided by whoever sent it, and is served unasked: a key
    function that answers differently each time must not make a request bounce. That it would is counted.
 3. A connection moves only when all of the earlier response has left this process.
@@ -16,6 +16,7 @@ moving/mover.py's. The parsers see nothing of it: a request that moves was never
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, Final
 
 from limpet.dispatch.refusals import answer
@@ -29,6 +30,12 @@ from limpet.worker.ownership import UNTOLD
 
 _RETRY_S: Final = 0.01  # between tries to send into a full channel
 _BLANK_LINE: Final = b"\r\n\r\n"
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*+")
+_CHUNK: Final = re.compile(rb"([0-9a-fA-F]{1,16})[^\r\n]*+\r\n")  # the line before one
+# Whole chunks of 1 to 15 bytes: a loop over them in Python would cost more than their parser.
+_SMALL_CHUNKS: Final = re.compile(
+    b"(?s:%b)*+" % b"|".join(b"(?i:%x)\r\n.{%d}\r\n" % (size, size) for size in range(1, 16))
+)
 _SAFE: Final = (b"GET ", b"HEAD ", b"OPTIONS ", b"TRACE ")  # repeated by clients after an end without an answer
 
 
@@ -50,8 +57,7 @@ class _Moving(Seated):
         self._give_up_at = 0.0
         self._at = 0  # in `_unread`: up to here the parser has it
         self._in_message = False  # the parser has a head whose message has not ended
-        self._left = 0  # bytes of a message with a length that are still to come
-        self._tail = b""  # the last bytes given to the parser, in which a blank line may have begun
+        self._left = 0  # bytes of a body with a length, or of a chunk, that are still to come
         self._limited = False  # the transport tells when its last byte has left
         self._took_over = False  # a websocket protocol has the connection now
         self.light_head = b""
@@ -107,9 +113,13 @@ class _Moving(Seated):
 
         The FIN stays in the socket: whoever reads next, here or in another worker, finds it again.
         """
-        due = self._unread and self.cycle is not None and not self.cycle.response_complete
-        if self._wanted is None and not due:
-            return super().eof_received()
+        cycle = self.cycle
+        if self._wanted is None:
+            under_way = cycle is not None and not (cycle.more_body or cycle.response_complete)
+            due = _BLANK_LINE in self._unread  # what is no whole request will never be one
+            if not (under_way and due):
+                return super().eof_received()
+            cycle.tell_of_end()
         self.flow.pause_reading()
         return True
 
@@ -149,6 +159,7 @@ class _Moving(Seated):
     def data_received(self, data: bytes) -> None:
         """Give the parser of *data* what it may have now; what `Seated` does, for a parser that gets it in pieces."""
         if self._refused:
+            self._answer_late(data)
             return
         self._unread = self._unread + data if self._unread else data
         if self._wanted is not None:
@@ -160,7 +171,12 @@ class _Moving(Seated):
         if self.cycle is not before:
             self._request_began()
         elif self._wanted is None and (before is None or before.response_complete):
-            self._await_head(0 if within else len(data))
+            if self._in_message:
+                self._await_head(0)
+            elif within:
+                self._body_ended(len(self._unread))
+            elif self._unread:  # else nothing but empty lines has come
+                self._await_head(len(data))
 
     def _pump(self) -> None:
         """Give the parser all that belongs to the message it is in, and the next one when its time has come."""
@@ -182,19 +198,20 @@ class _Moving(Seated):
         self._in_message = True
         super().feed(piece)
         if not self._in_body:
-            self._in_message, self._left, self._tail = False, 0, b""
+            self._in_message, self._left = False, 0
         elif not within:
             self._left = _length(bytes(piece))
-        elif self._left:
-            self._left -= len(piece)
 
     def _next_head(self) -> bytes:
         """Take the next request head, if it is whole, is due, and belongs here."""
+        if self._unread.startswith(b"\r\n", self._at):  # some clients send one behind the body of a POST
+            self._at = _EMPTY_LINES.match(self._unread, self._at).end()  # type: ignore[union-attr]  # it may be empty
+            if self._at == len(self._unread):
+                return b""
         if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.is_followed = True
             self.flow.pause_reading()  # the next request waits for this response
             return b""
-        while self._unread.startswith(b"\r\n", self._at):  # some clients send one behind the body of a POST
-            self._at += 2
         found = self._unread.find(_BLANK_LINE, self._at)
         if found < 0:
             return b""
@@ -208,23 +225,43 @@ class _Moving(Seated):
         self._at = end
         return head
 
-    def _next_piece(self) -> bytes | memoryview:
+    def _next_piece(self) -> memoryview:
         """Take as much of what is unread as surely belongs to the message being parsed."""
-        start, self._at = self._at, self._end_of_piece()
+        start = self._at
         if self._left:
-            return memoryview(self._unread)[start : self._at]  # not copied: it may be large
-        piece = self._unread[start : self._at]
-        self._tail = (self._tail + piece[-3:])[-3:]
-        return piece
+            self._at = min(start + self._left, len(self._unread))
+            self._left -= self._at - start
+        else:
+            self._at = self._end_of_chunks()
+        return memoryview(self._unread)[start : self._at]  # not copied: it may be large
 
-    def _end_of_piece(self) -> int:
-        if self._left:
-            return min(self._at + self._left, len(self._unread))
-        across = (self._tail + self._unread[self._at : self._at + 3]).find(_BLANK_LINE) if self._tail else -1
-        if across >= 0:
-            return self._at + across + len(_BLANK_LINE) - len(self._tail)
-        found = self._unread.find(_BLANK_LINE, self._at)
-        return len(self._unread) if found < 0 else found + len(_BLANK_LINE)
+    def _end_of_chunks(self) -> int:
+        """Return where what may be given of the chunks from here on ends, and note what the last of them still lacks.
+
+        The line before a chunk is given when it is whole, the last one together with the trailers.
+        """
+        unread, end = self._unread, self._at
+        while end < len(unread):
+            end = _SMALL_CHUNKS.match(unread, end).end()  # type: ignore[union-attr]  # it may be empty
+            line = _CHUNK.match(unread, end)
+            if line is None:
+                if unread.find(b"\n", end) < 0:
+                    return self._held_from(end)
+                self.send_400_response("Invalid HTTP request received.")
+                return self._at
+            size = int(line[1], 16)
+            if not size:
+                found = unread.find(_BLANK_LINE, line.end() - 2)
+                return self._held_from(end) if found < 0 else found + len(_BLANK_LINE)
+            end = line.end() + size + 2
+        self._left = end - len(unread)
+        return len(unread)
+
+    def _held_from(self, end: int) -> int:
+        """Return *end*: what is behind it waits for more of the same, and may be as large as a head."""
+        if len(self._unread) - end > self.seat.settings.max_head_bytes:
+            self.refuse_head()
+        return end
 
     def _belongs_elsewhere(self, head: bytes) -> bool:
         """Decide, once, on the request with this *head*, unless who sent it did so; note where it wants to go."""

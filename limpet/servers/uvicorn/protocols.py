@@ -51,13 +51,25 @@ class _Cycle:
     keep_alive: bool
     message_event: asyncio.Event
     transport: asyncio.Transport
+    is_followed: bool = (
+        False  # more requests are here already, so nothing more is read before this one has its response
+    )
     _body_taken: bool = False
     _half_closed: bool = False
 
     def half_close(self) -> None:
         """Note that the client, whose request is complete, has closed its sending side."""
         self.keep_alive = False
+        self.tell_of_end()
+
+    def tell_of_end(self) -> None:
+        """Let the application that asks know of the same, and end the connection then."""
         self._half_closed = True
+        self.message_event.set()
+
+    def end(self) -> None:
+        """End what cannot go on: the application is told that its client has left."""
+        self.disconnected = True
         self.message_event.set()
 
     async def receive(self) -> Any:
@@ -66,7 +78,10 @@ class _Cycle:
             self._body_taken = not message.get("more_body", False)
             return message
         if not self._half_closed:
-            await super().receive()  # type: ignore[misc]
+            if self.is_followed:  # uvicorn would read on, for as long as the application asks
+                await self.message_event.wait()
+            else:
+                await super().receive()  # type: ignore[misc]
         if self._half_closed:
             self.disconnected = True
             self.transport.close()
@@ -88,6 +103,8 @@ class _H11Cycle(_Cycle, h11_impl.RequestResponseCycle):
 # uvicorn's protocols look the class up by this name and offer no other way to put in one's own.
 httptools_impl.RequestResponseCycle = _HttpToolsCycle  # type: ignore[misc]
 h11_impl.RequestResponseCycle = _H11Cycle  # type: ignore[misc]
+_UPGRADE: Final = 101
+_OBEYED: Final = (b"connection", b"proxy-connection")  # what llhttp takes for a header of the message even in trailers
 
 
 class Seated(asyncio.Protocol):
@@ -96,11 +113,11 @@ class Seated(asyncio.Protocol):
     # CPython finds attributes at once in objects with 30 of them at most, and uvicorn has 28. Slots do not count. They
     # all stand here: classes that have some of their own cannot be combined.
     __slots__ = (
-        "_at", "_away", "_baton", "_came_idle", "_corked", "_cut_short", "_give_up_at", "_has_entered",
+        "_at", "_away", "_baton", "_came_idle", "_corked", "_cut_short", "_give_up_at", "_has_body", "_has_entered",
         "_head_bytes",
-        "_head_since", "_idle_since", "_in_body", "_in_message", "_initial", "_is_long", "_keyed", "_left", "_limited",
-        "_peer", "_pinned", "_refused", "_repeating", "_tail", "_took_over", "_unread", "_wanted", "_was_sent",
-        "digest", "fd", "had_by", "light_head", "listener", "origin",
+        "_head_since", "_idle_since", "_in_body", "_in_message", "_initial", "_is_long", "_keyed", "_late", "_left",
+        "_limited", "_peer", "_pinned", "_refused", "_repeating", "_served", "_silent_bytes", "_took_over", "_unread",
+        "_wanted", "_was_sent", "digest", "fd", "had_by", "light_head", "listener", "origin",
     )  # fmt: skip
 
     seat: ClassVar[Seat]
@@ -116,6 +133,7 @@ class Seated(asyncio.Protocol):
     cycle: Any  # the request being served, or the last one
     _in_body: bool  # the parser has a head whose body has not ended
     _unset_keepalive_if_required: Callable[[], None]
+    handle_websocket_upgrade: Callable[..., None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -130,6 +148,7 @@ class Seated(asyncio.Protocol):
         self._is_long = False  # more has come at once than a head may have
         self._has_entered = False  # counted with the others of its address
         self._refused = False
+        self._late = 0  # the status of what waits for the response under way: a refusal, or an upgrade
         # loop time at which the last response ended; None before that, and in a request
         self._idle_since: float | None = None
         self._unread = b""  # came, but waits for the response that is under way
@@ -176,6 +195,7 @@ class Seated(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            self._answer_late(data)
             return
         before, in_head = self.cycle, not self._in_body
         if self._head_bytes + len(data) > self.seat.settings.max_head_bytes:
@@ -184,7 +204,14 @@ class Seated(asyncio.Protocol):
         if self.cycle is not before:
             self._request_began()
         elif before is None or before.response_complete:
-            self._await_head(len(data) if in_head else 0)
+            if self._in_body:
+                self._await_head(0)
+            elif not in_head:
+                self._body_ended(int(self.holds_head()))
+            elif self.holds_head():  # else nothing but empty lines has come
+                self._await_head(len(data))
+        elif in_head:
+            self._came_amid(len(data))
 
     @property
     def is_tls(self) -> bool:
@@ -206,13 +233,22 @@ class Seated(asyncio.Protocol):
 
     def _await_head(self, size: int) -> None:
         """Note that *size* bytes of an unfinished head came; 0 when it was the rest of a body that nobody wants."""
-        if self._refused:  # just now, by what this very head asked for
+        if self._refused or self.transport.get_protocol() is not self:  # just now, by what this very head asked for
             return
         if self._head_since is None or not size:
             self._head_since = self.loop.time()
         self._head_bytes += size
         if self._head_bytes > self.seat.settings.max_head_bytes and self.in_head() and not self.transport.is_closing():
             self.refuse_head()
+
+    def _came_amid(self, size: int) -> None:
+        """Note that *size* bytes behind the request under way came: h11 does not look at them, and nothing is read."""
+
+    def _body_ended(self, size: int) -> None:
+        """Note that a body has ended that nobody wanted, and that *size* bytes of the next head came with its end."""
+        self._head_since, self._head_bytes, self._idle_since = None, 0, self.loop.time()
+        if size:
+            self._await_head(size)
 
     def refuse_head(self) -> None:
         """Answer 431."""
@@ -233,7 +269,7 @@ class Seated(asyncio.Protocol):
         self._go_on()
         if self.cycle is not before:  # h11 goes on to the next of pipelined requests
             self._request_began()
-        elif self._unread and not self.transport.is_closing():
+        elif (self._unread or self._refused) and not self.transport.is_closing():
             self.data_received(b"")
 
     def _go_on(self) -> None:
@@ -272,10 +308,53 @@ class Seated(asyncio.Protocol):
     def refuse(self, status: int) -> None:
         """Answer, then close, but not before the client has had time to read: a reset would destroy the answer."""
         self._refused, self._head_since = True, None
+        if self._is_under_way() and self._waits_with(status):
+            return
         self.transport.write(answer(status))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
+
+    def _is_under_way(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _waits_with(self, status: int) -> bool:
+        """Return whether a refusal with *status* cannot be sent yet, or never, since a response is under way."""
+        cycle = self.cycle
+        if not cycle.more_body:  # what is refused is the next request
+            self._late = status
+            self.flow.pause_reading()
+            return True
+        if self._drops_queued():
+            self._late = status
+            self.flow.pause_reading()
+            return True
+        cycle.end()
+        if cycle.response_started:
+            cycle.transport.close()
+            return True
+        return False
+
+    def _drops_queued(self) -> bool:
+        """Return whether the latest request waited for the response to an earlier one, and does so no more."""
+        return False
+
+    def _answer_late(self, data: bytes) -> None:
+        """Answer what had to wait for the response under way, if that is complete; keep *data* for a websocket."""
+        if self._late == _UPGRADE:
+            self._unread += data
+        if self._late and not self._is_under_way():
+            status, self._late = self._late, 0
+            if status == _UPGRADE:
+                self._refused, unread, self._unread = False, self._unread, b""
+                self.handle_websocket_upgrade()
+                pass_on(self.transport, unread)
+            else:
+                self.refuse(status)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer 400, but not in the midst of a response, nor with a reset that could destroy the answer."""
+        self.refuse(400)
 
     def hand_on(self) -> None:
         """Give the connection to the slot's next worker if it is idle: that loses nothing, as closing it would.
@@ -332,10 +411,37 @@ class _EnoughError(Exception):
     """Makes the parser stop: the request has its answer."""
 
 
+class _Trailers(list[tuple[bytes, bytes]]):
+    """In place of the headers of a request from its first chunk on: trailers are counted with them, and dropped."""
+
+    def __init__(self, protocol: SeatedHttpTools) -> None:
+        super().__init__(protocol.headers)
+        self._protocol = protocol
+        self._number = len(self)
+        self._bytes = len(protocol.url) + sum(len(name) + len(value) + 4 for name, value in self)
+
+    def append(self, trailer: tuple[bytes, bytes]) -> None:
+        """Count *trailer*; end the request when there are too many, or when llhttp would obey it.
+
+        It refuses lengths by itself, but behind `connection: close` it would skip the next request in silence.
+        """
+        if trailer[0] in _OBEYED:
+            raise _EnoughError
+        self._number += 1
+        self._bytes += len(trailer[0]) + len(trailer[1]) + 4
+        settings = self._protocol.seat.settings
+        if self._number > settings.max_headers or self._bytes > settings.max_head_bytes:
+            self._protocol.refuse_head()
+            raise _EnoughError
+
+
 class SeatedHttpTools(Seated, HttpToolsProtocol):
     def _prepare(self) -> None:
         super()._prepare()
         self._in_body = False
+        self._served: Any = None  # the request being served while others wait in `pipeline`
+        self._silent_bytes = -1  # those that the parser got since it gave a part of the body; -1 without chunks
+        self._has_body = False  # the parser has just given some
         self._cut_short = False  # httptools takes what asks for an upgrade to have no body, but this one has
         self._repeating = False  # a parser is given a head that is known
 
@@ -344,6 +450,8 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
         while data:
             try:
                 self.parser.feed_data(data)
+                if self._silent_bytes >= 0:
+                    self._count_silent(len(data))
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
@@ -352,6 +460,10 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
                     self.send_400_response("Invalid HTTP request received.")
                 return
             if self._should_upgrade():
+                if self._is_under_way():
+                    self._refused, self._late, self._unread = True, _UPGRADE, bytes(data)
+                    self.flow.pause_reading()
+                    return
                 self.handle_websocket_upgrade()
                 pass_on(self.transport, bytes(data))
                 return
@@ -371,15 +483,45 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
         self.url, self.headers, self.scope, self.expect_100_continue = kept
 
     def _request_began(self) -> None:
+        if self._refused and self.cycle.response_started:
+            return  # it began before: the one behind it was dropped
         super()._request_began()
+        if self.scope is not self.cycle.scope:  # the parser has a part of the next head
+            self._is_long = True
         self.cycle.default_headers = []  # see Turn.fields
         self._corked.is_bare = True
         if self.pipeline:  # its response is not the next
             self._corked.awaits_head = False
 
+    def eof_received(self) -> Any:
+        if self.pipeline:
+            self._served.tell_of_end()  # the last of them ends the connection
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.pipeline:  # uvicorn tells the last of them
+            self._served.end()
+
+    def _came_amid(self, size: int) -> None:
+        self._is_long = True
+        self._head_bytes += size
+        if self._head_bytes > self.seat.settings.max_head_bytes and self.holds_head():
+            self.refuse_head()
+
+    def _drops_queued(self) -> bool:
+        if not self.pipeline:
+            return False
+        self.pipeline.popleft()
+        self.cycle = self.pipeline[0][0] if self.pipeline else self._served
+        return True
+
     def _go_on(self) -> None:
         if self.pipeline:
-            super()._go_on()
+            self._served = self.pipeline[-1][0]
+            paused, self.flow.read_paused = self.flow.read_paused, len(self.pipeline) == 1 and self.flow.read_paused
+            super()._go_on()  # which reads on: not before the last of them is served, else their number would grow
+            self.flow.read_paused = paused and bool(self.pipeline)
             self._corked.awaits_head = True
             return
         self.server_state.total_requests += 1
@@ -390,6 +532,22 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
     def holds_head(self) -> bool:
         return self._in_body or self.scope is not (self.cycle and self.cycle.scope)
 
+    def on_chunk_header(self) -> None:
+        """Keep what may come behind the last chunk out of the headers of `scope`: the parser reports it as such."""
+        if self._silent_bytes < 0:
+            self.headers, self._silent_bytes = _Trailers(self), 0
+
+    def on_body(self, body: bytes) -> None:
+        self._has_body = True
+        super().on_body(body)
+
+    def _count_silent(self, size: int) -> None:
+        """Refuse a line without an end, before a chunk or behind the last one: the parser would keep all of it."""
+        self._silent_bytes = 0 if self._has_body else self._silent_bytes + size
+        self._has_body = False
+        if self._silent_bytes > self.seat.settings.max_head_bytes and not self._refused:
+            self.refuse_head()
+
     def on_headers_complete(self) -> None:
         if self._repeating:
             return
@@ -398,6 +556,10 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
             self.refuse_head()
             raise _EnoughError
         self._in_body = True
+        if self._is_under_way():
+            self.cycle.is_followed = True
+            if not self.pipeline:
+                self._served = self.cycle
         if self.parser.should_upgrade() and not self._should_upgrade():
             self._cut_short = any(name in _FRAMING and value.strip(b"0") for name, value in self.headers)
         super().on_headers_complete()
@@ -405,7 +567,7 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._cut_short:
             return
-        self._in_body = False
+        self._in_body, self._silent_bytes = False, -1
         super().on_message_complete()
 
 
@@ -419,6 +581,23 @@ class SeatedH11(Seated, H11Protocol):
             self.refuse_head()
         else:
             super().send_400_response(msg)
+
+    def feed(self, data: bytes | memoryview) -> None:
+        super().feed(data)
+        if self.flow.read_paused and self._is_under_way() and self.conn.trailing_data[0]:
+            self.cycle.is_followed = self.conn.their_state is h11.DONE
+
+    def eof_received(self) -> Any:
+        if (
+            self._is_under_way()
+            and not self.is_tls
+            and self.conn.their_state is h11.DONE
+            and self.conn.trailing_data[0]
+        ):
+            self.cycle.tell_of_end()
+            self.flow.pause_reading()  # the FIN is found again when the requests that came before it are served
+            return True
+        return super().eof_received()
 
     @property
     def _in_body(self) -> bool:  # type: ignore[override]
@@ -459,6 +638,7 @@ class LimitedConnection(h11.Connection):
 
     settings: Settings
     is_too_large = False
+    _head: h11.Request  # of the latest request
 
     @classmethod
     def limit(cls, connection: h11.Connection, settings: Settings) -> None:
@@ -471,4 +651,11 @@ class LimitedConnection(h11.Connection):
         if isinstance(event, h11.Request) and exceeds(self.settings, event.target, event.headers, is_long=True):
             self.is_too_large = True
             raise h11.RemoteProtocolError("the request head is too large")
+        if isinstance(event, h11.Request):
+            self._head = event
+        elif isinstance(event, h11.EndOfMessage) and event.headers:
+            fields = [*self._head.headers, *event.headers]  # trailers count, too
+            if exceeds(self.settings, self._head.target, fields, is_long=True):
+                self.is_too_large = True
+                raise h11.RemoteProtocolError("the trailers are too large")
         return event
