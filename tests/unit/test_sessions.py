@@ -165,7 +165,7 @@ def test_request_for_which_browsers_keep_the_cookie_back_gets_no_new_one(
 ) -> None:
     """The return from a login or a payment must not replace the cookie by which the user comes home."""
     settings = Settings(app="app:app", workers=SLOTS, by="affinity", affinity_cookie=attributes)
-    router = Router.from_settings(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
+    router = build_router(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
     here = Sessions(settings, WorkerInfo(0, 1, 1), router, Scoreboard.create().worker(0))
     headers = [] if site is None else [(b"sec-fetch-site", site)]
     assert (here.cookie_for(Request(method, "/", NOBODY, headers), is_https=True) is not None) is is_set
