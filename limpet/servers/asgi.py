@@ -6,6 +6,7 @@ for WSGI what there is of that. uvicorn's adapter does without: its protocols kn
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final
@@ -18,6 +19,8 @@ from limpet.routing.router import Router
 from limpet.sessions.middleware import of_environ, of_scope
 from limpet.worker.access_log import AccessLog, Entry
 from limpet.worker.seat import Seat
+
+_log = logging.getLogger("limpet")
 
 
 class Counted:
@@ -187,9 +190,12 @@ class _Notes:
 
     def add(self, request: Request, status: int, began: float) -> None:
         """Note *request*, which *began* at that monotonic time and was answered with *status*."""
-        route = self._router.route(request.peer, request)
-        path = request.target.partition("?")[0].encode("latin-1")
-        self._log.write([Entry(began, time.monotonic(), request.method, path, request.peer.bind, status, route)])
+        try:
+            route = self._router.route(request.peer, request)
+            path = request.target.partition("?")[0].encode("latin-1")
+            self._log.write([Entry(began, time.monotonic(), request.method, path, request.peer.bind, status, route)])
+        except Exception:  # noqa: BLE001  the response is another matter
+            _log.exception("a request is missing in the access log")
 
 
 def _asgi(app: Callable[..., Awaitable[None]], notes: _Notes, root_path: str) -> Callable[..., Awaitable[None]]:
@@ -225,14 +231,42 @@ def _wsgi(app: Callable[..., Iterable[bytes]], notes: _Notes) -> Callable[..., I
             status = int(text.partition(" ")[0])
             return start_response(text, *rest)
 
-        def body(answer: Iterable[bytes]) -> Iterator[bytes]:
-            try:
-                yield from answer
-            finally:
-                if hasattr(answer, "close"):
-                    answer.close()
-                notes.add(request, status, began)
+        def ended() -> None:
+            notes.add(request, status, began)
 
-        return body(app(environ, start))
+        try:
+            answer = app(environ, start)
+        except BaseException:
+            ended()
+            raise
+        return _Body(answer, ended)
 
     return noted
+
+
+class _Body:
+    """What an application returned. Its `close` is called once, also if the server never asked for a piece."""
+
+    def __init__(self, answer: Iterable[bytes], ended: Callable[[], None]) -> None:
+        self._answer, self._ended = answer, ended
+        self._pieces: Iterator[bytes] | None = None
+        self._is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._pieces is None:
+            self._pieces = iter(self._answer)
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Close what the application returned, and note the request."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            if hasattr(self._answer, "close"):
+                self._answer.close()
+        finally:
+            self._ended()

@@ -9,6 +9,7 @@ the door.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from tornado import http1connection, httpserver, httputil, web
@@ -20,6 +21,7 @@ from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 
 _access = logging.getLogger("limpet.access")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # C1 too: terminals obey them, and Tornado lets them through
 
 
 def fits(app: object) -> bool:
@@ -133,6 +135,7 @@ def _frame(app: web.Application, seat: Seat, door: Door) -> None:
             its_own(handler)
         elif seat.settings.access_log:
             request = handler.request
-            _access.info("%s %s %s %d", request.remote_ip, request.method, request.uri, handler.get_status())
+            uri = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", request.uri or "")
+            _access.info("%s %s %s %d", request.remote_ip, request.method, uri, handler.get_status())
 
     app.settings["log_function"] = ended

@@ -12,6 +12,7 @@ uvicorn, servers/asgi.py for other servers of ASGI and WSGI.
 from __future__ import annotations
 
 import atexit
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from json.encoder import encode_basestring_ascii as quoted
@@ -29,6 +30,7 @@ _MOST_HELD: Final = 512  # requests
 _READY: Final = 2048  # parts of lines that are kept, of each kind
 _MILLISECONDS: Final = [f"0.{number:03d}" for number in range(1000)]
 _MICROSECONDS: Final = [f'{number:03d}, "waited": 0.000000}}\n' for number in range(1000)]
+_log = logging.getLogger("limpet")
 K = TypeVar("K")
 Found = Route | int | None  # what `Home.latest` is
 
@@ -71,7 +73,24 @@ class AccessLog:
     def write(self, entries: Iterable[Fields]) -> None:
         """Write a line for each of *entries*, which are in the order of their ends. Never raises."""
         offset = time.time() - time.monotonic()
-        logs.write("".join(self._json(entries, offset) if self._is_json else self._words(entries, offset)))
+        say = self._json if self._is_json else self._words
+        entries = list(entries)
+        try:
+            lines = "".join(say(entries, offset))
+        except Exception:  # noqa: BLE001  one of them is at fault: the others get their lines
+            lines = "".join(self._each(entries, offset))
+        logs.write(lines)
+
+    def _each(self, entries: list[Fields], offset: float) -> Iterator[str]:
+        """Yield the lines of *entries* that can be written. The log says how many could not, and why."""
+        lost = 0
+        for entry in entries:
+            try:
+                yield "".join(self._json([entry], offset) if self._is_json else self._words([entry], offset))
+            except Exception as exception:  # noqa: BLE001  nothing that logs may raise into a request
+                lost, why = lost + 1, exception
+        if lost:
+            _log.error("%d lines of the access log cannot be written", lost, exc_info=why)
 
     def _json(self, entries: Iterable[Fields], offset: float) -> list[str]:
         """Return the lines, each in five parts. *offset* leads from monotonic time to that of the wall."""

@@ -105,6 +105,31 @@ def test_pipelined_requests_and_the_kernel_backend() -> None:
         assert {(entry["route"], entry["status"]) for entry in found} == {("hash", 200)}
 
 
+def test_request_behind_one_that_is_served_changes_nothing_of_its_response() -> None:
+    """A client that pipelines gets whole heads, and the line of each request has the status of its own response."""
+    with JsonLimpet("tests.apps:slow", "--workers", "1", "--by", "ip", *JSON) as server:
+        with Wire(("127.0.0.1", server.port)) as wire:
+            wire.send(request("/one?0.5"))
+            wait_until(lambda: server.status()["slots"][0]["received"] >= 1, "the first is being served")
+            wire.send(request("/two"))
+            replies = [wire.reply() for _ in range(2)]
+        assert all("date" in reply.headers for reply in replies)
+        found = requests(server, 2)
+        assert [(entry["path"], entry["status"]) for entry in found] == [("/one", 200), ("/two", 200)]
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+def test_client_that_leaves_midway_has_a_line(http: str) -> None:
+    """A request that the client gave up is the one that an operator looks for."""
+    with JsonLimpet("tests.apps:slow", "--workers", "1", "--by", "ip", "--http", http, *JSON) as server:
+        with Wire(("127.0.0.1", server.port)) as wire:
+            wire.send(request("/left?30"))
+            wait_until(lambda: server.status()["slots"][0]["received"] >= 1, "it is being served")
+        [entry] = requests(server, 1)
+        assert (entry["path"], entry["status"]) == ("/left", 499)
+
+
 def test_application_that_fails_is_a_500() -> None:
     """The status that the client has got."""
     with JsonLimpet("tests.wire_app:broken", "--workers", "1", *JSON) as server:

@@ -139,3 +139,13 @@ def test_what_is_held_is_written_after_a_while_or_when_it_is_much() -> None:
     held.add(entries[-1])
     calls.pop()()
     assert noting.written == entries
+
+
+@pytest.mark.parametrize("form", ["json", "human"])
+def test_entry_that_cannot_be_written_takes_no_other_along(form: Literal["human", "json"], written: list[str]) -> None:
+    """512 requests share a write: one odd status among them must neither lose the others nor raise into a request."""
+    odd = entry(HASHED, b"/odd")._replace(status=b"")
+    log(form).write([entry(HASHED, b"/before"), odd, entry(HASHED, b"/after")])
+    assert "/before" in written[0]
+    assert "/after" in written[0]
+    assert "/odd" not in written[0]

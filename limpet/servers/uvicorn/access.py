@@ -11,6 +11,7 @@ without.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from time import monotonic
 from typing import Any, ClassVar, Final
@@ -24,6 +25,8 @@ from limpet.worker.access_log import First, Found, Held
 from limpet.worker.ownership import UNTOLD, Home
 from limpet.worker.seat import Seat
 
+_log = logging.getLogger("limpet")
+_LEFT: Final = 499  # the connection ended before a response began, as nginx writes it
 _STATUS: Final = slice(9, 12)  # where it stands in a head
 
 
@@ -43,18 +46,25 @@ def _hooks(base: Any, home: Home, held: Held, *, moves: bool) -> dict[str, Any]:
         request_began(self)
         self.cycle.began = monotonic()
         found = home.latest if moves else self._found
-        self._found = self.first() if type(found) is int and found < 0 else found
+        try:
+            self._found = self.first() if type(found) is int and found < 0 else found
+        except Exception:  # noqa: BLE001  nothing that logs may raise into a request
+            _log.exception("the access log cannot say how a request was routed")
+            self._found = None
 
     def on_response_complete(self: Any) -> None:
-        cycle, found = self.cycle, self._found
-        if not cycle.response_complete:
-            cycle = self._earlier.popleft()
-        scope, at, status = cycle.scope, self.listener, cycle.transport.head[_STATUS]
-        note((cycle.began, monotonic(), scope["method"], scope["raw_path"], at, status, found))
-        if len(fields) >= held.most:
-            held.full()
-        if type(found) is First:
-            self._found = found.found
+        try:
+            cycle, found = self.cycle, self._found
+            if not cycle.response_complete:
+                cycle = self._earlier.popleft()
+            scope, at, status = cycle.scope, self.listener, cycle.transport.head[_STATUS]
+            note((cycle.began, monotonic(), scope["method"], scope["raw_path"], at, status, found))
+            if len(fields) >= held.most:
+                held.full()
+            if type(found) is First:
+                self._found = found.found
+        except Exception:  # noqa: BLE001  nothing that logs may raise into a request
+            _log.exception("a request is missing in the access log")
         response_complete(self)
 
     return {"_request_began": _request_began, "on_response_complete": on_response_complete}
@@ -78,6 +88,20 @@ class Noted(Seated):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._found, self._earlier = UNTOLD, deque()
         super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note the request whose response the client or the application has ended midway."""
+        try:
+            cycle: Any = self._earlier[0] if self._earlier else self.cycle
+            if cycle is not None and hasattr(cycle, "began") and not cycle.response_complete:
+                status = cycle.transport.head[_STATUS] if cycle.response_started else _LEFT
+                scope = cycle.scope
+                self.held.add(
+                    (cycle.began, monotonic(), scope["method"], scope["raw_path"], self.listener, status, self._found)
+                )
+        except Exception:  # noqa: BLE001  nothing that logs may raise into a request
+            _log.exception("a request is missing in the access log")
+        super().connection_lost(exc)
 
     def first(self) -> First:
         """Return what is found for the request that has just begun, of which another process has decided."""

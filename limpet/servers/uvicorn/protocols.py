@@ -485,13 +485,14 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
     def _request_began(self) -> None:
         if self._refused and self.cycle.response_started:
             return  # it began before: the one behind it was dropped
+        awaited = self._corked.awaits_head
         super()._request_began()
         if self.scope is not self.cycle.scope:  # the parser has a part of the next head
             self._is_long = True
         self.cycle.default_headers = []  # see Turn.fields
         self._corked.is_bare = True
-        if self.pipeline:  # its response is not the next
-            self._corked.awaits_head = False
+        if self.pipeline:  # the next response is an earlier request's, whose head may still be awaited
+            self._corked.awaits_head = awaited
 
     def eof_received(self) -> Any:
         if self.pipeline:
