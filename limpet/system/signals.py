@@ -68,7 +68,7 @@ def release(numbers: Iterable[int]) -> None:
 def leave_to_the_supervisor() -> None:
     """Have what a service manager or operator sends to all processes of a server do nothing to this child.
 
-    A default action would end or stop it. TERM and INT mean something to children: see dispatch/orders.py.
+    A default action would end or stop it. TERM and INT mean something to children: see dispatch/dispatcher.py.
     """
     for number in _FOR_ALL:
         if not is_ignored(number):
