@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import limpet
-from limpet.ipc.control_link import Link
 
 
 def facts(scope: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +114,8 @@ async def lingering(scope: dict[str, Any], receive: Any, send: Any) -> None:
     async def receive_late() -> Any:
         message = await receive()
         if message["type"] == "lifespan.shutdown":
+            from limpet.ipc.control_link import Link  # older versions, which run this too, have it elsewhere
+
             [line] = [each for each in gc.get_objects() if isinstance(each, Link)]
             with socket.socket(fileno=os.dup(line.fileno())) as end:
                 end.shutdown(socket.SHUT_WR)
