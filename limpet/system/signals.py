@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
-import socket
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+if TYPE_CHECKING:
+    import selectors
+
+_READ: Final = 1  # selectors.EVENT_READ
 _FROM_TERMINALS: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 _FOR_ALL: Final = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)  # of a control group, by an operator
 _STOPPING: Final = (signal.SIGTTIN, signal.SIGTTOU)
@@ -33,10 +35,12 @@ def recorded(selector: selectors.BaseSelector, numbers: Iterable[int]) -> Iterat
     """Record the signals with these *numbers*, but for those that a terminal's user ignores, and wake *selector*."""
     numbers = tuple(numbers)
     seen: list[int] = []
+    import socket  # not before: the command line imports this file first of all
+
     waking, woken = socket.socketpair()
     waking.setblocking(False)
     woken.setblocking(False)
-    selector.register(woken, selectors.EVENT_READ, lambda _: woken.recv(4096))
+    selector.register(woken, _READ, lambda _: woken.recv(4096))
     old_fd = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
     before: dict[int, Any] = {
         number: signal.signal(number, lambda number, _: seen.append(number))
