@@ -14,14 +14,12 @@ from typing import Any
 import anyio
 from anyio import abc, from_thread, lowlevel
 
-from limpet.errors import reason
-from limpet.logs import warn_hourly
 from limpet.servers import asyncio_loops
+from limpet.worker import shortage
 from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 from limpet.worker.user_code import takes
 
-_NO_DESCRIPTOR_PAUSE_S = 0.5  # before accepting is tried again after EMFILE
 log = logging.getLogger("limpet.worker")
 
 
@@ -62,8 +60,8 @@ async def _accept(app: Callable[..., Any], door: Door, listener: Any, handlers: 
         except BlockingIOError:
             continue
         except OSError as error:
-            warn_hourly("take", "cannot take connections: %s", reason(error))
-            await anyio.sleep(_NO_DESCRIPTOR_PAUSE_S)
+            shortage.say(error)
+            await anyio.sleep(shortage.PAUSE_S)
             continue
         door.tally.took()
         handlers.start_soon(_serve_one, app, door, fd)

@@ -13,8 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from limpet.config.settings import Settings
-from limpet.logs import warn_hourly
-from limpet.worker import hooks
+from limpet.worker import hooks, shortage
 from limpet.worker.channel_listener import FdListener, SlotListener
 from limpet.worker.listener_bridge import Door
 
@@ -61,7 +60,6 @@ async def all_ended(door: Door) -> None:
 
 
 _TAKES_PER_TURN: Final = 32  # connections, so that those already here do not wait behind a storm
-_NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before accepting is tried again after EMFILE
 
 
 def install() -> None:
@@ -154,9 +152,7 @@ class _Server(asyncio.AbstractServer):
             except BlockingIOError:
                 return
             except OSError as error:
-                warn_hourly("take", "cannot take connections: %s", error.strerror)
-                self._loop.remove_reader(self._listener.fileno())
-                self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, self._again)
+                shortage.pause(self._loop, self._listener.fileno(), error, self._again)
                 return
             task = self._loop.create_task(self._adopt(connection))
             self._adopting.add(task)

@@ -28,17 +28,16 @@ from gunicorn.config import Config
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from limpet.config.settings import Settings
-from limpet.errors import reason
 from limpet.ipc.control_link import LinkClosedError
-from limpet.logs import take_over, warn_hourly
+from limpet.logs import take_over
 from limpet.net.reuseport_group import close_behind
 from limpet.servers.asgi import framed_wsgi
 from limpet.servers.gunicorn import config_file, worker_classes
 from limpet.system import signals
+from limpet.worker import shortage
 from limpet.worker.channel_listener import FdListener, SlotListener
 from limpet.worker.seat import Seat
 
-_NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before accepting is tried again after EMFILE
 _SPARE: Final = 64  # descriptor numbers: what an application may need
 _FOREVER_S: Final = 1e9  # for an end without a deadline
 log = logging.getLogger("limpet.worker")
@@ -173,10 +172,10 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         try:
             super().accept(listener)
         except OSError as error:
-            warn_hourly("take", "worker %d cannot take connections: %s", self._seat.info.slot, reason(error))
+            shortage.say(error)
             if self._accepting:
                 self.set_accept_enabled(False)
-            self._accept_after = time.monotonic() + _NO_DESCRIPTOR_PAUSE_S
+            self._accept_after = time.monotonic() + shortage.PAUSE_S
         self._seat.row.add("received", self.nr_conns - before)
         self.notify()
 

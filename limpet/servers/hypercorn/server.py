@@ -25,17 +25,16 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 
 from limpet.ipc.control_link import LinkClosedError
-from limpet.logs import warn_hourly
 from limpet.protocol.proxy_protocol import Origin
 from limpet.servers.asgi import framed
 from limpet.servers.lifespan import Lifespan
 from limpet.servers.uvicorn.listening import Listening
+from limpet.worker import shortage
 from limpet.worker.seat import Seat
 
 _TAKES_PER_TURN: Final = 32  # connections, so that those already here do not wait behind a storm
 _IDLE_S: Final = 1.0  # how long a draining worker leaves idle connections open: longer than a round trip
 _CHECK_S: Final = 0.05  # how often a draining worker looks whether connections have ended
-_NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before the channel is read again after EMFILE
 log = logging.getLogger("limpet.worker")
 
 
@@ -158,9 +157,7 @@ class _Server:
             except BlockingIOError:
                 return False
             except OSError as error:  # no free descriptor number
-                warn_hourly("take", "worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
-                self._loop.remove_reader(self._seat.receiver.fileno())
-                self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, self._take_again)
+                shortage.pause(self._loop, self._seat.receiver.fileno(), error, self._take_again)
                 return False
             self._adopt_accepted(connection, handoff.origin)
         return True

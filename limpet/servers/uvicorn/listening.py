@@ -14,6 +14,7 @@ makes the protocols. The listeners are the server's; this process closes its cop
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import resource
 import socket
@@ -23,14 +24,11 @@ from collections.abc import Callable, Sequence, Sized
 from typing import Any, Final
 from weakref import ref
 
-from limpet.errors import reason
-from limpet.logs import warn_hourly
 from limpet.net.reuseport_group import close_behind, open_door
+from limpet.worker import shortage
 
 _SPARE: Final = 512  # descriptor numbers: what a burst may take that the loop accepts in one go, and an application
 _TAKES_PER_TURN: Final = 32  # connections, so that those already here do not wait behind a storm
-_NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before accepting is tried again after EMFILE
-_HINT: Final = "`ulimit -n 65536` before the start, or `LimitNOFILE=65536` in a unit of systemd"
 
 
 class Listening:
@@ -151,11 +149,7 @@ class Listening:
         except ConnectionError:  # reset while it waited
             return True
         except OSError as error:
-            warn_hourly(
-                "take", "worker (pid %d) cannot take connections: %s (hint: %s)", os.getpid(), reason(error), _HINT
-            )
-            self._loop.remove_reader(listener.fileno())
-            self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, self._again, listener)
+            shortage.pause(self._loop, listener.fileno(), error, functools.partial(self._again, listener))
             return False
         connection.setblocking(False)
         open_door(connection)  # it may have come through one that was closed behind it

@@ -25,7 +25,6 @@ from limpet.ipc import news
 from limpet.ipc.baton import Baton
 from limpet.ipc.control_link import LinkClosedError
 from limpet.ipc.scoreboard import position
-from limpet.logs import warn_hourly
 from limpet.moving.messages import Arrived
 from limpet.moving.mover import TAKES_PER_TURN
 from limpet.routing.forwarded import Trust
@@ -40,7 +39,7 @@ from limpet.servers.uvicorn.moving import MovingH11, MovingHttpTools
 from limpet.servers.uvicorn.protocols import CONNECTIONS, Seated, SeatedH11, SeatedHttpTools
 from limpet.servers.uvicorn.streams import Streams
 from limpet.servers.uvicorn.websockets import websocket_protocol
-from limpet.worker import user_code
+from limpet.worker import shortage, user_code
 from limpet.worker.access_log import AccessLog, Held
 from limpet.worker.seat import Seat
 
@@ -51,7 +50,6 @@ _IDLE_S: Final = 1.0  # how long a draining worker leaves idle connections open:
 _LOOKS_PER_TURN: Final = 256  # connections whose deadlines are looked at: less than half a millisecond
 _CHECK_S: Final = 0.05  # how often a draining worker looks whether connections have ended
 _SETTLE_S: Final = 0.5  # how long a worker that is replaced waits for those to whom it has sent: they read at once
-_NO_DESCRIPTOR_PAUSE_S: Final = 0.5  # before the channel is read again after EMFILE
 log = logging.getLogger("limpet.worker")
 
 
@@ -339,9 +337,7 @@ class SeatedServer(uvicorn.Server):
         if self._seat.mover.spare_numbers():
             return
         self._seat.row.add("take_errors")
-        warn_hourly("take", "worker %d cannot take connections: %s", self._seat.info.slot, error.strerror)
-        self._loop.remove_reader(fd)
-        self._loop.call_later(_NO_DESCRIPTOR_PAUSE_S, lambda: self.should_exit or self._loop.add_reader(fd, take))
+        shortage.pause(self._loop, fd, error, lambda: self.should_exit or self._loop.add_reader(fd, take))
 
     def _adopt(self, connection: socket.socket, protocol: Any, baton: Baton | None = None) -> None:
         """Give *connection* to *protocol*, a new one, which will close it."""
