@@ -108,6 +108,16 @@ async def forking(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await echo(scope, receive, send)
 
 
+_kept: list[bytes] = []
+
+
+async def growing(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Like `echo`, and keeps 8 MB of each request."""
+    if scope["type"] == "http":
+        _kept.append(os.urandom(8 << 20))
+    await echo(scope, receive, send)
+
+
 async def lingering(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Like `echo`, but at its end a worker hangs up on the supervisor and stays until the file `TEST_GATE` exists."""
 

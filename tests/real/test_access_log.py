@@ -122,7 +122,9 @@ def test_request_behind_one_that_is_served_changes_nothing_of_its_response() -> 
 @pytest.mark.parametrize("http", ["httptools", "h11"])
 def test_client_that_leaves_midway_has_a_line(http: str) -> None:
     """A request that the client gave up is the one that an operator looks for."""
-    with JsonLimpet("tests.apps:slow", "--workers", "1", "--by", "ip", "--http", http, *JSON) as server:
+    with JsonLimpet(
+        "tests.apps:slow", "--workers", "1", "--by", "ip", "--http", http, "--graceful-timeout", "1", *JSON
+    ) as server:
         with Wire(("127.0.0.1", server.port)) as wire:
             wire.send(request("/left?30"))
             wait_until(lambda: server.totals()["received"] >= 1, "it is being served")

@@ -231,7 +231,7 @@ def test_pages_are_bounded_and_forgotten_when_closed(server: Limpet) -> None:
 
     def watch() -> tuple[socket.socket, bytes]:
         client = socket.create_connection((host, int(port)), PATIENCE_S)
-        client.sendall(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n")
+        client.sendall(b"GET /stream HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
         return client, client.recv(16)
 
     with contextlib.ExitStack() as stack:

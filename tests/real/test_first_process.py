@@ -88,6 +88,8 @@ def test_first_process_keeps_a_stop_that_comes_before_it_is_ready(tmp_path: Path
     python = starter(tmp_path, *UNSHARE, sys.executable)
     with Limpet("tests.apps:echo", "--workers", "1", python=python).launched() as server:
         [first] = wait_until(lambda: children(server.pid), "there is a first process")
+        # `unshare` blocks signals itself for a moment, before it executes Python.
+        wait_until(lambda: "python" in os.readlink(f"/proc/{first}/exe"), "it is Python's")
         wait_until(lambda: has_signal(first, "SigBlk", signal.SIGTERM), "it keeps signals")
         assert not has_signal(first, "SigCgt", signal.SIGTERM)
         os.kill(first, signal.SIGTERM)

@@ -58,9 +58,17 @@ def test_worker_is_renewed_after_so_many_requests_and_nothing_is_lost() -> None:
 
 def test_worker_is_renewed_when_it_has_too_much_memory() -> None:
     """Before the kernel kills it, with everybody's requests."""
-    with Limpet("tests.apps:echo", "--workers", "1", "--by", "ip", "--max-memory", "1") as server:
+    with Limpet("tests.apps:growing", "--workers", "1", "--by", "ip", "--max-memory", "150") as server:
+        while server.worker(0)["generation"] == 1 and "MiB of memory" not in server.log:
+            server.request()
         wait_until(lambda: server.worker(0)["generation"] > 1, "it is renewed")
-        assert "MiB of memory" in server.log
+
+
+def test_worker_that_is_too_large_from_the_start_is_said_and_not_renewed() -> None:
+    """Its successor would be as large: all workers would be renewed every 30 seconds, and always be cold."""
+    with Limpet("tests.apps:echo", "--workers", "1", "--by", "ip", "--max-memory", "1") as server:
+        wait_until(lambda: "when it began to serve, more than `--max-memory 1`" in server.log, "it is said")
+        assert server.worker(0)["generation"] == 1
 
 
 def test_crash_loop_is_named_and_shown() -> None:

@@ -15,16 +15,16 @@ QUICK, LONG = 150, 25_000
 PARSERS = [(http, by) for http in ("httptools", "h11") for by in ("header:x-user", "ip")]
 RULES = {
     "trailers are no headers": (
-        "uvicorn_protocols.py", "self.headers, self._silent_bytes = _Trailers(self), 0", "self._silent_bytes = 0",
+        "uvicorn/protocols.py", "self.headers, self._silent_bytes = _Trailers(self), 0", "self._silent_bytes = 0",
     ),
-    "trailers are counted": ("uvicorn_protocols.py", "if self._number > settings.max_headers", "if self._number < 0"),
-    "a request goes to its own slot": ("uvicorn_moving.py", "if slot == home.slot:", "if slot is not None:"),
+    "trailers are counted": ("uvicorn/protocols.py", "if self._number > settings.max_headers", "if self._number < 0"),
+    "a request goes to its own slot": ("uvicorn/moving.py", "if slot == home.slot:", "if slot is not None:"),
     "bytes behind an upgrade are frames": (
-        "uvicorn_moving.py", "pass_on(self.transport, self._unread[self._at :])", "pass_on(self.transport, b'')",
+        "uvicorn/moving.py", "pass_on(self.transport, self._unread[self._at :])", "pass_on(self.transport, b'')",
     ),
-    "chunks are counted": ("uvicorn_moving.py", "end = line.end() + size + 2", "end = line.end() + size + 9"),
+    "chunks are counted": ("uvicorn/moving.py", "end = line.end() + size + 2", "end = line.end() + size + 9"),
     "a request waits for the response before it": (
-        "uvicorn_moving.py",
+        "uvicorn/moving.py",
         "if self.cycle is not None and not self.cycle.response_complete:\n            self.cycle.is_",
         "if self.cycle is None:\n            self.cycle.is_",
     ),
