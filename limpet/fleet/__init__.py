@@ -1,1 +1,1 @@
-"""What the supervisor knows of its processes; acts on nothing."""
+"""What the supervisor knows about its processes. This package only records and answers; supervisor/ acts."""

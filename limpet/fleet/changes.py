@@ -1,11 +1,12 @@
-"""Rolling changes: new workers for some slots, one after another, each switched only when it is ready.
+"""Rolling changes: some slots get new workers, one after another, and a slot switches only to a worker that is ready.
 
-Pure. Owns which slot is next, what has become of a change, and the queue of changes. The supervisor asks what is due,
-has it done, and reports; how one slot gets a new worker is fleet/lifecycle.py's table.
+Owns which slot is next, the outcome of each change, and the queue of changes. Pure: it starts no process.
+supervisor/rolling.py asks which slots are due, renews them, and reports the result. fleet/lifecycle.py decides how one
+slot gets a new worker.
 
-1. At most `surge` slots of a change are under way at any time; one change after the other.
-2. The first slot whose new worker does not become ready ends the change: the others would fail alike, or else the
-   server would be left with a mixture. Slots that have the new one keep it.
+1. At most `surge` slots of a change are being renewed at any time. Changes run one after the other.
+2. A change ends at the first slot whose new worker does not become ready. The other slots would fail in the same way,
+   or the server would be left with a mixture of old and new workers. Slots that already have their new worker keep it.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from typing import Any, Final
 
 from limpet.fleet.lifecycle import State
 
-RELOAD: Final = "reload"  # why all is renewed, dispatchers too
-_REMEMBERED: Final = 64  # changes that are over, for those who ask what became of them
+RELOAD: Final = "reload"  # the reason of a change that renews all workers, and then the dispatchers
+_REMEMBERED: Final = 64  # finished changes that are kept, so that clients can ask for their outcome
 
 
 @dataclass
 class Change:
-    """One rolling change. `outcome` is empty while it is not over."""
+    """One rolling change. `outcome` stays empty until the change is over."""
 
     number: int
-    why: str  # as it begins in logs: `reload`
+    why: str  # first words of its log lines, such as `reload`
     waiting: list[int]
     surge: int
     slots: int = 0
     under_way: set[int] = field(default_factory=set)
     renewed: int = 0
     has_begun: bool = False
-    is_in_last_step: bool = False  # of a reload: the slots are through, and dispatchers are renewed
+    is_in_last_step: bool = False  # of a reload: all slots are done, and the dispatchers are being renewed
     outcome: str = ""  # "done" or "failed"
     message: str = ""
 
@@ -41,7 +42,10 @@ class Change:
         self.slots = len(self.waiting)
 
     def due(self, states: Sequence[State], busy: Iterable[int]) -> list[int]:
-        """Return the slots to be renewed now, given the *states* of all; those in *busy* have no room for another."""
+        """Return the slots to renew now.
+
+        *states* holds the state of each slot. Slots in *busy* have no room for another process.
+        """
         gone = {State.STOPPED, State.DRAINING}
         self.waiting = [slot for slot in self.waiting if slot < len(states) and states[slot] not in gone]
         self.under_way = {slot for slot in self.under_way if slot < len(states) and states[slot] not in gone}
@@ -53,13 +57,13 @@ class Change:
         return now
 
     def succeeded(self, slot: int) -> None:
-        """Note that *slot* has a new worker that is ready."""
+        """Record that *slot* has a new worker that is ready."""
         if slot in self.under_way:
             self.under_way.remove(slot)
             self.renewed += 1
 
     def failed(self, slot: int, message: str) -> bool:
-        """Note that the new worker of *slot* did not become ready; return whether that ends this change."""
+        """Record that the new worker of *slot* did not become ready. Return whether that ends this change."""
         if slot not in self.under_way:
             return False
         self.under_way.remove(slot)
@@ -67,17 +71,17 @@ class Change:
         return True
 
     def is_through(self) -> bool:
-        """Return whether no slot is left."""
+        """Return whether no slot is left to renew."""
         return not (self.waiting or self.under_way)
 
     def is_over(self) -> bool:
-        """Return whether nothing is left to do, and note the outcome."""
+        """Return whether nothing is left to do, and record the outcome."""
         if self.is_through() and not self.outcome:
             self.outcome = "done"
         return bool(self.outcome)
 
     def summary(self) -> dict[str, Any]:
-        """Return what `limpet reload` and `limpet status` show of it."""
+        """Return what `limpet reload` and `limpet status` show about this change."""
         state = self.outcome or ("running" if self.has_begun else "waiting")
         return {
             "change": self.number,
@@ -90,7 +94,7 @@ class Change:
 
 
 class Changes:
-    """All changes of one server, in their order."""
+    """All changes of one server, oldest first."""
 
     def __init__(self) -> None:
         self.current: Change | None = None
@@ -99,7 +103,10 @@ class Changes:
         self._newest = 0
 
     def request(self, why: str, slots: Iterable[int], surge: int) -> Change:
-        """Return a change of *slots* that will be made; one that waits for the same reason is that change."""
+        """Return a change that will renew *slots*.
+
+        If an equal change for the same reason is already queued, return that one.
+        """
         wanted = sorted(slots)
         for change in self._queue:
             if (change.why, change.waiting) == (why, wanted):
@@ -113,7 +120,10 @@ class Changes:
         return change
 
     def register(self, why: str, slots: int) -> Change:
-        """Return a change of the number of slots by *slots*: it is carried out elsewhere, and asked for like others."""
+        """Return a change that adds or removes *slots* slots.
+
+        supervisor/scaling.py carries it out. Clients ask for its outcome as they do for any other change.
+        """
         self._newest += 1
         change = Change(self._newest, why, [], 0, has_begun=True)
         change.slots = slots
@@ -121,7 +131,7 @@ class Changes:
         return change
 
     def begin(self) -> Change | None:
-        """Return the next change, which begins now; None while one is under way or none waits."""
+        """Start the next change and return it. Return None while another change is running, or if none is queued."""
         if self.current is not None or not self._queue:
             return None
         self.current = self._queue.popleft()
@@ -129,7 +139,7 @@ class Changes:
         return self.current
 
     def end(self) -> Change:
-        """Return the current change, which is over."""
+        """Take the current change, which is over, out and return it."""
         assert self.current is not None
         over, self.current = self.current, None
         return over
@@ -140,15 +150,15 @@ class Changes:
         return any(slot in change.waiting or slot in change.under_way for change in changes)
 
     def find(self, number: object) -> Change | None:
-        """Return the change with *number*."""
+        """Return the change with this *number*, or None."""
         return self._all.get(number) if isinstance(number, int) else None
 
     def known(self) -> list[Change]:
-        """Return all of which somebody may ask what has become of them, the oldest first."""
+        """Return all changes whose outcome a client can still ask for, oldest first."""
         return list(self._all.values())
 
     def adopt(self, changes: Iterable[Change]) -> None:
-        """Go on with what `known` returned in the supervisor before this one; none was under way."""
+        """Continue with the changes that `known` returned in the previous supervisor. None of them was running."""
         for change in changes:
             self._all[change.number] = change
             self._newest = change.number
@@ -156,13 +166,16 @@ class Changes:
                 self._queue.append(change)
 
     def cancel(self, why: str) -> None:
-        """End all that are not over: the server stops."""
+        """End all changes that are not over, because the server is stopping. *why* is their message."""
         for change in [*self._queue, *([self.current] if self.current else [])]:
             change.outcome, change.message = "failed", why
         self._queue.clear()
         self.current = None
 
     def summary(self) -> dict[str, Any] | None:
-        """Return what `status` shows: the change that is under way, else the last one; None without any."""
+        """Return the change that `status` shows: the one that is running, or else the last one.
+
+        None if there was no change.
+        """
         change = self.current or (next(reversed(self._all.values())) if self._all else None)
         return change.summary() if change else None

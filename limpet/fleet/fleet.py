@@ -1,10 +1,10 @@
-"""What the supervisor knows of its server: settings, slots, processes, and what is under way.
+"""What the supervisor knows about its server: settings, slots, processes, and which changes are running.
 
-Owns the facts and the questions that follow from them. Acts on nothing: the actors in supervisor/ change it, and
-operate/ reads it. A unit test makes one without a process.
+Owns these facts, and the questions that can be answered from them. It acts on nothing: the actors in supervisor/ change
+it, and operate/ reads it. A unit test can make a `Fleet` without starting a process.
 
-1. Each field has one writer, named beside it; `tests/unit/test_fleet.py` compares that with the code. A field that
-   names nobody keeps the object that it began with.
+1. Each field has one writer, which the comment beside the field names; `tests/unit/test_fleet.py` compares the comments
+   with the code. A field without a writer keeps the object that it started with.
 2. Time comes in as an argument, in monotonic seconds.
 """
 
@@ -27,7 +27,7 @@ from limpet.routing.router import Router
 
 
 class Phase(StrEnum):
-    """Where a server is in its life."""
+    """The phase of life that a server is in."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -46,29 +46,29 @@ class Fleet:
     dispatchers: list[Member]
     terminators: list[Member]
     began_at: float
-    started_in: str  # the directory, by the name that it was entered by: a link in it may lead elsewhere later
+    started_in: str  # the directory as it was entered: a symbolic link in it may point elsewhere later
     changes: Changes = field(default_factory=Changes)
     is_serving: bool = False  # supervisor: clients can connect
     is_stopping: bool = False  # shutdown
-    has_scaled: bool = False  # scaling: connections may be where an old table has sent them
+    has_scaled: bool = False  # scaling: open connections may be in the slot that an older table chose
     is_scaling: bool = False  # scaling
     upgrades: int = 0  # how often the supervisor was replaced in its process
-    upgrade_refusal: str | None = None  # upgrade: why the last one did not happen
-    is_upgrade_due: bool = False  # upgrade: it only waits for what is under way, so nothing else should begin
+    upgrade_refusal: str | None = None  # upgrade: why the last upgrade did not happen
+    is_upgrade_due: bool = False  # upgrade: it waits only for changes that are running, so no new change may begin
 
     def __repr__(self) -> str:
         return f"<fleet {self.phase}: {', '.join(map(str, self.members()))}>"
 
     @property
     def phase(self) -> Phase:
-        """Where the server is in its life."""
+        """The phase of life that the server is in."""
         if self.is_stopping:
             return Phase.STOPPING
         return Phase.SERVING if self.is_serving else Phase.STARTING
 
     @property
     def is_changing(self) -> bool:
-        """Whether slots are being renewed, or their number is being changed."""
+        """Whether slots are being renewed or their number is changing."""
         return self.is_scaling or self.changes.current is not None
 
     def members(self) -> list[Member]:
@@ -76,25 +76,25 @@ class Fleet:
         return [*self.terminators, *self.dispatchers, *self.slots]
 
     def processes(self) -> Iterator[tuple[Member, Child]]:
-        """Yield all processes that were not reaped, each with its member."""
+        """Yield each process that has not been reaped, together with its member."""
         for member in self.members():
             for child in member.children:
                 yield member, child
 
     def slot(self, number: object) -> Member:
-        """Return the slot with this *number*. Raises ControlError."""
+        """Return the slot with this *number*. Raises ControlError if there is none."""
         found = next((slot for slot in self.slots if slot.number == number), None)
         if found is None:
             raise ControlError(f"there is no slot {number}", hint="`limpet status` shows all slots")
         return found
 
     def refuse_unless_serving(self) -> None:
-        """Raise ControlError while the server starts or stops."""
+        """Raise ControlError while the server is starting or stopping."""
         if self.phase is not Phase.SERVING:
-            raise ControlError(f"the server {'stops' if self.is_stopping else 'is starting'}")
+            raise ControlError(f"the server is {'stopping' if self.is_stopping else 'starting'}")
 
     def shown(self) -> list[Member]:
-        """Return the slots that are in the table, or have processes still."""
+        """Return the slots that are in the table or still have processes."""
         return [
             slot
             for slot in self.slots
@@ -102,9 +102,9 @@ class Fleet:
         ]
 
     def up(self, now: float) -> list[bool]:
-        """Return of each slot whether its clients go there, or wait for its next worker."""
+        """Return for each slot whether its clients are sent to it, which includes waiting there for its next worker."""
         return [slot.is_up(self.settings, now) for slot in self.slots]
 
     def resized(self, slots: int) -> Settings:
-        """Return the settings with another number of workers."""
+        """Return the settings with *slots* as the number of workers."""
         return dataclasses.replace(self.settings, workers=slots)

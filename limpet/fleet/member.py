@@ -1,11 +1,11 @@
-"""The processes of one slot, one dispatcher or one terminator: who is in charge, who comes next, who still drains.
+"""The processes of one slot, dispatcher or terminator: the one in charge, its successor, and those that still drain.
 
-Owns which process has which part. The state is fleet/lifecycle.py's, what a process is told is the supervisor's
-business.
+Owns which process has which of these parts. fleet/lifecycle.py holds the state. supervisor/processes.py decides what a
+process is told.
 
-1. The channel, the move channel and the listeners belong to the slot: all its processes have them, so that one may
-   stop reading and another begin without a connection in between being lost.
-2. A predecessor has a deadline, `kill_at`. There are at most MOST_PREDECESSORS: a reload waits for the next to end.
+1. The channel, the move channel and the listeners belong to the slot, and all its processes have them. So one process
+   can stop reading and another can begin without losing a connection in between.
+2. A predecessor has a deadline, `kill_at`. A slot has at most MOST_PREDECESSORS of them: a reload waits until one ends.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from limpet.fleet.process import Child
 from limpet.ipc.news import Failed
 
 ROLES: Final = ("worker", "dispatcher", "terminator")
-MOST_PREDECESSORS: Final = 2  # of one slot; rows of the scoreboard are bounded
+MOST_PREDECESSORS: Final = 2  # of one slot, because the scoreboard has a fixed number of rows
 
 
 @dataclass(eq=False)
 class Member:
-    """One slot, one dispatcher or one terminator. A supervisor that replaces this one gets all fields but `ANEW`."""
+    """One slot, one dispatcher or one terminator.
+
+    A supervisor that replaces this one receives all fields except those in `ANEW`.
+    """
 
     role: str
     number: int
@@ -33,12 +36,12 @@ class Member:
     child: Child | None = None  # in charge
     successor: Child | None = None
     predecessors: list[Child] = field(default_factory=list)
-    is_held: bool = False  # by `limpet drain`: it gets no new clients
-    down_since: float | None = None  # monotonic, None while a worker serves
-    recycle_at: float = 0.0  # monotonic: not before that
-    is_outdated: bool = False  # a dispatcher or terminator whose code is older than a reload or an upgrade
-    last_end: str = ""  # how the last process ended that was in charge, in words
-    cause: LimpetError | None = None  # why the last process ended that was to serve
+    is_held: bool = False  # by `limpet drain`: the slot gets no new clients
+    down_since: float | None = None  # monotonic; None while a worker serves
+    recycle_at: float = 0.0  # monotonic: the watchdog recycles the worker no earlier than this
+    is_outdated: bool = False  # a dispatcher or terminator whose code is older than the last reload or upgrade
+    last_end: str = ""  # in words: how the process in charge that crashed last ended
+    cause: LimpetError | None = None  # why the last process in charge, or the last successor, ended
 
     ANEW: ClassVar[frozenset[str]] = frozenset({"is_outdated", "cause"})
 
@@ -46,21 +49,21 @@ class Member:
         return f"{self.role} {self.number}" + (f" (pid {self.child.pid})" if self.child else "")
 
     def name(self, child: Child) -> str:
-        """Return what logs call *child*."""
+        """Return the name of *child* in logs."""
         return f"{self.role} {self.number} (pid {child.pid})"
 
     @property
     def word(self) -> str:
-        """The slot's state as `status` has it."""
+        """The state of the slot as `status` shows it."""
         return State.DRAINING.value if self.is_held and self.life.state.serves else self.life.state.word
 
     @property
     def children(self) -> list[Child]:
-        """All its processes that have not been reaped."""
+        """All processes of this member that have not been reaped."""
         return [child for child in (self.child, self.successor, *self.predecessors) if child is not None]
 
     def is_up(self, settings: Settings, now: float) -> bool:
-        """Return whether the slot's clients are to be served here, or to wait for the next worker."""
+        """Return whether clients of this slot are sent here, also to wait for its next worker."""
         if self.life.state.serves:
             self.down_since = None
             return True
@@ -70,30 +73,36 @@ class Member:
         return settings.on_down == "refuse" or now - self.down_since < patience_s
 
     def may_open(self, now: float) -> bool:
-        """Return whether the process in charge is to take connections now: no predecessor does any more."""
+        """Return whether the process in charge may take connections now, because no predecessor takes them any more."""
         is_free = all(child.leaves_by <= now for child in self.predecessors)
         return is_free and self.life.state.serves and self.child is not None and not self.child.is_open
 
     def has_left(self, now: float) -> bool:
-        """Return whether none of its processes, told to stop, passes any connection on any more."""
-        if self.role == "terminator":  # what it has passed on goes through it until the end
+        """Return whether none of its processes, which were told to stop, passes on any more connections."""
+        if self.role == "terminator":  # its clients' bytes pass through it until they disconnect
             is_stopping = self.life.state in (State.DRAINING, State.STOPPED)
             return is_stopping and all(child.leaves_by <= now for child in self.children)
         return self.life.state is State.STOPPED and not self.children
 
     def starting(self) -> Child | None:
-        """Return the process whose READY is awaited."""
+        """Return the process that has yet to say READY, or None."""
         return self.child if self.life.state is State.STARTING else self.successor
 
     def announced(self, child: Child) -> Event | None:
-        """Return what it means that *child* said READY, None where that changes nothing, as of one that drains."""
+        """Return the event that follows from *child* saying READY.
+
+        Return None if nothing follows, as for one that drains.
+        """
         child.is_ready = True
         if child is self.child:
             return Event.ANNOUNCED
         return Event.SUCCESSOR_ANNOUNCED if child is self.successor else None
 
     def remove(self, child: Child) -> Event | None:
-        """Take *child*, which was reaped, out; return what that means to the slot."""
+        """Take out *child*, which was reaped.
+
+        Return the event that follows for the slot, or None if nothing follows.
+        """
         if child is self.child:
             self.child = None
             return Event.DIED
@@ -104,14 +113,14 @@ class Member:
         return None
 
     def retire(self) -> Child:
-        """Make the process in charge a predecessor, and the successor, if there is one, the one in charge."""
+        """Turn the process in charge into a predecessor and return it. The successor, if there is one, takes charge."""
         old, self.child, self.successor = self.child, self.successor, None
         assert old is not None
         self.predecessors.append(old)
         return old
 
     def promote(self) -> None:
-        """Put the successor in charge, since nobody is."""
+        """Put the successor in charge, because the process in charge is gone."""
         self.child, self.successor = self.successor, None
 
     def give_up_successor(self) -> None:
@@ -121,7 +130,7 @@ class Member:
             self.successor.kill()
 
     def dismiss_successor(self) -> None:
-        """Kill the successor, if there is one, and forget that it was to be in charge."""
+        """Kill the successor, if there is one, and count it as a predecessor, so that it never takes charge."""
         self.give_up_successor()
         if self.successor is not None:
             self.predecessors.append(self.successor)

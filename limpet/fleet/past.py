@@ -1,6 +1,6 @@
-"""What processes that have ended had counted, so that no total goes back when one is replaced.
+"""What ended processes had counted, so that no total decreases when a process is replaced.
 
-Written by fleet/resources.py when a process was reaped; read by operate/status.py.
+fleet/resources.py adds the figures of a process after it was reaped. operate/status.py reads the totals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from limpet.ipc.scoreboard import Row, Scoreboard
 
 @dataclass(slots=True)
 class Past:
-    """The figures of the dead: of each slot's workers, of all dispatchers and of all terminators."""
+    """The figures of ended processes: for the workers of each slot, for all dispatchers, and for all terminators."""
 
     slots: list[Counter[str]] = field(default_factory=list)
     dispatchers: Counter[str] = field(default_factory=Counter)
@@ -24,12 +24,12 @@ class Past:
 
     @classmethod
     def adopt(cls, kept: Mapping[str, Any]) -> Past:
-        """Return what another supervisor has left, as `packed` made it."""
+        """Return what the previous supervisor left, in the form that `packed` made."""
         slots = [Counter[str](each) for each in kept["slots"]]
         return cls(slots, Counter(kept["dispatchers"]), Counter(kept.get("terminators", {})))
 
     def packed(self) -> dict[str, Any]:
-        """Return the figures as JSON can say them. (`dataclasses.asdict` would make counters of pairs.)"""
+        """Return the figures as JSON can hold them. (`dataclasses.asdict` would turn the counters into pairs.)"""
         slots = [dict(each) for each in self.slots]
         return {"slots": slots, "dispatchers": dict(self.dispatchers), "terminators": dict(self.terminators)}
 
@@ -38,17 +38,17 @@ class Past:
         self.slots += [Counter() for _ in range(slots - len(self.slots))]
 
     def add_worker(self, slot: int, row: Row) -> None:
-        """Take over the figures of a dead worker of *slot*, and clear its row for the next."""
+        """Add the figures of a dead worker of *slot*, and clear its row for the next process."""
         self.slots[slot].update(row.of_kind(Kind.TOTAL, Kind.PART))
         row.clear()
 
     def add_terminator(self, row: Row) -> None:
-        """Take over the figures of a dead terminator, and clear what it had in hand."""
+        """Add the figures of a dead terminator, and clear its row."""
         self.terminators.update(row.of_kind(Kind.TOTAL))
         row.clear()
 
     def add_dispatcher(self, board: Scoreboard, row: int) -> None:
-        """Take over the figures of a dead dispatcher, and clear what it had in hand."""
+        """Add the figures of a dead dispatcher, and clear its row and its counts of waiting connections."""
         self.dispatchers.update(board.dispatcher(row).of_kind(Kind.TOTAL, Kind.PART))
         board.dispatcher(row).clear()
         for slot in range(len(self.slots)):

@@ -1,13 +1,15 @@
-"""One child process as the supervisor sees it: started, told what to do, and found dead.
+"""One child process as the supervisor sees it: how it is started, what it is told, and how it ended.
 
-Owns how a child is started, a fresh interpreter in its own process group with exactly the descriptors it needs, and
-how its end reads in words. What to do about it is the supervisor's business.
+Owns how a child is started: as a fresh interpreter, in its own process group, with exactly the descriptors that it
+needs. Owns how the end of a child reads in words. supervisor/processes.py decides what to do about it.
 
-1. A fresh interpreter, never a fork: a replacement loads the application anew, and nothing of the supervisor leaks.
-2. An own process group: Ctrl-C in the terminal and systemd's group signals reach the supervisor only.
-3. `WEB_CONCURRENCY` has had its say in the settings: an application that reads it too must not multiply workers. What
-   the service manager says to the supervisor (operate/service_manager.py) is not for children either.
-4. As the first process of a container the supervisor inherits whoever lost his parent: it reaps them, and no other.
+1. A child is a fresh interpreter, never a fork. A replacement imports the application again, and nothing of the
+   supervisor's memory leaks into it.
+2. A child has its own process group. Ctrl-C in the terminal and systemd's group signals reach only the supervisor.
+3. Children do not get `WEB_CONCURRENCY`: the settings have already used it, and an application that also reads it must
+   not multiply workers. They do not get the service manager's variables either (operate/service_manager.py).
+4. The first process of a container inherits processes whose parents have ended. The supervisor reaps them, and never
+   reaps its own children that way.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ _NOT_FOR_CHILDREN: Final = frozenset({"WEB_CONCURRENCY", *activation.NOT_FOR_CHI
 
 @dataclass(eq=False, kw_only=True)
 class Child:
-    """A running dispatcher, terminator or worker. A supervisor that replaces this one gets all fields but `ANEW`."""
+    """A running dispatcher, terminator or worker.
+
+    A supervisor that replaces this one receives all fields except those in `ANEW`.
+    """
 
     pid: int
     role: str
@@ -41,24 +46,24 @@ class Child:
     serial: int
     generation: int
     started_at: float  # monotonic
-    link: Link  # this side of the line to it
+    link: Link  # the supervisor's end of the line to it
     process: subprocess.Popen[bytes] | _Adopted
-    kill_at: float = float("inf")  # monotonic: when its time to drain is over
-    leaves_by: float = 0.0  # monotonic: until then it may still read the slot's channels; its successor waits for it
-    stack_fd: int = -1  # where its stacks are written, this process's own: see system/stack.py
-    shows_stack: bool = False  # it has said READY, and so that it can be asked for them
-    release: str = ""  # the directory that it was started in, without links
-    is_open: bool = False  # told to take connections
+    kill_at: float = float("inf")  # monotonic: the end of its time to drain
+    leaves_by: float = 0.0  # monotonic: it may read the slot's channels until then; its successor waits
+    stack_fd: int = -1  # of this process: the file that the worker writes its stacks into, see system/stack.py
+    shows_stack: bool = False  # the worker has said READY, so it can be asked for its stacks
+    release: str = ""  # the directory that it was started in, with symbolic links resolved
+    is_open: bool = False  # it was told to take connections
     is_ready: bool = False  # it has said READY
-    failure: Failed | None = None  # what it said of its failure, or what it is killed for
+    failure: Failed | None = None  # its own report of a failure, or the reason why it is killed
 
     ANEW: ClassVar[frozenset[str]] = frozenset({"link", "process"})
 
     @classmethod
     def start(cls, role: str, place: boot.Boot, link: Link, now: float, directory: str) -> Child:
-        """Start a process in *directory*, whose links are followed now. *now* is monotonic.
+        """Start a process in *directory*, whose symbolic links are resolved now. *now* is monotonic.
 
-        Raises OSError when the system has no room for it, or the directory is gone.
+        Raises OSError if the system has no room for the process, or if the directory is gone.
         """
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
         if role == "worker":
@@ -71,7 +76,8 @@ class Child:
             place = dataclasses.replace(place, stack_fd=stack_fd)
             boot_fd = boot.write(place)
             started = subprocess.Popen(
-                # -P: a `select.py` of the user's must not stand in for Python's own; the child adds the folder itself
+                # -P: a `select.py` of the user must not replace the standard library's. The child itself adds the
+                # user's directory later.
                 [sys.executable, "-P", "-m", "limpet.entry.child", role, str(boot_fd)],
                 stdin=subprocess.DEVNULL,
                 cwd=directory,
@@ -102,11 +108,14 @@ class Child:
 
     @classmethod
     def adopt(cls, link: Link, kept: Mapping[str, Any]) -> Child:
-        """Return the child of this process that another program here has started; *kept* are the fields it left."""
+        """Return the child that the previous program in this process had started.
+
+        *kept* holds the fields that it left.
+        """
         return cls(**kept, link=link, process=_Adopted(kept["pid"]))
 
     def ended(self) -> bool:
-        """Reap the process if it has ended; return whether it has. Blocks never."""
+        """Reap the process if it has ended, and return whether it has. Never blocks."""
         if self.process.poll() is None:
             return False
         if self.stack_fd >= 0:
@@ -121,19 +130,19 @@ class Child:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process at once."""
         self.process.kill()
 
 
 class _Adopted:
-    """What `subprocess.Popen` is to a child that was started by it."""
+    """Stands in for `subprocess.Popen` for a child that another program in this process has started."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Reap it if it has ended; return its exit code, None while it runs."""
+        """Reap the process if it has ended. Return its exit code, or None while it runs."""
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -141,14 +150,14 @@ class _Adopted:
         return self.returncode
 
     def kill(self) -> None:
-        """End it at once, if it still runs."""
+        """Kill the process at once, if it still runs."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
 
 
 def reap_orphans(own: Collection[int]) -> None:
-    """Reap what has ended and is none of the processes *own*, which somebody here waits for. Blocks never."""
-    # One of our own that has just ended may hide others: its signal is still to come, and then we look again.
+    """Reap processes that have ended and are not in *own*, the processes that limpet itself waits for. Never blocks."""
+    # An own child that has just ended may hide orphans behind it. Its SIGCHLD is still to come, and then we look again.
     with contextlib.suppress(ChildProcessError):  # there are no children
         while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             if found.si_pid in own:

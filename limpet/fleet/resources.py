@@ -1,10 +1,11 @@
-"""What outlives the children: the channels of every slot, the scoreboard, and the numbers that are given only once.
+"""What outlives the children: the channels of all slots, the scoreboard, and numbers that are used only once.
 
-Owns both ends of each slot's channel and move channel, the shared memory and its free rows, and the secret; puts
-together from them what a new process is told and inherits. Knows nothing of states: the supervisor says whom to start.
+Owns both ends of each slot's channel and move channel, the shared memory with its free rows, and the secret. From these
+it builds what a new process is told and inherits. It knows no states: supervisor/processes.py says which member gets a
+process.
 
-1. Both ends of every channel stay open here, so that what is in one survives the death of either side.
-2. A row is free again when its process was reaped and its figures were added to the slot's.
+1. Both ends of every channel stay open here, so that queued connections survive the death of either side.
+2. A row is free again once its process was reaped and its figures were added to the totals.
 """
 
 from __future__ import annotations
@@ -32,32 +33,32 @@ log = logging.getLogger("limpet")
 
 
 class Resources:
-    """What the supervisor keeps for the slots and dispatchers of one server."""
+    """What the supervisor keeps for the slots, dispatchers and terminators of one server."""
 
     def __init__(
         self, settings: Settings, secret: bytes, chosen: backend.Backend, board: Scoreboard, started_in: str
     ) -> None:
-        """*started_in* is the directory in which children start, by the name that it was entered by."""
-        self.settings = settings  # what the next child is told
+        """*started_in* is the directory in which children start, as it was entered, with its symbolic links."""
+        self.settings = settings  # for the next child
         self.board = board
         self.started_in = started_in
         self.channels: list[Channel] = []
-        self.moves: list[Channel] = []  # between workers: moving/mover.py
-        # of each bind where TLS ends in terminators, by which these pass connections on to dispatchers
+        self.moves: list[Channel] = []  # between workers, see moving/mover.py
+        # One for each bind if terminators end TLS: through it the terminators pass connections to the dispatchers.
         self.inner = [Channel.create() for _ in settings.bind if chosen.terminators]
         self.past = Past()
         self.newest_serial = 0
-        self.descriptors = descriptors.take_all()  # what workers may have
+        self.descriptors = descriptors.take_all()  # how many descriptors a worker may have
         self.secret = secret
-        self.pem = tls.read(settings)  # what the next process is told in which TLS ends
+        self.pem = tls.read(settings)  # for the next process that ends TLS
         self._backend = chosen
         rows = {"worker": MAX_WORKERS, "dispatcher": DISPATCHER_ROWS, "terminator": TERMINATOR_ROWS}
         self.free_rows = {role: list(range(count - 1, -1, -1)) for role, count in rows.items()}
 
     def renew(self, terminators: Iterable[Member]) -> None:
-        """Read certificate and key anew, for the next workers, and for *terminators* at once.
+        """Read the certificate and key again: for workers that start from now on, and for *terminators* at once.
 
-        Raises ControlError, and leaves all as it was.
+        Raises ControlError if they cannot be read; everything then stays as it was.
         """
         try:
             self.pem = tls.read(self.settings)
@@ -69,7 +70,7 @@ class Resources:
                 child.link.send({"do": "certificate", "pem": self.pem})
 
     def grow(self, slots: int) -> None:
-        """Make what *slots* slots need. Raises OSError."""
+        """Make the channels and counters that *slots* slots need. Raises OSError."""
         while len(self.channels) < slots:
             channel = Channel.create()
             self.moves.append(Channel.create())
@@ -77,11 +78,11 @@ class Resources:
         self.past.grow(slots)
 
     def waits(self, slot: int) -> bool:
-        """Return whether something waits in a channel of *slot*."""
+        """Return whether a connection or a move waits in a channel of *slot*."""
         return self.channels[slot].queued() > 0 or self.moves[slot].has_bytes()
 
     def spawn(self, member: Member) -> Child:
-        """Start a process for *member*. Raises OSError when the system has no room for it."""
+        """Start a process for *member*. Raises OSError if the system has no room for it."""
         free = self.free_rows[member.role]
         if not free:
             raise OSError(errno.EAGAIN, "all rows of the scoreboard are in use")
@@ -108,7 +109,7 @@ class Resources:
 
     def _place(self, member: Member, link_fd: int, row: int) -> boot.Boot:
         settings = self.settings
-        if member.number >= settings.workers and member.role == "worker":  # left out of the table, it serves the rest
+        if member.number >= settings.workers and member.role == "worker":  # a removed slot: it serves who still waits
             settings = dataclasses.replace(settings, workers=member.number + 1)
         common = boot.Boot(
             settings=settings,

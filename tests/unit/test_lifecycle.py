@@ -38,7 +38,7 @@ def test_every_state_accepts_the_events_that_the_supervisor_can_see_in_it() -> N
         if event in possible[state]:
             life(state).happened(event, 0.0)
         else:
-            with pytest.raises(RuntimeError, match=f"{state} cannot see `{event}`"):
+            with pytest.raises(RuntimeError, match=f"{state} cannot get the event `{event}`"):
                 life(state).happened(event, 0.0)
 
 
