@@ -1,1 +1,1 @@
-"""What is in each worker, whatever its server."""
+"""What every worker contains, whatever its server."""

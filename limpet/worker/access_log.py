@@ -1,12 +1,14 @@
-"""The access log: a line for each request, with the slot, the digest of its key and how it was routed.
+"""The access log: one line for each request, with the slot, the digest of its key, and how it was routed.
 
-Owns the form of the lines and when they are written. Who serves requests notes them: servers/uvicorn/access.py for
-uvicorn, servers/asgi.py for other servers of ASGI and WSGI.
+Owns the form of the lines and when they are written. It knows no server: servers/uvicorn/access.py records requests for
+uvicorn, servers/asgi.py for the other servers of ASGI and WSGI.
 
-1. No key: the digest stands for it. A line has no query and no address, and what `path:` finds in a path is a `*`.
-2. Noting is an append (`Held`). Lines are made and written together, after _HELD_S at the latest: a write for each
-   would cost more than all the rest. A worker that is killed takes its last ones along; one that ends writes them.
-3. What lines have in common is kept ready, in a bounded memory: a line of JSON is five texts put one behind the other.
+1. A line never shows a key; the digest stands for it. A line has no query and no client address. What `path:` finds in
+   a path is shown as `*`.
+2. Recording a request is one append (`Held`). Lines are built and written in batches, at the latest after _HELD_S: one
+   write for each line would cost more than everything else. A killed worker loses its last lines; one that ends writes
+   them.
+3. The parts that lines share are cached in a bounded memory, so a JSON line is five texts joined together.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from limpet.routing.router import Route, Router
 
 _HELD_S: Final = 0.2
 _MOST_HELD: Final = 512  # requests
-_READY: Final = 2048  # parts of lines that are kept, of each kind
+_READY: Final = 2048  # parts of lines that are cached, of each kind
 _MILLISECONDS: Final = [f"0.{number:03d}" for number in range(1000)]
 _MICROSECONDS: Final = [f'{number:03d}, "waited": 0.000000}}\n' for number in range(1000)]
 _log = logging.getLogger("limpet")
@@ -36,25 +38,25 @@ Found = Route | int | None  # what `Home.latest` is
 
 
 class First(NamedTuple):
-    """What is found for the first request of a connection, and how long that has waited since it was accepted."""
+    """The route of the first request of a connection, and how long it waited since the connection was accepted."""
 
     found: Found
     waited: float  # seconds
 
 
 class Entry(NamedTuple):
-    """One request that has been answered; times are monotonic, in seconds."""
+    """One request that was answered. Times are monotonic, in seconds."""
 
     began: float
     ended: float
     method: str
     path: bytes  # as it came on the wire, without the query
     bind: int
-    status: int | bytes  # also as it stands in a head; 0: a websocket that was refused
-    found: Found | First  # a digest alone, 0 without a key: another worker has sent it here
+    status: int | bytes  # bytes: the digits as they stand in a head; 0: a websocket that was refused
+    found: Found | First  # an int: only the digest, 0 without a key, because another worker sent the request here
 
 
-Fields = tuple[Any, ...]  # those of an Entry, whose making would cost as much as the rest
+Fields = tuple[Any, ...]  # the fields of an Entry: making the Entry would cost as much as the rest
 
 
 class AccessLog:
@@ -71,7 +73,7 @@ class AccessLog:
         self._requests = _Ready(self._say_request)
 
     def write(self, entries: Iterable[Fields]) -> None:
-        """Write a line for each of *entries*, which are in the order of their ends. Never raises."""
+        """Write a line for each of *entries*, which are ordered by their ends. Never raises."""
         offset = time.time() - time.monotonic()
         say = self._json if self._is_json else self._words
         entries = list(entries)
@@ -82,7 +84,7 @@ class AccessLog:
         logs.write(lines)
 
     def _each(self, entries: list[Fields], offset: float) -> Iterator[str]:
-        """Yield the lines of *entries* that can be written. The log says how many could not, and why."""
+        """Yield the lines of those *entries* that can be written. The log says how many could not, and why."""
         lost = 0
         for entry in entries:
             try:
@@ -93,7 +95,7 @@ class AccessLog:
             _log.error("%d lines of the access log cannot be written", lost, exc_info=why)
 
     def _json(self, entries: Iterable[Fields], offset: float) -> list[str]:
-        """Return the lines, each in five parts. *offset* leads from monotonic time to that of the wall."""
+        """Return the lines, each in five parts. *offset* plus a monotonic time is the wall-clock time."""
         parts: list[str] = []
         until, stamp = 0.0, ""
         routes, requests = self._routes, self._requests
@@ -114,7 +116,7 @@ class AccessLog:
         return parts
 
     def _words(self, entries: Iterable[Fields], offset: float) -> Iterator[str]:
-        """Yield the lines for people."""
+        """Yield the lines in the format for people."""
         for began, ended, method, path, bind, status, found in entries:
             found, waited = found if type(found) is First else (found, 0.0)
             routed, asked = self._routes[found], self._requests[method, path, bind, status]
@@ -123,7 +125,7 @@ class AccessLog:
             yield f"{clock} INFO    {asked} in {took_ms:.1f} ms, {routed}, waited {waited_ms:.1f} ms\n"
 
     def _clock(self, second: int) -> str:
-        """Return how *second*, of the wall's time, is written."""
+        """Return the text for *second*, a wall-clock time."""
         if second != self._second[0]:
             parts = time.gmtime(second) if self._is_json else time.localtime(second)
             self._second = second, time.strftime(self._stamp, parts)
@@ -149,7 +151,7 @@ class AccessLog:
 
 
 class _Ready(dict[K, str]):
-    """Parts of lines by what they are made of; those that are not there are made."""
+    """A cache of parts of lines. A part that is missing is made from its key."""
 
     def __init__(self, make: Callable[[K], str]) -> None:
         super().__init__()
@@ -165,12 +167,12 @@ class _Ready(dict[K, str]):
 class Held:
     """Entries that wait to be written together.
 
-    Who notes one puts its fields behind those in `fields`: kept as an object each, entries would cost a quarter more.
-    With `most` of them there, `full` is due.
+    A recorder appends the fields of each entry to `fields`. Keeping an object for each entry would cost a quarter more.
+    Once `fields` holds `most` values, the recorder must call `full`.
     """
 
     def __init__(self, log: AccessLog, later: Callable[[float, Callable[[], None]], object]) -> None:
-        """*later* calls a function after some seconds."""
+        """*later* calls a function after the given number of seconds."""
         self.fields: list[Any] = []
         self.most = 1
         self._log = log
@@ -178,13 +180,13 @@ class Held:
         atexit.register(self.flush)
 
     def add(self, entry: Fields) -> None:
-        """Hold *entry*. For each request servers/uvicorn/access.py does the same itself."""
+        """Hold *entry*. servers/uvicorn/access.py does the same by itself for each request, to save the call."""
         self.fields.extend(entry)
         if len(self.fields) >= self.most:
             self.full()
 
     def full(self) -> None:
-        """Write what is held, unless it is the first for a while: then see to it that that is not for long."""
+        """Write what is held. After a pause in requests, instead hold the first entry and write it within _HELD_S."""
         if self.most > 1:
             self.flush()
             return
@@ -196,7 +198,7 @@ class Held:
         self.flush()
 
     def flush(self) -> None:
-        """Write what is held."""
+        """Write everything that is held."""
         fields = self.fields[:]
         self.fields.clear()
         if fields:
@@ -204,7 +206,7 @@ class Held:
 
 
 def mask(chain: KeyChain) -> Callable[[str], str]:
-    """Return what takes the keys of *chain* out of a path as it came on the wire."""
+    """Return a function that removes the keys of *chain* from a path, given as it came on the wire."""
     elements = [element for element in chain.elements if isinstance(element, Path)]
 
     def masked(path: str) -> str:

@@ -1,13 +1,13 @@
-"""A slot's connections for servers that want a listening socket: one object whose `accept` returns the next.
+"""A slot's connections for servers that expect a listening socket: objects whose `accept` returns the next connection.
 
-Owns the two such objects, for the channel and for a listener of the slot, and their difference from real sockets. Only
-for servers that call `accept` of the object; native code and uvloop go by the descriptor and must never get one of a
-channel: they would wait for ever. Servers may close them; what they stand for is not touched by that.
+Owns two such objects, one for the slot's channel and one for a listener of the slot, and how they differ from real
+sockets. They are only for servers that call the object's `accept`. Native code and uvloop use the descriptor directly:
+given a channel's, they would wait forever. Servers may close these objects; the channel and the listener stay open.
 
-1. The descriptors are shared with other processes, and so is O_NONBLOCK: it stays set. Time-outs are the object's own.
-2. A gate is passed before a connection is taken and when a server listens; behind one that is shut nobody comes.
-3. What is set on them is swallowed: options of TCP do not fit a channel, and all processes would have the others.
-4. Adapters import this file before anything is patched, so the classes are the standard library's.
+1. The descriptors are shared with other processes, and so is O_NONBLOCK: it stays set. Timeouts belong to the object.
+2. A server passes the gate when it listens and before it takes a connection. Behind a closed gate none arrives.
+3. Setting a socket option does nothing: TCP options do not fit a channel, and they would apply to all processes.
+4. Adapters import this file before anything is monkey-patched, so the base classes are the standard library's.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from limpet.net.reuseport_group import open_door
 from limpet.protocol.proxy_protocol import Origin
 
 _Socket = socket.socket  # rule 4
-_Address = Any  # of `socket`: a tuple or a path
+_Address = Any  # an address of `socket`: a tuple or a path
 _ANY: Final = {socket.AF_INET: ("0.0.0.0", 0), socket.AF_INET6: ("::", 0, 0, 0), socket.AF_UNIX: ""}
 
 
 class Gate(Protocol):
-    """What stands before the connections of a worker: see worker/listener_bridge.py."""
+    """What stands before the connections of a worker; worker/listener_bridge.py implements it."""
 
     shut: bool
 
     def enter(self) -> None:
-        """Note that the server accepts, and return when it may."""
+        """Record that the server accepts. Block until it may."""
 
     def asked(self) -> None:
-        """Note that the server knows the descriptor."""
+        """Record that the server knows the descriptor."""
 
 
 class Tally:
-    """Counts in a row of the scoreboard what a worker takes and has. Threads may end connections."""
+    """Counts in a row of the scoreboard the connections that a worker takes and has. Threads may end connections."""
 
     def __init__(self, row: Row) -> None:
         self._row = row
@@ -51,13 +51,13 @@ class Tally:
         self.open = 0
 
     def took(self) -> None:
-        """Count a connection that was taken."""
+        """Count a connection that the worker took."""
         with self._lock:
             self._row.add("received")
             self._add(1)
 
     def ended(self) -> None:
-        """Count the end of one."""
+        """Count the end of a connection."""
         with self._lock:
             self._add(-1)
 
@@ -72,9 +72,9 @@ class Tally:
 
 
 class Told(_Socket):
-    """A client connection whose peer is who a PROXY header says."""
+    """A client connection that reports the client named in its PROXY header as its peer."""
 
-    peer: _Address = None  # None: whom the kernel knows
+    peer: _Address = None  # None: the peer that the kernel knows
 
     def getpeername(self) -> _Address:
         """Return the client's address."""
@@ -82,7 +82,7 @@ class Told(_Socket):
 
     @classmethod
     def of(cls, connection: socket.socket, peer: _Address) -> Self:
-        """Return *connection*, which is *peer*'s; the given object is empty afterwards."""
+        """Return *connection* as one whose peer is *peer*. The given object no longer has a descriptor afterwards."""
         told = cls(connection.family, connection.type, connection.proto, fileno=connection.detach())
         told.setblocking(False)
         told.peer = peer
@@ -96,18 +96,18 @@ class Counted(Told):
 
     @classmethod
     def counting(cls, connection: socket.socket, tally: Tally) -> Counted:
-        """Return *connection* as one that counts; the given object is empty afterwards."""
+        """Return *connection* as one that counts. The given object no longer has a descriptor afterwards."""
         counted = cls.of(connection, getattr(connection, "peer", None))
         counted._tally = tally
         tally.took()
         return counted
 
     def _real_close(self, *arguments: Any) -> None:
-        super()._real_close(*arguments)  # type: ignore[misc]  # the one place that `close` and makefile's end have in common
+        super()._real_close(*arguments)  # type: ignore[misc]  # both `close` and the end of a makefile come here
         self._end()
 
     def detach(self) -> int:
-        """Give the descriptor up: uvloop does so when it closes it."""
+        """Give up the descriptor. uvloop calls this when it closes the connection."""
         self._end()
         return super().detach()
 
@@ -121,7 +121,7 @@ class Counted(Told):
 
 
 class _Listener(_Socket):
-    """What both kinds have in common."""
+    """What both kinds of listener share."""
 
     def __init__(self, fd: int, tally: Tally | None, gate: Gate | None) -> None:
         super().__init__(fileno=fd)
@@ -131,12 +131,12 @@ class _Listener(_Socket):
         self._timeout_s: float | None = 0.0
 
     def _next(self) -> tuple[socket.socket, _Address]:
-        """Return the next connection, or raise BlockingIOError."""
+        """Return the next connection. Raises BlockingIOError if there is none."""
         raise NotImplementedError
 
     @property
     def sock(self) -> socket.socket:
-        """This object: gunicorn has sockets in objects of its own."""
+        """This object: gunicorn expects its listeners to hold a socket."""
         return self
 
     @property
@@ -144,19 +144,22 @@ class _Listener(_Socket):
         return self.family
 
     def accept(self) -> tuple[socket.socket, _Address]:
-        """Return the next connection, now the caller's to close, and the address of its peer.
+        """Return the next connection, which the caller then closes, and the address of its peer.
 
-        Blocks as long as the time-out of this object says, which is 0 at first. Raises OSError with EMFILE when this
-        process has no free descriptor number: the connection then stays where it is.
+        Blocks for the timeout of this object, which is 0 at first. Raises OSError with EMFILE if this process has no
+        free descriptor number; the connection then stays where it is.
         """
         connection, peer = self._accepted()
         if self._tally is not None:
             connection = Counted.counting(connection, self._tally)
-        connection.settimeout(socket.getdefaulttimeout())  # as a connection that was accepted
+        connection.settimeout(socket.getdefaulttimeout())  # as the standard library's `accept` does
         return connection, peer
 
     def _accept(self) -> tuple[int, _Address]:
-        """Return a descriptor in place of the connection, and block never: gevent makes a socket of its own from it."""
+        """Return the descriptor of the next connection, and its peer.
+
+        Never blocks. gevent makes its own socket from it.
+        """
         if self._gate is not None:
             self._gate.enter()
         if self._is_shut():
@@ -182,28 +185,28 @@ class _Listener(_Socket):
         return self._gate is not None and self._gate.shut
 
     def _wait(self, until: float | None) -> None:
-        poll = select.poll()  # looked up now: gevent's, where that is patched in
-        if not self._is_shut():  # else whoever waits is left to wait: an error could end a program with clients
+        poll = select.poll()  # looked up at each call: gevent may have replaced it
+        if not self._is_shut():  # behind a closed gate it only waits: an error could end a program with clients
             poll.register(_Socket.fileno(self), select.POLLIN)
         left_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000
         if not poll.poll(left_ms):
             raise TimeoutError(errno.ETIMEDOUT, "timed out")
 
     def settimeout(self, value: float | None) -> None:
-        """Make `accept` block for *value* seconds."""
+        """Make `accept` block for up to *value* seconds."""
         self._timeout_s = value
 
     def gettimeout(self) -> float | None:
-        """Return for how long `accept` blocks."""
+        """Return for how many seconds `accept` blocks."""
         return self._timeout_s
 
     @property
     def timeout(self) -> float | None:
-        """For how long `accept` blocks."""
+        """For how many seconds `accept` blocks."""
         return self._timeout_s
 
     def setblocking(self, flag: bool) -> None:
-        """Make `accept` block or not."""
+        """Make `accept` block, or not."""
         self._timeout_s = None if flag else 0.0
 
     def getblocking(self) -> bool:
@@ -211,16 +214,16 @@ class _Listener(_Socket):
         return self._timeout_s != 0
 
     def bind(self, address: _Address) -> None:
-        """Do nothing: it is bound."""
+        """Do nothing: the socket is already bound."""
 
     def listen(self, backlog: int = 0) -> None:
-        """Do nothing: limpet does."""
+        """Do nothing: limpet listens."""
 
     def shutdown(self, how: int) -> None:
-        """Do nothing: that would end it for all processes."""
+        """Do nothing: it would shut down the socket in all processes."""
 
     def setsockopt(self, *arguments: Any) -> None:
-        """Do nothing: rule 3."""
+        """Do nothing (rule 3)."""
 
 
 class FdListener(_Listener):
@@ -235,7 +238,10 @@ class FdListener(_Listener):
         family: int = socket.AF_INET,
         name: _Address = None,
     ) -> None:
-        """*family* and *name* are the bind's; without a name the address of the last connection is told."""
+        """*family* and *name* are the bind's.
+
+        Without *name*, `getsockname` returns the local address of the last connection.
+        """
         super().__init__(os.dup(receiver.fileno()), tally, gate)
         self._receiver = receiver
         self._family = socket.AddressFamily(family)
@@ -244,25 +250,25 @@ class FdListener(_Listener):
 
     @property
     def family(self) -> socket.AddressFamily:
-        """The family of the first bind."""
+        """The address family of the first bind."""
         return self._family
 
     @property
     def type(self) -> socket.SocketKind:
-        """A stream's: asyncio takes no other."""
+        """SOCK_STREAM: asyncio accepts no other type."""
         return socket.SOCK_STREAM
 
     @property
     def proto(self) -> int:
-        """TCP's, without which asyncio does not set TCP_NODELAY."""
+        """TCP, because asyncio otherwise does not set TCP_NODELAY."""
         return 0 if self._family == socket.AF_UNIX else socket.IPPROTO_TCP
 
     def getsockname(self) -> _Address:
-        """Return the address of the bind, or the one at which the last connection came in."""
+        """Return the address of the bind, or the local address of the last connection."""
         return self._name
 
     def getsockopt(self, level: int, option: int, *size: int) -> Any:
-        """Return what a listening socket would say."""
+        """Return what a listening socket would return."""
         if (level, option) == (socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return 1
         if (level, option) == (socket.SOL_SOCKET, socket.SO_TYPE):
@@ -272,7 +278,7 @@ class FdListener(_Listener):
         return super().getsockopt(level, option, *size)
 
     def fileno(self) -> int:
-        """Return the descriptor to watch for readability, and for nothing else."""
+        """Return the descriptor, which may only be watched for readability."""
         if self._gate is not None:
             self._gate.asked()
         return super().fileno()
@@ -289,7 +295,7 @@ class FdListener(_Listener):
             connection, handoff = self._receiver.receive()
             try:
                 peer, name = connection.getpeername(), connection.getsockname()
-            except OSError:  # the client is gone already
+            except OSError:  # the client has already gone
                 connection.close()
                 continue
             if not self._is_named:
@@ -307,7 +313,7 @@ class SlotListener(_Listener):
         super().__init__(os.dup(listener.fileno()), tally, gate)
 
     def listen(self, backlog: int = 0) -> None:
-        """Say that the server accepts from now on, and wait until limpet listens: it does, with its own backlog."""
+        """Tell limpet that the server accepts from now on. Blocks until limpet listens, with its own backlog."""
         if self._gate is not None:
             self._gate.enter()
 
@@ -320,17 +326,17 @@ class SlotListener(_Listener):
     def _next(self) -> tuple[socket.socket, _Address]:
         while True:
             try:
-                fd, peer = _Socket._accept(self)  # type: ignore[attr-defined]  # of C
-            except ConnectionError:  # reset while it waited
+                fd, peer = _Socket._accept(self)  # type: ignore[attr-defined]  # defined in C
+            except ConnectionError:  # it was reset while it waited
                 continue
             connection = _Socket(self.family, self.type, self.proto, fileno=fd)
             connection.setblocking(False)
-            open_door(connection)  # it may have come through one that was closed behind it
+            open_door(connection)  # its listener may have had its door closed after it arrived
             return connection, peer
 
 
 def _sockaddr(origin: Origin) -> _Address:
-    """Return *origin* as `accept` names peers."""
+    """Return *origin* in the form in which `accept` names peers."""
     if origin.address is None:
         return ""
     return (origin.address, origin.port, 0, 0) if ":" in origin.address else (origin.address, origin.port)

@@ -1,13 +1,14 @@
-"""What an application wants to be done at the start and at the end of its worker, whatever its server is.
+"""What an application wants to run when its worker starts and when it ends, whatever its server is.
 
-Owns the two lists of functions and the order in which they are called. Applications fill them when they are imported
-(`limpet.on_start`, `limpet.on_shutdown`); the adapters of servers with an event loop call them on that loop, around the
-lifespan (servers/lifespan.py, servers/asyncio_loops.py), for all others worker/seat.py does.
+Owns the two lists of functions and the order in which they are called. Applications fill the lists when they are
+imported (`limpet.on_start`, `limpet.on_shutdown`). Adapters of servers with an event loop call the functions on that
+loop, around the lifespan (servers/lifespan.py, servers/asyncio_loops.py). For all other servers entry/worker.py calls
+them.
 
-1. A worker is ready after the last `on_start`. One that fails is a failed start-up.
-2. `on_shutdown` is called when the last request has been served or given up, in the opposite order. One that fails
-   is logged and keeps none of the others from its work. How long they may take altogether is the supervisor's
-   business: it ends a worker some time after the graceful timeout.
+1. A worker is ready after the last `on_start`. If one of them fails, the start has failed.
+2. `on_shutdown` functions run in reverse order, after the last request was served or given up. If one fails, the
+   failure is logged and the others still run. The supervisor bounds their total time: it kills a worker some time after
+   the graceful timeout.
 """
 
 from __future__ import annotations
@@ -29,26 +30,26 @@ _shutdowns: Final[list[Callable[[], Any]]] = []
 
 
 def on_start(hook: Hook) -> Hook:
-    """Have *hook*, a function or coroutine function without parameters, called before its worker is ready.
+    """Call *hook*, a function or coroutine function without parameters, before the worker is ready.
 
-    On servers of ASGI it runs on the event loop of the requests, before the lifespan. In other processes than workers
-    nothing happens. Works as a decorator.
+    On ASGI servers it runs on the event loop of the requests, before the lifespan. In processes that are not workers it
+    never runs. Works as a decorator.
     """
     _starts.append(hook)
     return hook
 
 
 def on_shutdown(hook: Hook) -> Hook:
-    """Have *hook*, a function or coroutine function without parameters, called when its worker has drained.
+    """Call *hook*, a function or coroutine function without parameters, when the worker has drained.
 
-    The worker ends when it has returned: it may take its time, up to the graceful timeout. Works as a decorator.
+    The worker ends after *hook* returns, which may take up to the graceful timeout. Works as a decorator.
     """
     _shutdowns.append(hook)
     return hook
 
 
 async def start() -> None:
-    """Call what is to be called first. Raises AppError when one of them fails."""
+    """Call the `on_start` functions. Raises AppError if one of them fails."""
     for hook in _starts:
         try:
             await _call(hook)
@@ -59,7 +60,7 @@ async def start() -> None:
 
 
 async def shutdown() -> None:
-    """Call what is to be called last."""
+    """Call the `on_shutdown` functions, in reverse order."""
     for hook in reversed(_shutdowns):
         try:
             await _call(hook)
@@ -69,7 +70,10 @@ async def shutdown() -> None:
 
 @contextlib.contextmanager
 def around_worker() -> Iterator[None]:
-    """Call both sides for a worker whose server has no event loop; coroutines get one of their own."""
+    """Call the functions of both lists for a worker whose server has no event loop.
+
+    Coroutines get their own event loop.
+    """
     if not _starts and not _shutdowns:
         yield
         return

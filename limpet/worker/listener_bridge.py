@@ -1,16 +1,17 @@
-"""The general door: a listening socket for whatever accepts for itself, and what the worker has to do around it.
+"""The general door: a listening socket for servers that accept by themselves, and the worker's duties around them.
 
-Owns the gate of that socket, READY, the supervisor's commands and the end of the worker, in a thread of its own, so a
-server needs to know nothing of them. Adapters make a `Door`; programs under `--server script` reach it by
-`limpet.listener()`. uvicorn, hypercorn and granian do without: they take connections on their own event loop.
+Owns, in its own thread, the gate of that socket, READY, the supervisor's commands and the end of the worker. So the
+server needs to know nothing of them. Adapters make a `Door`; programs under `--server script` reach it through
+`limpet.listener()`. uvicorn, hypercorn and granian need no door: they take connections on their own event loop.
 
-1. READY is said when the server first accepts: a server that would only listen on the descriptor never comes up. On
-   the dispatcher backend a probe in the channel makes it accept; one that does not, within a quarter of the start
-   timeout after asking for the descriptor, is refused. On the kernel backend, where the listener is real,
-   `listen` counts as well, and waits there until limpet lets clients in: a listener that listens too early would get
-   another slot's number.
-2. A drain goes: responses end their connections (`draining`), the server accepts who waits, the gate is shut, who is
-   idle may speak once more, the server is told to stop. Whoever does not end in time is ended.
+1. READY is sent when the server first accepts. A server that only watches the descriptor never becomes ready. On the
+   dispatcher backend a probe in the channel makes the server accept. If it has asked for the descriptor and does not
+   accept within a quarter of the start timeout, the worker fails. On the kernel backend the listener is real, so
+   `listen` also counts. It blocks until limpet lets clients in: a listener that listens too early would get the number
+   of another slot.
+2. A drain has these steps: responses end their connections (`draining`); the server accepts connections that already
+   wait; the gate closes; idle connections may send one more request; the server is told to stop. If it does not end in
+   time, the process exits.
 3. Callbacks run in the door's thread.
 """
 
@@ -38,10 +39,10 @@ from limpet.net.reuseport_group import close_door
 from limpet.worker.channel_listener import FdListener, SlotListener, Tally
 from limpet.worker.seat import Seat
 
-_PROBED: Final = 1 / 4  # of the start timeout: it may still import what it needs
-_CHECK_S: Final = 0.02  # how often a draining worker looks whether somebody waits or is served
+_PROBED: Final = 1 / 4  # of the start timeout: the server may still be importing what it needs
+_CHECK_S: Final = 0.02  # how often a draining worker checks whether connections wait or are open
 _IDLE_S: Final = 1.0  # how long a draining worker leaves idle connections open: longer than a round trip
-_END_S: Final = 1.0  # after the graceful timeout, for the server's own end
+_END_S: Final = 1.0  # after the graceful timeout, for the server to end
 log = logging.getLogger("limpet.worker")
 
 
@@ -49,7 +50,7 @@ class Door:
     """The door of one worker."""
 
     def __init__(self, seat: Seat) -> None:
-        """Take over the supervisor's line and this process's signals. Runs in the main thread."""
+        """Take over the supervisor's line and the signals of this process. Runs in the main thread."""
         self.tally = Tally(seat.row)
         self.draining = False
         self.shut = False
@@ -69,17 +70,22 @@ class Door:
         threading.Thread(target=self._obey, name="limpet", daemon=True).start()
 
     def listener(self) -> socket.socket:
-        """Return a listening socket whose `accept` returns the slot's connections, non-blocking at first.
+        """Return a listening socket whose `accept` returns the slot's connections. It is non-blocking at first.
 
-        Raises RuntimeError on the kernel backend with several binds: there each has a listener.
+        Raises RuntimeError on the kernel backend with several binds, because each bind has its own listener there.
         """
         found = self.listeners()
         if len(found) > 1:
-            raise RuntimeError("each `--bind` has a listener here: `--backend dispatcher` makes them one")
+            raise RuntimeError(
+                "each `--bind` has its own listener on the kernel backend: `--backend dispatcher` has one for all"
+            )
         return found[0]
 
     def listeners(self) -> list[socket.socket]:
-        """Return all listening sockets: on the dispatcher backend one, which has the connections of all binds."""
+        """Return all listening sockets.
+
+        On the dispatcher backend there is one, which gets the connections of all binds.
+        """
         if self._seat.listeners:
             return [SlotListener(listener, self.tally, self) for listener in self._seat.listeners]
         family, name = _address(Bind.parse(self._seat.settings.bind[0]))
@@ -87,22 +93,22 @@ class Door:
         return [FdListener(self._seat.receiver, self.tally, self, family=family, name=name)]
 
     def on_drain(self, callback: Callable[[], object]) -> None:
-        """Call *callback* when `draining` begins: responses shall end their connections."""
+        """Call *callback* when `draining` begins: from then on responses must end their connections."""
         self._begin_to_drain = callback
 
     def on_stop(self, callback: Callable[[], object]) -> None:
-        """Call *callback* when the server shall stop: finish what is in flight, at most `left_s`, and return."""
+        """Call *callback* when the server must stop: finish what is in flight, within `left_s` seconds, and return."""
         self._stop = callback
 
     @property
     def left_s(self) -> float:
-        """How much time the server has left to finish."""
+        """How many seconds the server still has to finish."""
         return max(0.0, self._until - time.monotonic())
 
     # --- the gate
 
     def enter(self) -> None:
-        """Say READY, once; on the kernel backend wait until limpet listens."""
+        """Send READY, once. Blocks on the kernel backend until limpet listens."""
         with self._lock:
             if not self.is_ready:
                 self.is_ready = True
@@ -111,7 +117,7 @@ class Door:
             self._may_accept.wait()
 
     def asked(self) -> None:
-        """Note when the server first asked for the descriptor: it is about to accept."""
+        """Record when the server first asked for the descriptor: it is about to accept."""
         if self._asked_at == math.inf:
             self._asked_at = time.monotonic()
             os.eventfd_write(self._wake_fd, 1)
@@ -119,12 +125,12 @@ class Door:
     # --- commands
 
     def signalled(self, number: int, frame: FrameType | None) -> None:
-        """Drain on a signal that somebody sent to this very process."""
+        """Drain after a signal that was sent to this process itself."""
         self.draining = True
         os.eventfd_write(self._wake_fd, 1)
 
     def _obey(self) -> None:
-        """Obey the supervisor until the command to drain, then drain. The thread's whole life."""
+        """Obey the supervisor until the command to drain, then drain. This is the thread's whole life."""
         poll = select.poll()
         poll.register(self._seat.link.fileno(), select.POLLIN)
         poll.register(self._wake_fd, select.POLLIN)
@@ -139,10 +145,10 @@ class Door:
         self._drain(**(command or {"timeout": timeout_s, "last": False}))
 
     def _command(self) -> dict[str, Any] | None:
-        """Carry out what the supervisor says; return the arguments of a command to drain."""
+        """Carry out what the supervisor says. Return the arguments of a command to drain, or None."""
         try:
             commands = self._seat.link.receive()
-        except LinkClosedError:  # the supervisor is gone: finish what is here, then end
+        except LinkClosedError:  # the supervisor is gone: serve the connections that are here, then end
             for listener in self._seat.listeners:
                 close_door(listener)
             return {"timeout": self._seat.settings.graceful_timeout_s, "last": True}
@@ -159,13 +165,13 @@ class Door:
         return max(0.0, self._asked_at + self._probe_s - time.monotonic()) * 1000 + 1
 
     def _refuse_if_deaf(self) -> None:
-        """End this process if its server has not accepted in time: it listens on the descriptor, in vain."""
+        """End this process if its server has not accepted in time: such a server waits on the descriptor in vain."""
         if self.is_ready or time.monotonic() < self._asked_at + self._probe_s:
             return
         error = AppError(
-            f"the server of `{self._seat.settings.app}` took the descriptor of limpet's listener, and has not called "
-            f"its `accept` for {self._probe_s:g} s: it would never serve anybody",
-            hint="`--by ip --backend kernel` gives it a real listener; `--loop asyncio` where it is uvloop's",
+            f"the server of `{self._seat.settings.app}` took the descriptor of limpet's listener but did not call its "
+            f"`accept` within {self._probe_s:g} s, so it would never serve a client",
+            hint="`--by ip --backend kernel` gives it a real listener; if it runs on uvloop, `--loop asyncio`",
         )
         self._seat.link.send(news.message(news.Failed(error.message, error.hint, error.exit_code)))
         os._exit(error.exit_code)
@@ -200,7 +206,7 @@ class Door:
 
 
 def _address(bind: Bind) -> tuple[int, Any]:
-    """Return family and name of the socket that *bind* means; no name where only the socket itself knows it."""
+    """Return the family and name of the socket for *bind*. The name is None if only the socket itself knows it."""
     if bind.kind == "unix":
         return socket.AF_UNIX, bind.path
     if ":" in bind.host or (bind.kind == "tcp" and not bind.host):

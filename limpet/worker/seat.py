@@ -1,14 +1,14 @@
-"""The worker process: one application in one slot, behind a server adapter.
+"""The seat of a worker: what a server adapter gets to work with, whatever the server is.
 
-Owns what every worker has in common, whatever its server: the seat (its slot's channel, its line to the supervisor,
-its row of counters) and the name by which applications know where they are. The adapter in `servers/` owns the event
-loop and the connections. Runs nothing of other slots and never decides where a client belongs.
+Owns what all workers share: the slot's channel, the line to the supervisor, the row of counters, the listeners, and
+sending READY with the first heartbeat. entry/worker.py builds it; the adapter in `servers/` gets it, and owns the event
+loop and the connections. It never decides where a client belongs.
 
-1. READY is said by the adapter, last: after the application's start-up and after signal handlers are in place.
-2. Before READY nothing is read from the channel; after a command to drain, only what was in it.
-3. The slot's listeners, if it has any, are the server's, not this worker's: it may close its copies, never shut them
-   down. It accepts after the command to do so, since the supervisor has to listen first, and stops when it drains. What
-   waits then is for its successor; if there is none (`last`), it is taken first.
+1. The adapter sends READY last: after the application's start-up, and after signal handlers are in place.
+2. Nothing is read from the channel before READY. After a command to drain, only connections already in it are read.
+3. The slot's listeners, if it has any, belong to the server as a whole. This worker may close its copies, but must
+   never shut them down. It accepts after the command `accept`, because the supervisor must listen first, and stops when
+   it drains. Connections that wait then are for its successor. If there is none (`last`), this worker takes them first.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Seat:
     row: Row
     home: Home
     mover: Mover
-    tls: ssl.SSLContext | None  # what connections are to be, None for plain
-    listeners: tuple[socket.socket, ...]  # of the slot, one for each bind; none when a dispatcher accepts
+    tls: ssl.SSLContext | None  # for the connections; None for plain ones
+    listeners: tuple[socket.socket, ...]  # one for each bind; empty when a dispatcher accepts
     per_address: PerAddress
     stack_fd: int = -1
 
     def ready(self) -> None:
-        """Tell the supervisor that this worker serves now."""
+        """Tell the supervisor that this worker now serves."""
         if self.stack_fd >= 0:
             stack.offer(self.stack_fd)
         self.link.send(news.message(news.Ready()))
-        with contextlib.suppress(RuntimeError):  # without an event loop the server has to see to the heartbeat itself
+        with contextlib.suppress(RuntimeError):  # without an asyncio loop the server must send heartbeats itself
             self._beat(asyncio.get_running_loop(), time.monotonic_ns())
 
     def _beat(self, loop: asyncio.AbstractEventLoop, due_ns: int) -> None:

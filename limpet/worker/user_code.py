@@ -1,7 +1,7 @@
-"""The user's code: importing an application or a key function, and telling an ASGI application from a WSGI one.
+"""The user's code: importing an application or a key function, and telling ASGI applications from WSGI ones.
 
-Owns every import of user code; called in workers, dispatchers and `limpet check`, never in the supervisor. What goes
-wrong here is the user's to repair, so it ends in an AppError whose cause keeps the traceback.
+Owns every import of user code. Workers, dispatchers and `limpet check` call it; the supervisor never does. If something
+fails here, the user has to fix it: it becomes an AppError whose cause keeps the traceback.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ log = logging.getLogger("limpet")
 
 
 def look_in(directories: Sequence[str]) -> None:
-    """Let user code be imported from *directories* before anywhere else, without any from the current one."""
+    """Let user code be imported from *directories* first. Without any, the current directory is used."""
     first = [os.path.abspath(directory) for directory in directories] or [os.getcwd()]
     sys.path[:] = [*first, *(directory for directory in sys.path if directory not in first)]
 
 
 def takes(app: Any, number: int, *, is_async: bool) -> bool:
-    """Return whether *app* is a function of *number* arguments, and a coroutine function or not."""
+    """Return whether *app* can be called with *number* arguments and is a coroutine function exactly if *is_async*."""
     if not callable(app) or inspect.iscoroutinefunction(_call(app)) != is_async:
         return False
     try:
@@ -49,23 +49,26 @@ def load_function(text: str) -> Callable[..., object]:
     if not callable(function):
         raise AppError(f"the key function `{text}` is {describe(function)}, not a function")
     found: Callable[..., object] = function
-    return found  # what it answers is checked at each call
+    return found  # its results are checked at each call
 
 
 def end_copy(pid: int) -> None:
-    """End this process if it is not *pid*: user code has forked while it was imported, and this is the copy.
+    """End this process if it is not *pid*: user code forked while it was imported, and this is the copy.
 
-    A copy that went on would read the same channel as the original, and speak on the same line. Called when all user
-    code is imported, before anything is served.
+    A copy that went on would read the same channel as the original and use the same line. Called after all user code
+    was imported and before anything is served.
     """
     if os.getpid() != pid:
-        log.error("user code forked while it was imported, and the copy (pid %d) came back: it ends", os.getpid())
+        log.error(
+            "user code forked while it was imported, and the forked copy (pid %d) returned from the import: it ends",
+            os.getpid(),
+        )
         logging.shutdown()
         os._exit(1)
 
 
 class Complaints:
-    """Counts what key functions do wrong, and says so once an hour for each: a `KeyChain`'s `on_error`."""
+    """Counts faults of key functions, and logs each once an hour: the `on_error` of a `KeyChain`."""
 
     def __init__(self, row: Row) -> None:
         self._row = row
@@ -74,20 +77,20 @@ class Complaints:
     def __call__(self, element: str, error: BaseException | str) -> None:
         self._row.add("key_errors")
         if self._hourly.allows(element, time.monotonic()):
-            log.warning("`%s` %s; clients go by the rest of the key chain", element, self._what(error))
+            log.warning("`%s` %s; the rest of the key chain is used", element, self._what(error))
 
     def _what(self, error: BaseException | str) -> str:
-        """Return what was wrong. Never the text of an exception of the user's: that may hold the key."""
+        """Return what was wrong. It never includes the text of a user's exception, because that may contain the key."""
         if isinstance(error, str):
             return error
         where = traceback.extract_tb(error.__traceback__)[-1]
         if where.filename == elements.__file__:
-            return f"answered no key: {error}"
+            return f"did not return a key: {error}"
         return f"raised {class_name(error)} in {where.filename}:{where.lineno}"
 
 
 def import_object(text: str, what: str) -> Any:
-    """Return what `module:attribute` names. Raises AppError that says which part is missing."""
+    """Return the object that `module:attribute` names. Raises AppError, which says which part is missing."""
     module_name, colon, attribute = text.partition(":")
     if not (module_name and colon and attribute):
         raise AppError(
@@ -100,7 +103,7 @@ def import_object(text: str, what: str) -> Any:
             hint = f"run it from the directory that holds `{error.name.partition('.')[0]}`, or install it"
             raise AppError(f"cannot import {what} `{text}`: there is no module `{error.name}`", hint=hint) from None
         raise _import_failed(what, text, error) from error
-    except LimpetError:  # as of a server that it would start in here
+    except LimpetError:  # for example from a server that the module would start
         raise
     except (Exception, SystemExit) as error:
         raise _import_failed(what, text, error) from error
@@ -116,10 +119,11 @@ def import_object(text: str, what: str) -> Any:
 
 
 def interface_of(app: object) -> str | None:
-    """Return "asgi" or "wsgi" by how *app* can be called, None when it is neither.
+    """Return "asgi" or "wsgi" by how *app* can be called, or None if it is neither.
 
-    ASGI 3 is a coroutine function of three parameters, ASGI 2 a callable of one, WSGI a callable of two. Decorated
-    and partial applications that do not look like coroutine functions still have their number of parameters.
+    ASGI 3 is a coroutine function with three parameters, ASGI 2 a callable with one, WSGI a callable with two.
+    Decorated and partial applications may not look like coroutine functions, but still have the right number of
+    parameters.
     """
     if not callable(app):
         return None
@@ -135,7 +139,7 @@ def interface_of(app: object) -> str | None:
 
 
 def asgi(app: Application) -> Application:
-    """Return *app* as ASGI 3: an ASGI 2 application is called in two steps."""
+    """Return *app* as ASGI 3. An ASGI 2 application is called in two steps."""
     if inspect.iscoroutinefunction(_call(app)) or len(inspect.signature(app).parameters) != 1:
         return app
 
@@ -146,7 +150,7 @@ def asgi(app: Application) -> Application:
 
 
 def _call(app: Application) -> Application:
-    """Return what runs when *app* is called: for an object that is its class's `__call__`."""
+    """Return the function that runs when *app* is called: for an object, the `__call__` of its class."""
     if inspect.isroutine(app) or inspect.isclass(app):
         return app
     call: Application = app.__call__  # type: ignore[operator]  # mypy does not see it on a callable

@@ -81,7 +81,7 @@ def test_server_that_never_accepts_is_refused_at_the_start() -> None:
     arguments = (PROGRAM + "deaf", "--server", "script", "--workers", "1", "--backend", "dispatcher")
     with Limpet(*arguments, "--start-timeout", "12").launched() as limpet:
         assert limpet.wait_ended() == 4
-    assert "has not called its `accept` for 3 s: it would never serve anybody" in limpet.log
+    assert "did not call its `accept` within 3 s, so it would never serve a client" in limpet.log
     assert "hint: `--by ip --backend kernel`" in limpet.log
 
 
