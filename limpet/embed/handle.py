@@ -1,19 +1,19 @@
-"""A server that runs beside the program that started it, and the program's hold on it.
+"""A server that runs beside the program that started it, and the program's handle of it.
 
-Owns the supervisor's process as the program sees it: started as a fresh interpreter, told to stop, found ended. Knows
-nothing of settings or of what the server does; supervisor/program_link.py is the other side, operate/control_socket.py
-how it is asked.
+Owns the supervisor's process as the program sees it: it starts it as a fresh interpreter, tells it to stop, and sees it
+end. It knows nothing about settings or how the server works. supervisor/program_link.py is the other side;
+operate/control_socket.py carries questions to the server.
 
-How it works: the supervisor is a child process with one line to this program (supervisor/program_link.py has its
-words). By it comes the news that it serves or why it does not; its end is the end of the server, and this end of it the
-server's lifeline. One thread reads the line, another one makes the calls to the program, so that a callback may do what
-it likes.
+How it works: the supervisor is a child process with one line to this program (supervisor/program_link.py has the
+messages). On it the supervisor says that it serves, or why it does not. When the supervisor closes its end, the server
+has ended; when this program's end closes, the server stops. One thread reads the line. Another calls the program's
+callbacks, so that a callback may even close the server.
 
-1. The program may be in any state: threads, other children, an event loop. Nothing here forks, handles a signal or
-   changes what is global to the process.
-2. When the program ends in whatever way, the kernel closes the line and the server stops gracefully. A process that
-   the program forks closes its copy at once, else it would keep the server alive; there a handle does not close.
-3. All methods may be called from any thread, and again: what has been done is done.
+1. The program may be in any state: with threads, other children, an event loop. Nothing here forks, handles a signal or
+   changes the global state of the process.
+2. However the program ends, the kernel closes the line and the server stops gracefully. A process that the program
+   forks closes its copy of the line at once, because it would keep the server alive. In it, a handle closes nothing.
+3. All methods may be called from any thread, and repeatedly: doing a finished thing again does nothing.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from limpet.supervisor import program_link
 from limpet.system import activation
 
 Callback = Callable[["Handle"], object]
-_POLL_S: Final = 0.1  # between looks at a change
-_END_S: Final = 5.0  # for a supervisor that was told to end at once
+_POLL_S: Final = 0.1  # between two questions whether a change is over
+_END_S: Final = 5.0  # that a supervisor has which was told to end at once
 log = logging.getLogger("limpet")
 
 
@@ -83,20 +83,20 @@ class Handle:
 
     @property
     def address(self) -> str:
-        """The URL of the first listener, with the port that port 0 became. Waits until the server serves."""
+        """The URL of the first listener; for port 0, with the port that was chosen. Waits until the server serves."""
         return self.addresses[0]
 
     @property
     def addresses(self) -> list[str]:
-        """The URLs of all listeners, in their order. Waits until the server serves."""
+        """The URLs of all listeners, in the order of the binds. Waits until the server serves."""
         self.wait_ready()
         return list(self._addresses)
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until clients can connect.
 
-        Raises the LimpetError that `limpet run` would have shown if the server ends instead, TimeoutError after
-        *timeout* seconds.
+        Raises TimeoutError after *timeout* seconds. If the server ends instead, raises the LimpetError that `limpet
+        run` would have shown.
         """
         if not self._wait_for(lambda: self._state is not _State.STARTING, timeout):
             raise TimeoutError(f"the server is not ready after {timeout:g} s")
@@ -106,10 +106,10 @@ class Handle:
     def wait_closed(self, timeout: float | None = None) -> None:
         """Wait until the server has ended, for whatever reason.
 
-        Raises LimpetError when it failed to start or ended in a crash, TimeoutError after *timeout* seconds.
+        Raises LimpetError if it failed to start or crashed, TimeoutError after *timeout* seconds.
         """
         if not self._wait_for(lambda: self._state is _State.CLOSED, timeout):
-            raise TimeoutError(f"the server still runs after {timeout:g} s")
+            raise TimeoutError(f"the server is still running after {timeout:g} s")
         if self._failure is not None:
             raise self._failure
 
@@ -118,29 +118,32 @@ class Handle:
         return self._ask({"command": "status"})
 
     def where(self, *keys: str) -> list[dict[str, Any]]:
-        """Return for each of *keys*, written `[ELEMENT=]KEY`, what `limpet where --json` prints."""
+        """Return, for each of *keys* in the form `[ELEMENT=]KEY`, what `limpet where --json` prints."""
         answer: list[dict[str, Any]] = self._ask({"command": "where", "keys": list(keys)})["keys"]
         return answer
 
     def reload(self) -> None:
-        """Give each slot a new worker, one after another, and return when all are in charge.
+        """Give each slot a new worker, one after another, and return when all new workers are in charge.
 
-        Raises AppError when a new worker does not become ready: the old ones go on serving.
+        Raises AppError if a new worker does not become ready; the old ones then keep serving.
         """
         self._change({"command": "reload"})
 
     def scale(self, workers: int) -> None:
-        """Go over to so many workers, and return when that is done. Raises AppError if a new one does not start."""
+        """Change the number of workers to *workers*, and return when that is done.
+
+        Raises AppError if a new one does not start.
+        """
         self._change({"command": "scale", "slots": workers})
 
     def close(self, wait_for_connections: bool = False, timeout: float | None = None) -> None:
-        """Stop the server; return when its last process has ended.
+        """Stop the server, and return when its last process has ended.
 
-        Without *wait_for_connections* what is under way has the graceful timeout to finish, with it as long as it
-        takes. After *timeout* seconds what is left is ended at once.
+        Connections and requests in progress get the graceful timeout to finish; with *wait_for_connections*, as long as
+        they need. After *timeout* seconds, everything that is left is ended at once.
 
-        Closing a server that has ended, or is being closed by another thread, is no error: this call waits for the same
-        end, and its *timeout* counts. In a process that the program has forked it does nothing.
+        Closing a server that has ended, or that another thread is closing, is not an error: this call waits for the
+        same end, and its *timeout* counts. In a process that the program forked it does nothing.
         """
         if not self._is_ours:
             return
@@ -153,7 +156,7 @@ class Handle:
             self._wait_for(lambda: self._state is _State.CLOSED, None)
 
     def signal(self, number: int) -> None:
-        """Send the supervisor a signal, if it still runs; its meaning is that for `limpet run`."""
+        """Send the supervisor a signal, if it still runs. The signal means the same as for `limpet run`."""
         self._process.send_signal(number)
 
     def __enter__(self) -> Self:
@@ -189,7 +192,7 @@ class Handle:
         return control_socket.ask(self._control, request, **waiting)
 
     def _change(self, request: Message) -> None:
-        """Ask for a change and wait for its end. Raises AppError if it fails."""
+        """Ask for a change and wait until it is over. Raises AppError if it fails."""
         change = self._ask(request)
         while change["state"] in ("waiting", "running"):
             self._wait_for(lambda: self._state is _State.CLOSED, _POLL_S)
@@ -202,7 +205,7 @@ class Handle:
             return self._changed.wait_for(state, timeout)
 
     def _follow(self) -> None:
-        """Take in what the supervisor says until it has ended. Runs in a thread of its own."""
+        """Receive what the supervisor says until it has ended. Runs in its own thread."""
         readable = select.poll()
         readable.register(self._line, select.POLLIN)
         with contextlib.suppress(LinkClosedError):
@@ -229,7 +232,7 @@ class Handle:
                 self._failure = failure_of(news)
 
     def _call_back(self) -> None:
-        """Tell the program of what happens. Runs in a thread of its own, so that a callback may close the server."""
+        """Call the program's callbacks. Runs in its own thread, so that a callback may close the server."""
         on_ready, on_closed = self._callbacks
         for state, callback in ((_State.READY, on_ready), (_State.CLOSED, on_closed)):
             self._wait_for(lambda state=state: self._state in (state, _State.CLOSED), None)  # type: ignore[misc]
@@ -242,12 +245,12 @@ class Handle:
 
     def _leave_to_parent(self) -> None:
         self._is_ours = False
-        self._changed = threading.Condition()  # the other may be held by a thread that there is not any more
+        self._changed = threading.Condition()  # the old one may be held by a thread that does not exist here
         self._line.close()
 
 
 def _start(settings: Settings, line: socket.socket) -> subprocess.Popen[bytes]:
-    """Start the supervisor with its end of the *line*, and the sockets that it is to listen on."""
+    """Start the supervisor with its end of the *line*, and with the sockets that it must listen on."""
     boot_fd = program_link.write(settings, line.fileno())
     try:
         return subprocess.Popen(
@@ -256,8 +259,8 @@ def _start(settings: Settings, line: socket.socket) -> subprocess.Popen[bytes]:
             pass_fds=(boot_fd, line.fileno(), *_given_sockets(settings.bind)),
             env={
                 name: value for name, value in os.environ.items() if name not in activation.VARIABLES
-            },  # the program's own
-            process_group=0,  # Ctrl-C is the program's to obey
+            },  # these were meant for the program
+            process_group=0,  # Ctrl-C must reach only the program
         )
     finally:
         os.close(boot_fd)

@@ -1,1 +1,1 @@
-"""The mains of limpet's processes."""
+"""The main functions of limpet's processes."""

@@ -1,7 +1,8 @@
-"""The entry of every child process: `python -m limpet.entry.child dispatcher|terminator|worker FD`.
+"""The entry point of every child process: `python -m limpet.entry.child dispatcher|terminator|worker FD`.
 
-Owns the assembly: reads what the supervisor wrote into descriptor FD (ipc/boot.py) and puts the process
-together from it. A failure goes up the line to the supervisor, which alone speaks to the user.
+Owns the assembly of a dispatcher or terminator from what the supervisor wrote into descriptor FD (ipc/boot.py);
+entry/worker.py assembles a worker. The supervisor starts it (fleet/process.py). A failure is sent to the supervisor,
+which is the only process that reports it to the user.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ log = logging.getLogger("limpet")
 
 
 def main() -> int:
-    """Run the child that the arguments name until it ends; return its exit code."""
+    """Run the child that the arguments name until it ends, and return its exit code."""
     descriptors.have_standard_streams()
     signals.leave_to_the_supervisor()
     role, fd = sys.argv[1:]
@@ -86,7 +87,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
             outboxes.append(Outbox(None, board.waiting(place.row, len(outboxes))))
         if len(fds) == 2 and not outboxes[slot].has_channel:
             outboxes[slot].attach(Channel.inherit((fds[0], fds[1])))
-        else:  # inherited already, or there were too few free numbers
+        else:  # it was inherited already, or too few descriptor numbers were free
             for fd in fds:
                 os.close(fd)
         return outboxes[slot].has_channel
@@ -99,7 +100,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
 
 
 def _terminate(place: boot.Boot, link: Link) -> None:
-    from limpet.dispatch.terminator import Terminator  # pulls in OpenSSL, which a dispatcher does without
+    from limpet.dispatch.terminator import Terminator  # loads OpenSSL, which a dispatcher does not need
     from limpet.net import tls
 
     _leave_signals_to_the_supervisor()
@@ -122,10 +123,10 @@ def _leave_signals_to_the_supervisor() -> None:
 
 
 def _collect_rarely() -> None:
-    """Have the garbage collector look at what has grown old a hundred times less often.
+    """Let the garbage collector examine old objects a hundred times less often.
 
-    A look at 10,000 connections that wait for their head takes 25 ms, in which all others wait. The dispatcher makes no
-    cycles, and young objects, as of a user's key function, are looked at as ever.
+    Examining 10,000 connections that wait for their head takes 25 ms, during which all other connections wait. The
+    dispatcher makes no reference cycles. Young objects, such as those of a user's key function, are examined as usual.
     """
     gc.freeze()
     young, middle, old = gc.get_threshold()
@@ -134,7 +135,7 @@ def _collect_rarely() -> None:
 
 def _work(place: boot.Boot, link: Link) -> None:
     descriptors.be_content_with(place.descriptors)
-    from limpet.entry import worker  # brings in the server, which a dispatcher does without
+    from limpet.entry import worker  # loads the server, which a dispatcher does not need
 
     worker.work(place, link)
 

@@ -1,7 +1,7 @@
 """The supervisor as the child of a program that called `limpet.listen`: `python -m limpet.entry.hosted FD`.
 
-Owns the first steps: what the program has written into descriptor FD (supervisor/program_link.py) is read, and a server
-is put together from it. A failure goes up the line to the program.
+Owns its first steps: it reads what the program wrote into descriptor FD (supervisor/program_link.py) and runs a server
+with these settings (supervisor/bootstrap.py). embed/handle.py starts it. A failure is sent to the program.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from limpet.system import descriptors
 
 
 def main() -> int:
-    """Be the supervisor that a program asked for; return the exit code."""
+    """Run the supervisor that a program asked for, and return its exit code."""
     descriptors.have_standard_streams()
     fd = int(sys.argv[1])
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started this process may have blocked some
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started this process may have blocked signals
     with open(fd, "rb") as file:
         told = json.loads(file.read())
     descriptors.keep_from_programs([told["line"]])

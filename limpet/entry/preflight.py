@@ -1,7 +1,8 @@
-"""Whether this version can import the application, as a program of its own: `python -m limpet.entry.preflight FD`.
+"""Whether this version can import the application, tried in its own program: `python -m limpet.entry.preflight FD`.
 
-Owns the last part of a trial (supervisor/upgrade.py): a supervisor never imports the application, so this is executed
-in its place and ends with a word that says that all is well. It serves nothing and starts nothing.
+Owns the last part of the trial of an upgrade (supervisor/upgrade.py). A supervisor never imports the application, so
+the trial executes this program in its place. The program ends by printing PASSED if the import succeeded. It serves
+nothing and starts nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from limpet.worker import user_code
 
 
 def main() -> int:
-    """Import what the settings name; return the exit code if that fails."""
+    """Import what the settings name. Return the exit code if that fails; if it succeeds, end the process."""
     descriptors.have_standard_streams()
     fd = int(sys.argv[1])
     os.lseek(fd, 0, os.SEEK_SET)
@@ -36,7 +37,7 @@ def main() -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os.write(1, PASSED.encode())
-    os._exit(0)  # whatever threads the application has started
+    os._exit(0)  # do not wait for threads that the application started
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The worker process: one application in one slot, behind a server adapter.
+"""The start of a worker process: one application in one slot, behind a server adapter.
 
-Owns the order of its start: who this worker is, its router and sessions, its seat, then the user's code, and the server
-last. The adapter in servers/ owns the event loop and the connections. Runs nothing of other slots and never decides
-where a client belongs. Started by entry/child.py.
+Owns the order of the start: the identity of the worker, its router and sessions, its seat, then the user's code, and
+the server last. The adapter in servers/ owns the event loop and the connections. A worker runs nothing for other slots
+and never decides where a new client belongs. entry/child.py calls it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from limpet.worker.seat import Seat
 
 
 def work(place: Boot, link: Link) -> None:
-    """Be the worker that *place* describes until it has drained. Raises AppError when the application cannot start."""
+    """Run the worker that *place* describes until it has drained. Raises AppError if the application cannot start."""
     info = current.WorkerInfo(place.index, os.getpid(), place.generation)
     current.become(info, lambda wait: link.send(news.message(news.Stop(wait))))
     settings = registry.told(place.settings)
@@ -81,7 +81,7 @@ def work(place: Boot, link: Link) -> None:
     if place.pem:
         tls.ignore_names_that_are_no_text()
     conflicts.refuse(settings, router.chain, is_loaded=True)
-    serve = application.adapter(settings)  # first: gevent has to be there before the application
+    serve = application.adapter(settings)  # first: gevent must patch before the application is imported
     app = application.load(settings)
     if isinstance(app, application.PerBind):
         app = application.PerBind(in_session(each, here, settings, bind) for bind, each in enumerate(app))
@@ -93,12 +93,15 @@ def work(place: Boot, link: Link) -> None:
 
 
 def _watched(row: Row) -> Callable[[str], Callable[..., object]]:
-    """Return what loads key functions, so that the supervisor sees in *row* when one of them hangs."""
+    """Return a loader of key functions.
+
+    Calls of the functions are recorded in *row*, so that the supervisor notices one that hangs.
+    """
 
     def load(name: str) -> Callable[..., object]:
         function = user_code.load_function(name)
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-            return function  # for the chain to refuse: wrapped it would not look async
+            return function  # the key chain refuses it: wrapped, it would not look async
 
         @functools.wraps(function)
         def ask(subject: object) -> object:

@@ -1,1 +1,1 @@
-"""Libraries that make session ids, taught to make such as bring the client home. One file for each."""
+"""Libraries that make session ids, adapted so that an id routes back to the worker that made it. One file for each."""

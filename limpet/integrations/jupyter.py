@@ -1,11 +1,12 @@
-"""Jupyter Server: kernels and sessions live in the worker that started them, and their ids bring clients back to it.
+"""Jupyter Server: kernels and sessions live in the worker that started them, and their ids route clients back to it.
 
-Owns what Jupyter's own start would do otherwise: where it listens, and how the ids of kernels and sessions are made.
+Owns what replaces parts of Jupyter's own start: where it listens, and how the ids of kernels and sessions are made.
 
     JUPYTER_TOKEN=secret limpet run limpet.integrations.jupyter:serve --workers 4 --for jupyter
 
-1. Configuration is Jupyter's: jupyter_server_config.py, JUPYTER_* variables. Only address, port and browser are not.
-2. A response ends its connection, since limpet cannot move it to the worker of the next request. Websockets last.
+1. Jupyter reads its own configuration: jupyter_server_config.py and JUPYTER_* variables. Only the address, the port and
+   the browser setting have no effect.
+2. A response ends its connection, because limpet cannot move it to the worker of the next request. Websockets stay.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import limpet
 
 
 class Ends(OutputTransform):
-    """Ends each connection with its response, but for websockets, which tornado's own `no_keep_alive` would end too."""
+    """Ends each connection with its response, except websockets, which tornado's own `no_keep_alive` would also end."""
 
     def __init__(self, request: HTTPServerRequest) -> None:
         self._connection: Any = request.connection
@@ -32,9 +33,9 @@ class Ends(OutputTransform):
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
     ) -> tuple[int, HTTPHeaders, bytes]:
-        """Let the connection be closed after what begins here; tornado says so in the headers then."""
+        """Have the connection closed after this response. tornado then says so in the headers."""
         if status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            self._connection._disconnect_on_finish = True  # there is no public way
+            self._connection._disconnect_on_finish = True  # tornado has no public way
         return status_code, headers, chunk
 
 
@@ -42,7 +43,7 @@ class Server(ServerApp):  # type: ignore[misc]  # mypy does not see the types of
     """A Jupyter Server in a slot."""
 
     def init_httpserver(self) -> None:
-        """Listen where limpet does."""
+        """Listen on limpet's listener."""
         listener = limpet.listener()
         self.ip, self.port = listener.getsockname()[:2]
         self.web_app.add_transform(Ends)
@@ -56,7 +57,7 @@ class Server(ServerApp):  # type: ignore[misc]  # mypy does not see the types of
 
 
 def serve() -> None:
-    """Be a Jupyter Server until limpet says that it is enough: what `--server script` calls."""
+    """Run a Jupyter Server until limpet stops it. `--server script` calls this function."""
     new_kernel_id, new_session_id = MultiKernelManager.new_kernel_id, SessionManager.new_session_id
     MultiKernelManager.new_kernel_id = lambda self, **kwargs: limpet.mint(lambda: new_kernel_id(self, **kwargs))
     SessionManager.new_session_id = lambda self: limpet.mint(lambda: new_session_id(self))

@@ -1,9 +1,9 @@
-"""Attributes for traces: in which slot a request was served, and by which route it came there.
+"""Attributes for traces: the slot that served a request, and how the request was routed there.
 
     OpenTelemetryMiddleware(app, server_request_hook=limpet.integrations.opentelemetry.annotate)
 
-Imports nothing of OpenTelemetry: whatever has `set_attribute` is a span. limpet itself neither reads nor changes
-`traceparent`; a request that moves is the same bytes in another worker.
+It imports nothing of OpenTelemetry: any object with `set_attribute` is a span. limpet itself neither reads nor changes
+`traceparent`; a request that moves to another worker has the same bytes there.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from limpet.sessions.middleware import of_scope
 
 
 class Span(Protocol):
-    """What is needed of a span."""
+    """The part of a span that is needed here."""
 
     def set_attribute(self, key: str, value: Any) -> object:
-        """Note *value* under *key*."""
+        """Record *value* under *key*."""
 
 
 def annotate(span: Span, scope: dict[str, Any]) -> None:
     """Set `limpet.slot`, `limpet.generation`, `limpet.route` and `limpet.digest` on *span*, for the ASGI *scope*.
 
-    The route is hash, learned, cookie or placed, as in the access log, by the key chain of the first bind. Without
-    limpet it does nothing.
+    The route is hash, learned, cookie or placed, as in the access log, according to the key chain of the first bind.
+    Outside limpet it does nothing.
     """
     here = sessions.here()
     if here is None or scope["type"] not in ("http", "websocket"):

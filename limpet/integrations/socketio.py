@@ -1,8 +1,8 @@
-"""python-socketio and Flask-SocketIO: the `sid` of Engine.IO hashes to the worker that makes it.
+"""python-socketio and Flask-SocketIO: the `sid` of Engine.IO routes to the worker that made it.
 
-Owns the place where python-engineio makes the id. Every later request of a client carries it in the query, so that
-`--by query:sid` finds it. `--mint socketio` calls `install` in each worker; `sticky` does the same for one server, in
-the application's own code.
+Owns the hook where python-engineio makes the id. Every later request of a client carries the id in its query, where
+`--by query:sid` finds it. `--mint socketio` calls `install` in each worker. `sticky` does the same for a single server
+object, in the application's own code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from limpet.sessions.sessions import mint
 
 
 def sticky(server: Any) -> Any:
-    """Return *server*, a `socketio.Server` or `AsyncServer` (or Engine.IO's), whose ids bring clients home."""
+    """Return *server*, a `socketio.Server` or `AsyncServer` (or Engine.IO's).
+
+    Its ids then route clients back to this worker.
+    """
     engine = getattr(server, "eio", server)
     make = engine.generate_id
     engine.generate_id = lambda: mint(make)
@@ -22,7 +25,10 @@ def sticky(server: Any) -> Any:
 
 
 def install() -> None:
-    """Make the ids of all servers in this process bring clients home. Raises AppError where there is no engineio."""
+    """Make the ids of all servers in this process route back to this worker.
+
+    Raises AppError if engineio is not installed.
+    """
     try:
         from engineio.base_server import BaseServer
     except ImportError as error:

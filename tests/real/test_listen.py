@@ -268,7 +268,7 @@ def test_failure_to_start_is_raised_as_the_command_line_would_show_it(
     ("options", "says"),
     [
         ({"workers": 0}, "`workers` must be a whole number from 1 to 256"),
-        ({"graceful_timout": 3}, "no setting `graceful_timout`"),
+        ({"graceful_timout": 3}, "unknown setting `graceful_timout`"),
         ({"by": "cookie"}, "`cookie` is not an element"),
         ({"by": [limpet.Ip(), 3]}, "`3` is no element"),
         ({"trust": ["nonsense"]}, "`trust`"),
@@ -337,7 +337,7 @@ def test_server_in_a_server_is_refused_with_the_way_out() -> None:
     """A script without the usual guard would start servers without end, as its workers import it."""
     with Program(TEST_PROGRAM="bare").launched() as program:
         assert program.wait_ended() == 1
-        assert "would start another server while it imports its code" in program.log
+        assert "must not start another server while it imports its code" in program.log
         assert '__name__ == "__main__"' in program.log
 
 

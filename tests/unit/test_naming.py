@@ -101,5 +101,5 @@ def test_main_file_is_named_by_its_name_if_that_can_be_imported(
 
 def test_main_that_is_no_file_is_refused(main: ModuleType) -> None:
     """What was typed into a prompt exists nowhere else."""
-    with pytest.raises(SettingsError, match="not a file to import"):
+    with pytest.raises(SettingsError, match="not a file that a worker could import"):
         import_string(main.app, "application")
