@@ -1,11 +1,12 @@
-"""What a `--bind` means: an address, and what is served there where that differs from the rest.
+"""What a `--bind` means: an address, and what is served there if it differs from the other binds.
 
-Owns the text of a bind, `127.0.0.1:8001=admin:app?by=ip&server=stream`: `Bind` is the address in front, `Served` what
-stands behind it. Pure. A bind's socket is net/listener.py's; which application and chain there are, settings.py and
-routing/key_chain.py know.
+Owns the text of a bind, `127.0.0.1:8001=admin:app?by=ip&server=stream`. `Bind` is the address at its front, `Served` is
+everything. Pure. net/listener.py makes the socket; config/settings.py and routing/key_chain.py know the applications
+and key chains.
 
-1. A path may hold `=` and `?`. Only what reads as an application, or as an option (_OPTIONS), is none of the address.
-2. `%2C` is a comma: lists of binds are split at each one.
+1. A path may contain `=` and `?`. Only text that reads as an application or as an option (_OPTIONS) is not part of the
+   address.
+2. `%2C` stands for a comma, because lists of binds are split at each comma.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from urllib.parse import quote, unquote
 from limpet.errors import SettingsError
 
 MAX_PATH_BYTES = 107
-"""The longest path of a unix socket, in bytes: the kernel takes 108 with a NUL at the end."""
+"""The longest path of a unix socket, in bytes: the kernel takes 108, including a NUL at the end."""
 
 
 _ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s\0:/\[\]]*)):(?P<port>[0-9]{1,5})")
@@ -28,13 +29,13 @@ _ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """What a `--bind` means.
+    """The address of a `--bind`.
 
-    `HOST:PORT` is one address; a name stands for the first address that the resolver gives when the socket is
-    opened. `:PORT` is every address of the machine: `[::]:PORT`, which takes IPv4 too, or `0.0.0.0:PORT` where
-    the kernel has no IPv6. Port 0 is any free port. `unix:PATH` makes a socket file with the rights that the
-    umask leaves. `fd:N` is a stream socket that was inherited, bound or already listening; `fd:NAME` one that the
-    service manager has passed on under that name.
+    `HOST:PORT` is one address; a host name stands for the first address that the resolver returns when the socket is
+    opened. `:PORT` is every address of the machine: `[::]:PORT`, which also takes IPv4, or `0.0.0.0:PORT` if the kernel
+    has no IPv6. Port 0 is any free port. `unix:PATH` makes a socket file with the permissions that the umask leaves.
+    `fd:N` is an inherited stream socket, bound or already listening. `fd:NAME` is one that the service manager passes
+    under that name.
     """
 
     text: str
@@ -47,7 +48,7 @@ class Bind:
 
     @classmethod
     def parse(cls, text: str) -> Bind:
-        """Return what *text* means; what is served there is not asked. Raises SettingsError."""
+        """Return the address in *text*, ignoring what is served there. Raises SettingsError."""
         text = Served.parse(text).address
         kind, _, rest = text.partition(":")
         if kind == "unix" and rest and "\0" not in rest:
@@ -64,12 +65,12 @@ class Bind:
         found = _ADDRESS.fullmatch(text)
         if kind in ("unix", "fd") or not found or int(found["port"]) > 65535:
             forms = "`HOST:PORT`, `[IPV6]:PORT`, `:PORT`, `unix:PATH`, `fd:N` or `fd:NAME`"
-            raise SettingsError(f"`{text}` is not {forms}", hint=f"`--bind {_guess(text)}`")
+            raise SettingsError(f"`{text}` is not an address: expected {forms}", hint=f"`--bind {_guess(text)}`")
         return cls(text, "tcp", host=found["ipv6"] or found["host"], port=int(found["port"]))
 
 
 def _guess(text: str) -> str:
-    """Return what *text*, which is no bind, was most likely meant to be."""
+    """Return the bind that was most likely meant by *text*, which is not one."""
     kind = text.partition(":")[0]
     if kind in ("unix", "fd"):
         return "unix:/run/limpet.sock" if kind == "unix" else "fd:3"
@@ -85,11 +86,11 @@ _OPTIONS: Final = ("by", "server", "proxy-protocol")
 _TEXT: Final = re.compile(
     rf"(?P<address>.+?)(?:=(?P<app>[\w.]+:[\w.]+))?(?:\?(?P<own>(?:{'|'.join(_OPTIONS)})=.*))?", re.DOTALL
 )
-_KEPT: Final = ":/^()[]{}|*.$~!@;"  # of a chain or a name: readable as it is
+_KEPT: Final = ":/^()[]{}|*.$~!@;"  # of a chain or a name: readable without quoting
 
 
 class Served(NamedTuple):
-    """One bind: its address, and what is served there; "" is what all binds serve that have nothing of their own."""
+    """One bind: its address and what is served there. "" stands for what is set for all binds."""
 
     address: str
     app: str = ""
@@ -99,7 +100,7 @@ class Served(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Served:
-        """Return what *text* says. Raises SettingsError for what is set twice or not known."""
+        """Return what *text* says. Raises SettingsError for an option that is unknown or set twice."""
         found = _TEXT.fullmatch(text)
         if found is None:
             return cls(text)
@@ -109,9 +110,9 @@ class Served(NamedTuple):
             field = name.replace("-", "_")
             if name not in _OPTIONS or field in own or not value:
                 raise SettingsError(
-                    f"`{part}` in `{text}`: `by=CHAIN`, `server=NAME` and `proxy-protocol=required` are allowed, each "
-                    "once",
-                    hint="`127.0.0.1:8001=admin:app?by=ip&server=uvicorn`; `%26` is a `&`, `%2C` a comma",
+                    f"invalid option `{part}` in `{text}`: expected `by=CHAIN`, `server=NAME` or "
+                    "`proxy-protocol=required`, each at most once",
+                    hint="`127.0.0.1:8001=admin:app?by=ip&server=uvicorn`; write `&` as `%26` and a comma as `%2C`",
                 )
             own[field] = unquote(value)
         return cls(found["address"], found["app"] or "", **own)
@@ -123,6 +124,6 @@ class Served(NamedTuple):
 
 
 def served(binds: Sequence[str], standard: Served) -> list[Served]:
-    """Return what each of *binds* serves; *standard* is what those do that have nothing of their own."""
+    """Return what each of *binds* serves. *standard* is used for everything that a bind does not set."""
     found = [Served.parse(text) for text in binds]
     return [Served._make(own or usual for own, usual in zip(each, standard, strict=True)) for each in found]

@@ -1,7 +1,7 @@
-"""What the text of a setting has to look like: one function for each kind, which raises SettingsError.
+"""What the text of a setting must look like: one function for each kind of text, which raises SettingsError.
 
-Called by config/settings.py for each text that was given. Asks the file that knows what such a text means, and only
-when there is one: `limpet status` has no settings.
+Owns only the choice of the check. config/settings.py calls it for each text that was given. It asks the file that knows
+what the text means. It imports that file only then, because commands such as `limpet status` read no settings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from limpet.errors import SettingsError
 
 
 def app(text: str) -> None:
-    """Raise SettingsError unless *text* reads `module:attribute`; whether that exists, a worker finds out."""
+    """Raise SettingsError unless *text* has the form `module:attribute`.
+
+    A worker finds out whether the object exists.
+    """
     module, _, attribute = text.partition(":")
     names_object = all(name.isidentifier() for name in attribute.split("."))
     if names_object and re.fullmatch(r"[\w.-]+", module) and not module.endswith(".py"):
@@ -24,10 +27,10 @@ def app(text: str) -> None:
 
 
 def name(text: str) -> None:
-    """Raise SettingsError unless *text* can be part of the name of a file."""
+    """Raise SettingsError unless *text* can be part of a file name."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", text):
         raise SettingsError(
-            f"`{text}` is not a name: up to 100 letters, digits, `_`, `.` and `-` are allowed, no `.` or `-` first"
+            f"invalid name `{text}`: expected up to 100 letters, digits, `_`, `.` and `-`, not `.` or `-` at the start"
         )
 
 
@@ -51,7 +54,10 @@ def _proxy_protocol(text: str) -> None:
 
 def admin(text: str) -> None:
     if any(Served.parse(text)[1:]):
-        raise SettingsError(f"`{text}` serves no application", hint="`--admin 127.0.0.1:9000`")
+        raise SettingsError(
+            f"`{text}` names an application or an option, but the admin address takes only an address",
+            hint="`--admin 127.0.0.1:9000`",
+        )
     bind(text)
 
 
@@ -93,4 +99,4 @@ def server(text: str) -> None:
 
 def umask(text: str) -> None:
     if not re.fullmatch("0?[0-7]{1,3}", text):
-        raise SettingsError(f"`{text}` is no mask of rights: up to three octal digits are", hint="`--umask 007`")
+        raise SettingsError(f"invalid umask `{text}`: expected one to three octal digits", hint="`--umask 007`")

@@ -1,12 +1,12 @@
-"""Which settings do not go together: one table for all that can be said before a worker starts, one for the rest.
+"""Which settings cannot be combined: a table of what can be found before a worker starts, and a table of the rest.
 
-Owns the predicates, the messages and the hints. A setting's own value is checked where it is declared (settings.py); a
-row here compares settings with each other, with the key chain and with what the server can do. Called by net/backend.py
-before anything starts, by workers and by `limpet check`.
+Owns the conditions, the messages and the hints. A setting's own value is checked where it is declared (settings.py). A
+row here compares settings with each other, with the key chain and with what the server can do. net/backend.py calls it
+before anything starts; workers and `limpet check` call it, too.
 
-1. A row that needs key functions to be loaded belongs to `ONCE_LOADED`: what a function looks at is known only then.
-2. A message says what was found, a hint what to type instead.
-3. What the kernel backend cannot do is no mistake while `--backend` is `auto`: those rows are `NOT_IN_KERNEL`.
+1. A row that needs loaded key functions belongs to `ONCE_LOADED`: only then is it known what a function looks at.
+2. A message says what was found; a hint says what to type instead.
+3. What the kernel backend cannot do is not a mistake while `--backend` is `auto`. Those rows are in `NOT_IN_KERNEL`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from limpet.routing.key_chain import KeyChain
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Settings that do not go together."""
+    """Settings that cannot be combined."""
 
     found: Callable[[Settings, KeyChain], object]
-    """Returns what is wrong, for the message to name, or something false."""
+    """Return what is wrong, for the message to name, or a false value."""
     message: str
     """May use `{settings}`, `{chain}` and `{found}`."""
     hint: str
 
     def text(self, settings: Settings, chain: KeyChain, found: object) -> tuple[str, str]:
-        """Return message and hint for what *found* names."""
+        """Return the message and the hint for *found*, which the condition returned."""
         values = {"settings": settings, "chain": chain, "found": found}
         return self.message.format(**values), self.hint.format(**values)
 
 
 def _odd_bind(settings: Settings, _: KeyChain) -> Served | None:
-    """Return a bind that serves what the server cannot serve beside the rest."""
+    """Return a bind that the server cannot serve beside the others, or None."""
     for each in settings.served:
         alike = (each.app, each.by, each.server) == (settings.app, settings.by, settings.server)
         if not (alike or (settings.server == "uvicorn" and each.server in ("uvicorn", "stream"))):
@@ -48,7 +48,7 @@ def _odd_bind(settings: Settings, _: KeyChain) -> Served | None:
 
 
 def _is_deaf(settings: Settings, _: KeyChain) -> bool:
-    """Return whether applications would see the proxy where connections begin with a PROXY header."""
+    """Return whether connections have a PROXY header, and applications would still see the proxy, not the client."""
     if not settings.takes_headers:
         return False
     hears = kind(settings.server).hears
@@ -58,7 +58,7 @@ def _is_deaf(settings: Settings, _: KeyChain) -> bool:
 
 
 def _has_no_responses(settings: Settings, chain: KeyChain) -> bool:
-    """Return whether sessions are to be kept by looking into responses of a server that shows none."""
+    """Return whether sessions need to look into responses, and the server shows none."""
     asks = chain.has_affinity or settings.learn or settings.on_lost == "refuse"
     return (
         bool(asks)
@@ -70,47 +70,47 @@ def _has_no_responses(settings: Settings, chain: KeyChain) -> bool:
 AT_START: Final[Sequence[Conflict]] = (
     Conflict(
         lambda settings, _: settings.server_config is not None and settings.server != "gunicorn",
-        "`--server-config {settings.server_config}` is for gunicorn, and the server is `{settings.server}`",
+        "`--server-config {settings.server_config}` works only with gunicorn, and the server is `{settings.server}`",
         "`--server gunicorn`",
     ),
     Conflict(
         _odd_bind,
-        "the bind `{found}` differs from what `--server {settings.server}` serves elsewhere, and only uvicorn serves "
-        "several applications, or by several key chains, in one worker",
-        "`--server uvicorn`, or a server of its own for each",
+        "the bind `{found}` differs from the others: with `--server {settings.server}` all binds must have the same "
+        "application, key chain and server",
+        "`--server uvicorn` can serve several in one worker; or start a separate server for each",
     ),
     Conflict(
         lambda settings, _: (
             settings.max_connections_per_address and any(each.server != "uvicorn" for each in settings.served)
         ),
-        "`--max-connections-per-address` needs a worker that counts its clients, and only uvicorn does",
-        "`--server uvicorn`, or a limit in what stands in front",
+        "`--max-connections-per-address` works only with uvicorn: workers of other servers do not count their clients",
+        "`--server uvicorn`, or set a limit in the proxy in front",
     ),
     Conflict(
         lambda settings, _: settings.server == "uvicorn" and all(each.server == "stream" for each in settings.served),
-        "all binds are of `server=stream`",
-        "`--server stream` for all of them",
+        "all binds have `server=stream`",
+        "`--server stream` sets it for all of them",
     ),
     Conflict(
         lambda settings, _: settings.takes_headers and not settings.trust,
-        "`--proxy-protocol required` without `--trust`: nobody could connect",
-        "`--trust 10.0.0.0/8` names the proxies; `--trust unix` those on a unix socket",
+        "`--proxy-protocol required` without `--trust`: no client could connect",
+        "`--trust 10.0.0.0/8` names the proxies; `--trust unix` trusts those on a unix socket",
     ),
     Conflict(
         _is_deaf,
-        "`--proxy-protocol required`: what serves here, or its event loop, would show applications the proxy, not the "
+        "`--proxy-protocol required`: with this server or event loop, applications would see the proxy instead of the "
         "client",
-        "`--server uvicorn`, `--loop auto` and the usual `--worker-class`; streams need a server of their own",
+        "`--server uvicorn`, `--loop auto` and the default `--worker-class`; streams need a separate server",
     ),
     Conflict(
         lambda settings, chain: settings.tls_cert is None and chain.needs_server_name and not settings.takes_headers,
-        "`sni` in the key chain, and no TLS: there is no server name",
-        "`--tls-cert cert.pem --tls-key key.pem`, or a proxy that tells it: `--proxy-protocol required`",
+        "`sni` is in the key chain, but without TLS there is no server name",
+        "`--tls-cert cert.pem --tls-key key.pem`; or `--proxy-protocol required` with a proxy that sends the name",
     ),
     Conflict(
         lambda settings, _: settings.tls_cert is not None and settings.server != "uvicorn",
-        "`--tls-cert` with `--server {settings.server}`: TLS is for workers of uvicorn alone",
-        "`--server uvicorn`; or nginx or HAProxy in front: docs/behind-a-proxy.md",
+        "`--tls-cert` works only with uvicorn, and the server is `{settings.server}`",
+        "`--server uvicorn`; or end TLS in nginx or HAProxy: docs/behind-a-proxy.md",
     ),
     Conflict(
         lambda settings, chain: (
@@ -118,22 +118,22 @@ AT_START: Final[Sequence[Conflict]] = (
             and chain.needs_head
             and any(each.server == "stream" for each in settings.served)
         ),
-        "`--tls-cert` with `--by {chain.spec}` and a bind of `server=stream`: TLS ends before the workers, and streams "
-        "would not be told who the client is",
-        "a server of its own for the streams, of the same `--name`",
+        "`--tls-cert` with `--by {chain.spec}` and a bind with `server=stream`: TLS ends before the workers, and "
+        "streams would not know the client's address",
+        "start a separate server for the streams, with the same `--name`",
     ),
     Conflict(
         lambda settings, chain: settings.learn and not chain.needs_head,
-        "`--learn` remembers ids that requests bring, and the key chain `{chain.spec}` looks for none",
+        "`--learn` remembers ids in requests, but the key chain `{chain.spec}` does not look into requests",
         "`--by header:mcp-session-id,affinity --learn header:mcp-session-id`",
     ),
     Conflict(
         _has_no_responses,
-        "`--by affinity`, `--learn` and `--on-lost` look into responses; `--server {settings.server}` has none",
+        "`--by affinity`, `--learn` and `--on-lost` need to see responses, and `--server {settings.server}` shows none",
         "`--server uvicorn` serves ASGI and WSGI applications",
     ),
 )
-"""Found before anything is started. Key functions are not loaded: each counts as one that looks into requests."""
+"""Found before anything starts. Key functions are not loaded yet, so each counts as one that looks into requests."""
 
 ONCE_LOADED: Final[Sequence[Conflict]] = (
     Conflict(
@@ -152,36 +152,36 @@ ONCE_LOADED: Final[Sequence[Conflict]] = (
             ),
             None,
         ),
-        "the key chain `{found[0]}` looks into requests, and `--server {found[1]}` serves connections of any protocol",
-        "`--by ip`, or `--by python:module:function` with a function of a `limpet.Peer`",
+        "the key chain `{found[0]}` looks into requests, but `--server {found[1]}` serves connections of any protocol",
+        "`--by ip`; or `--by python:module:function` with a function that takes a `limpet.Peer`",
     ),
 )
-"""Found in a worker, and by `limpet check`."""
+"""Found in a worker and by `limpet check`, which have loaded the key functions."""
 
 NOT_IN_KERNEL: Final[Sequence[Conflict]] = (
     Conflict(
         lambda settings, _: next((text for text in settings.bind if Bind.parse(text).kind != "tcp"), None),
-        "`--bind {found}` is no address of its own: the kernel needs one listener for each slot",
-        "`--backend dispatcher` takes every bind; `--bind 127.0.0.1:8000` is an address",
+        "`--bind {found}` is not a TCP address, and the kernel backend needs one listener for each slot",
+        "`--backend dispatcher` works with every bind; or `--bind 127.0.0.1:8000`",
     ),
     Conflict(
         lambda settings, _: settings.takes_headers,
-        "`--proxy-protocol required`: addresses are in what is sent, and the kernel sees those of packets alone",
-        "leave `--backend` to `auto`, or `--backend dispatcher`",
+        "`--proxy-protocol required`: the client's address is in the PROXY header, which the kernel cannot read",
+        "leave out `--backend`, or `--backend dispatcher`",
     ),
     Conflict(
         lambda settings, _: settings.max_connections_per_worker,
-        "`--max-connections-per-worker` needs somebody who counts, and the kernel places by address alone",
+        "`--max-connections-per-worker`: the kernel backend counts no connections, it places clients by their address",
         "leave it out, or `--backend dispatcher`",
     ),
     Conflict(
         lambda settings, _: settings.on_down == "refuse",
-        "`--on-down refuse` asks for an answer, and the kernel gives none",
+        "`--on-down refuse` needs an answer to the client, and the kernel backend sends none",
         "`--on-down wait` or `failover`, or `--backend dispatcher`",
     ),
     Conflict(
         lambda settings, _: settings.dispatchers > 1,
-        "`--dispatchers {settings.dispatchers}` asks for dispatchers, and the kernel backend has none",
+        "`--dispatchers {settings.dispatchers}`: the kernel backend has no dispatchers",
         "leave out `--dispatchers`, or `--backend dispatcher`",
     ),
 )
@@ -189,13 +189,13 @@ NOT_IN_KERNEL: Final[Sequence[Conflict]] = (
 
 
 def refuse(settings: Settings, chain: KeyChain, *, is_loaded: bool = False) -> None:
-    """Raise SettingsError for the first conflict; *is_loaded* says that the functions of *chain* are loaded."""
+    """Raise SettingsError for the first conflict. *is_loaded* says whether the functions of *chain* are loaded."""
     if (first := _first((*AT_START, *(ONCE_LOADED if is_loaded else ())), settings, chain)) is not None:
         raise SettingsError(first[0], hint=first[1])
 
 
 def refuse_kernel(settings: Settings, chain: KeyChain) -> None:
-    """Raise BackendError if *settings* ask for what the kernel backend cannot do."""
+    """Raise BackendError if *settings* need something that the kernel backend cannot do."""
     if (first := _first(NOT_IN_KERNEL, settings, chain)) is not None:
         raise BackendError(first[0], hint=first[1])
 

@@ -1,13 +1,14 @@
-"""What a setting is: one declaration, from which every place that reads or shows it is made.
+"""What a setting is: one declaration, from which every place that reads or shows the setting is built.
 
-config/settings.py declares the fields of a dataclass by `setting()` and collects them by `declared()`; which
-settings there are is not known here. The type of a field says what it may hold:
+Owns the parts of a declaration and how its values are read. It does not know which settings exist: config/settings.py
+declares the fields of a dataclass with `setting()` and collects them with `declared()`. The type of a field says what
+it can hold:
 
     bool  int  float  str  str | None  Literal["a", "b"]  tuple[str, ...]
 
-1. Text is read alike from the command line, a variable and a file. TOML's own types are taken as they are.
-2. A bad value is a SettingsError that says where it stands, what was found and what is allowed.
-3. A unit belongs to the field (`head_timeout_s`), not to the flag (`--head-timeout`).
+1. Text is read in the same way from the command line, a variable and a file. TOML's own types are taken as they are.
+2. A bad value is a SettingsError that says where it was set, what was found and what is allowed.
+3. A unit belongs to the name of the field (`head_timeout_s`), not to the flag (`--head-timeout`).
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ SWITCH = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a setting may hold."""
+    """What a setting can hold."""
 
     metavar: str
-    """Placeholder of the value in help texts; a switch has none."""
+    """Placeholder for the value in help texts; empty for a switch."""
     allowed: str
     read: Callable[[Any], object]
-    """From text, or what TOML has a type for, to what the field holds. Raises ValueError."""
+    """Turns text, or a value of TOML's own types, into the field's value. Raises ValueError."""
     is_narrow: bool = False
     """Whether *allowed* says more than *metavar* does."""
     is_list: bool = False
@@ -53,13 +54,13 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """Return the name without its unit, as it stands in a TOML file; nor with the `_` of `for_`."""
+        """Return the key in a TOML file: the name without its unit, and without the final `_` of `for_`."""
         unit = _unit(self.name) or ""
         return self.name.removesuffix(unit).rstrip("_").replace("_", "-")
 
     @property
     def flag(self) -> str:
-        """Return how the command line calls it. The application alone is an argument."""
+        """Return how the command line spells it. Only the application is an argument instead of a flag."""
         return "APP" if self.name == "app" else f"--{self.key}"
 
     @property
@@ -67,7 +68,7 @@ class Setting:
         return f"LIMPET_{self.key.replace('-', '_').upper()}"
 
     def read(self, given: object, where: str) -> object:
-        """Return what the field holds when *given* stands at *where*. Raises SettingsError."""
+        """Return the field's value for *given*, which was set at *where*. Raises SettingsError."""
         try:
             value = self.kind.read(given)
         except ValueError:
@@ -96,9 +97,9 @@ def setting(
 ) -> Any:
     """Declare a field.
 
-    A function as *default* is called when a default is needed; *shown* tells people what it is. *low* and
-    *high* bound a number. *check* is called with each text and raises SettingsError. *platform_variable* is
-    one that platforms set for whichever server they start: it stands in for the default.
+    A function as *default* is called when a default is needed; *shown* is what users read instead. *low* and *high*
+    bound a number. *check* is called with each text and raises SettingsError. *platform_variable* is a variable that
+    hosting platforms set for any server they start. It only replaces the default.
     """
     metadata = {name: value for name, value in locals().items() if name != "default"}
     if callable(default):
@@ -107,7 +108,7 @@ def setting(
 
 
 def declared(settings: type) -> tuple[Setting, ...]:
-    """Return what the fields of the dataclass *settings* declare, in their order."""
+    """Return the settings that the fields of the dataclass *settings* declare, in their order."""
     annotations = get_type_hints(settings)
     return tuple(
         Setting(
@@ -125,7 +126,7 @@ def _unit(name: str) -> str | None:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    """Return the default as people read it."""
+    """Return the default as users read it."""
     if field.metadata["shown"]:
         return str(field.metadata["shown"])
     if field.default is dataclasses.MISSING:
@@ -138,7 +139,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _kind(field: dataclasses.Field[Any], annotation: Any) -> Kind:
-    """Return the kind of a field. Text and lists may be empty only where that is the default."""
+    """Return the kind of a field. Text and lists may be empty only if the default is empty."""
     metavar = field.metadata["metavar"]
     if annotation is bool:
         return Kind("", "`true` or `false`", _read_switch)

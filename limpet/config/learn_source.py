@@ -1,6 +1,7 @@
-"""Where in a response the ids are that `--learn` remembers.
+"""Where `--learn` finds ids in a response.
 
-Owns what the text of a `--learn` means. Pure."""
+Owns the meaning of the text of a `--learn`. Pure. sessions/ finds the ids of each response with it.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +18,17 @@ _HINT: Final = "`--learn header:x-session-id`, `--learn cookie:NAME`, `--learn '
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where in a response an id to learn stands."""
+    """The place in a response where an id to learn stands."""
 
     header: bytes  # in lower case
-    pattern: re.Pattern[str]  # its first group
+    pattern: re.Pattern[str]  # its first group is the id
     cookie: bytes = b""  # its name
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Return the source written as *text*. Raises SettingsError."""
+        """Return the source for *text*. Raises SettingsError."""
         if text == "app":
-            return cls(b"", re.compile(""))  # in no header
+            return cls(b"", re.compile(""))  # the application calls `limpet.learn`; no header is read
         kind, _, rest = text.partition(":")
         if kind == "location" and rest:
             try:
@@ -36,10 +37,10 @@ class Source:
                 raise SettingsError(f"`{text}` is not a regular expression: {error}", hint=_HINT) from None
             if pattern.groups:
                 return cls(b"location", pattern)
-            raise SettingsError(f"`{text}` has no group, and its first group is the id", hint=_HINT)
+            raise SettingsError(f"`{text}` has no group, but the id is what its first group matches", hint=_HINT)
         if not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", rest) or kind not in ("header", "cookie"):
             raise SettingsError(
-                f"`{text}` is not `header:NAME`, `cookie:NAME`, `location:REGEX` or `app`, where ids come from",
+                f"invalid source `{text}`: expected `header:NAME`, `cookie:NAME`, `location:REGEX` or `app`",
                 hint=_HINT,
             )
         if kind == "header":
@@ -47,7 +48,10 @@ class Source:
         return cls(b"set-cookie", re.compile(""), rest.encode())
 
     def find(self, value: bytes) -> bytes | None:
-        """Return the id in a header's *value*, as clients will send it."""
+        """Return the id in *value*, a header's value, in the form in which clients will send it.
+
+        None if there is no id.
+        """
         if self.cookie:
             return set_cookie_value(value, self.cookie) or None
         text = value.decode("latin-1")

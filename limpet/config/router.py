@@ -1,9 +1,9 @@
-"""The router that the settings describe, put together in one place for every process that asks where a key lives.
+"""The router that the settings describe, built in one place for every process that asks where a key belongs.
 
-Owns the way from settings and secret to a `Router`. Called by the supervisor, dispatchers, workers and `limpet check`,
-which differ in what they know: only dispatchers and workers load key functions.
+Owns the way from settings and secret to a `Router`. The supervisor, dispatchers, workers and `limpet check` call it.
+They differ in what they pass: only dispatchers and workers load key functions.
 
-1. The same settings and the same secret give the same homes in every process.
+1. The same settings and the same secret give the same slots for all keys in every process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OnError = Callable[[str, BaseException | str], None]
 
 
 class Clocks(NamedTuple):
-    """What tells a router the time."""
+    """The clocks of a router."""
 
     wall: Callable[[], float]
     monotonic: Callable[[], float]
@@ -41,9 +41,10 @@ def build_router(
 ) -> Router:
     """Return the router that *settings* describe. Raises SettingsError, and whatever *load* raises.
 
-    *load* imports a key function; without it functions stay unresolved, so never run. *on_error* hears of a function
-    that raised or answered no key, *on_found* which elements have found keys. Of several lines of the *secret* the last
-    gives the homes. Without *clocks* the router knows no cookies. *learned* is the memory of the learned ids.
+    *load* imports a key function; without it, functions stay unresolved and never run. *on_error* is called when a
+    function raised or did not return a key; *on_found* is called with the elements that have found keys. If the
+    *secret* has several lines, the last one decides the slots. Without *clocks* the router knows no cookies. *learned*
+    is the memory of the learned ids.
     """
     lines = [line.strip() for line in secret.splitlines()] or [b""]
     jar = None

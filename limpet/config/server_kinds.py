@@ -1,7 +1,7 @@
 """The servers that a worker can run, and what each of them can do.
 
-Owns one table, `KINDS`: checks of settings refuse by it, and documents and tests are held against it. How the adapter
-of a server is found and called is servers/registry.py's business.
+Owns one table, `KINDS`. Checks of settings use it, and tests compare it with the documentation. servers/registry.py
+finds and calls the adapter of a server.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Final
 from limpet.errors import SettingsError
 
 GROUP: Final = "limpet.servers"
-"""Of the entry points by which an installed package offers a server."""
+"""The group of entry points by which an installed package offers a server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What one server can do."""
 
-    module: str  # of the adapter; of a server that is not limpet's own, `module:function`
-    interface: str  # what it calls: "asgi", "wsgi", or in words what else APP has to be
-    takes: str = "any"  # the connections it can be given, or "accepted" for those it accepts itself
+    module: str  # of the adapter; `module:function` for a server that is not limpet's own
+    interface: str  # what it calls: "asgi", "wsgi", or in words what else APP must be
+    takes: str = "any"  # which connections it gets: "any", or "accepted" if only those that it accepts itself
     moves: bool = False  # hands a connection on when a later request on it belongs to another slot
-    hears: str = "never"  # of an origin that is not the socket's peer: "always", on "asyncio" alone, or "never"
+    hears: str = "never"  # when applications see the client of a PROXY header: "always", on "asyncio" only, or "never"
     closes: bool = True  # can end each connection with its response
     websocket: bool = False
-    http: bool = True  # all that it serves; else connections of any protocol, in which no key can be looked for
-    runs_hooks: bool = False  # calls those of worker/hooks.py itself, on its event loop
-    extra: str | None = None  # of limpet, that installs it
+    http: bool = True  # serves only HTTP; False: connections of any protocol, so requests hold no key
+    runs_hooks: bool = False  # calls the functions of worker/hooks.py itself, on its event loop
+    extra: str | None = None  # the extra of limpet that installs it
 
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -86,38 +86,38 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
 }
 ON_TRIO: Final = frozenset({"hypercorn", "trio", "anyio"})
-"""The servers that `--loop trio` may name."""
+"""The servers that work with `--loop trio`."""
 
 ASGI_CLASSES: Final = frozenset({"asgi", "uvicorn-worker"})
-"""Of gunicorn's workers, those that call ASGI."""
+"""The worker classes of gunicorn that call ASGI."""
 
 FOREIGN: Final = "whatever its adapter serves"
 
 
 @cache
 def kind(name: str) -> Kind:
-    """Return what is known of the server *name*: one of limpet's, `module:function`, or an installed entry point.
+    """Return what the server *name* can do: one of limpet's, `module:function`, or an installed entry point.
 
-    Imports nothing of the user's. Raises SettingsError.
+    Imports no user code. Raises SettingsError.
     """
     if name in KINDS:
         return KINDS[name]
     module, colon, function = name.partition(":")
     if colon and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
         return Kind(name, FOREIGN, closes=False)
-    from importlib.metadata import entry_points  # only now: it takes longer than the rest
+    from importlib.metadata import entry_points  # only here: it takes longer to import than everything else
 
     offered = {point.name: point.value for point in entry_points(group=GROUP)}
     if name in offered:
         return Kind(offered[name], FOREIGN, closes=False)
     known = ", ".join(f"`{each}`" for each in [*KINDS, *offered])
     raise SettingsError(
-        f"there is no server `{name}`", hint=f"the servers are {known}; `module:function` is an adapter of your own"
+        f"unknown server `{name}`", hint=f"the servers are {known}; `module:function` is an adapter of your own"
     )
 
 
 def interface(server: str, worker_class: str) -> str:
-    """Return what *server* calls: "asgi", "wsgi", or in words what else APP has to be.
+    """Return what *server* calls: "asgi", "wsgi", or in words what else APP must be.
 
     *worker_class* is gunicorn's; other servers have none.
     """
@@ -126,6 +126,6 @@ def interface(server: str, worker_class: str) -> str:
 
 
 def at_home(app: object) -> str | None:
-    """Return the server that *app* was made for by its framework, None if its class does not say."""
+    """Return the server that belongs to the framework of *app*, or None if the class of *app* does not say."""
     framework = type(app).__module__.partition(".")[0]
     return framework if framework in KINDS and KINDS[framework].interface not in ("asgi", "wsgi") else None

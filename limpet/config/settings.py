@@ -1,16 +1,16 @@
-"""Every setting of limpet, written down once.
+"""Every setting of limpet, declared once.
 
-A field of `Settings` is all there is to a setting: its flag, its `LIMPET_*` variable, its key in a TOML file, its line
-in `limpet run --help` and its row in docs/settings.md are made from it by config/fields.py. cli/commands.py passes in
-what was given; the supervisor gets a `Settings`, its children get it as JSON. What an address or a key chain looks like
-is not known here: config/checks.py asks who knows.
+Owns all settings. A field of `Settings` is the only declaration of a setting: config/fields.py makes from it the flag,
+the `LIMPET_*` variable, the key in a TOML file, the line in `limpet run --help` and the row in docs/settings.md.
+cli/commands.py and embed/cluster.py pass in what was given. The supervisor gets a `Settings`, and its children get it
+as JSON. This file does not know what an address or a key chain looks like: config/checks.py asks the files that do.
 
-1. Command line, then environment, then the file of `--config`, then the preset of `--for`, then the default: the first
-   that has a value wins. But each is checked: a mistake that would have been overridden is still a mistake.
-2. The children trust the JSON; they check nothing again.
+1. The order is: command line, environment, the file of `--config`, the preset of `--for`, the default. The first one
+   that has a value wins. All values are checked: a mistake in a value that is overridden is still an error.
+2. The children trust the JSON and check nothing again.
 
-If you change this, also run: python -m tools.docs.settings_page > docs/settings.md
-A new setting also belongs into PASSED_ON or LOOKED_AT of fronts/__init__.py.
+If you change this, also run: python -m tools.docs.settings_page > docs/settings.md. A new setting must also be named in
+PASSED_ON or LOOKED_AT of fronts/__init__.py.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from limpet.errors import SettingsError, reason
 from limpet.system import activation
 
 DAY_S = 86_400
-"""The longest time, in seconds. Every wait ends, and who writes more than a day most likely means another unit."""
+"""The longest time, in seconds. Every wait must end, and a value above a day was most likely meant in another unit."""
 
 MAX_WORKERS = 256
-"""One for each slot there can be; each then owns four of the 1024 buckets."""
+"""One for each possible slot; each slot then owns four of the 1024 buckets."""
 
 MAX_HEAD_BYTES = 65_536
-"""The largest request head, in bytes. Heads are read by peeking, so one must fit into the receive buffer of
-its socket, which shows about 117 KiB by default."""
+"""The largest request head, in bytes. Heads are read by peeking, so a head must fit into the receive buffer of its
+socket, of which about 117 KiB can be peeked at by default."""
 
 
 def usable_cpus(cgroups: str = "/sys/fs/cgroup") -> int:
-    """Return how many CPUs this process may use: those it may run on, or fewer by the quota of its cgroup."""
+    """Return how many CPUs this process may use: those it may run on, or fewer if its cgroup has a smaller quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no cgroup of version 2, or no quota in it: `max 100000`
+    with suppress(OSError, ValueError):  # no cgroup of version 2, or it has no quota: `max 100000`
         own = Path("/proc/self/cgroup").read_text().partition("0::")[2].partition("\n")[0]
         quota, period = Path(f"{cgroups}{own}/cpu.max").read_text().split()
         cpus = min(cpus, math.ceil(int(quota) / int(period)))
@@ -53,7 +53,7 @@ def usable_cpus(cgroups: str = "/sys/fs/cgroup") -> int:
 
 
 def default_binds() -> tuple[str, ...]:
-    """Return what to serve when nobody says it."""
+    """Return what to serve if no bind is given."""
     return activation.binds() or ("127.0.0.1:8000",)
 
 
@@ -61,9 +61,9 @@ def default_binds() -> tuple[str, ...]:
 class Settings:
     """What one server was told to do."""
 
-    app: str = setting("the application, as module:attribute", metavar="APP", check=checks.app)
+    app: str = setting("the application to serve, as module:attribute", metavar="APP", check=checks.app)
     app_dir: tuple[str, ...] = setting(
-        "directories in which APP and key functions are looked for first",
+        "directories that are searched first for APP and key functions",
         (),
         shown="the current directory",
         metavar="DIRECTORY",
@@ -71,22 +71,22 @@ class Settings:
     config: str | None = setting("TOML file with settings", None, metavar="FILE", in_file=False)
 
     for_: str | None = setting(
-        "product that the application is made with: sets what its sessions need, where nothing else sets it; "
-        "`limpet presets` lists them",
+        "product that the application uses: a preset of the settings that its sessions need; settings that you give "
+        "override it. `limpet presets` lists all",
         None,
         metavar="PRESET",
         check=checks.preset,
     )
     bind: tuple[str, ...] = setting(
         "where to listen: HOST:PORT, :PORT for every address, unix:PATH, fd:N for an inherited socket, or fd:NAME for "
-        "one that the service manager passes on under that name; ADDRESS=APP serves another application there",
+        "a socket that the service manager passes under that name. ADDRESS=APP serves another application there",
         default_binds,
-        shown="the sockets that the service manager passes on (LISTEN_FDS), else `127.0.0.1:8000`",
+        shown="the sockets that the service manager passes (LISTEN_FDS), else `127.0.0.1:8000`",
         metavar="ADDRESS",
         check=checks.bind,
     )
     workers: int = setting(
-        "how many worker processes",
+        "number of worker processes",
         usable_cpus,
         shown="`WEB_CONCURRENCY`, else the CPUs this process may use",
         low=1,
@@ -94,62 +94,65 @@ class Settings:
         platform_variable="WEB_CONCURRENCY",
     )
     by: str = setting(
-        "key chain, where to look for the key of a client: ip, ip/24, ip/24/64, forwarded, header:NAME, "
-        "cookie:NAME, query:NAME, path:REGEX, bearer, affinity, sni, python:module:function; the first that "
-        "finds one counts",
+        "key chain: where to look for the key of a client, in this order, until one is found. Elements: ip, ip/24, "
+        "ip/24/64, forwarded, header:NAME, cookie:NAME, query:NAME, path:REGEX, bearer, affinity, sni, "
+        "python:module:function",
         "ip",
         metavar="CHAIN",
         check=checks.by,
     )
     trust: tuple[str, ...] = setting(
-        "proxies whose X-Forwarded-For, Forwarded or PROXY header is believed: addresses, networks, unix",
+        "proxies whose X-Forwarded-For, Forwarded or PROXY header is trusted: addresses, networks, or unix",
         (),
-        shown="nobody",
+        shown="none",
         metavar="CIDR,...",
         check=checks.trust,
     )
     proxy_protocol: Literal["off", "required"] = setting(
-        "whether each connection begins with a PROXY header, which says who the client is; then only those in "
-        "`--trust` may connect. Of one bind: ADDRESS?proxy-protocol=required",
+        "required: each connection must begin with a PROXY header, which names the client, and only proxies in "
+        "`--trust` may connect. For one bind: ADDRESS?proxy-protocol=required",
         "off",
     )
-    place: Literal["least", "hash", "random"] = setting("where a client without a key goes", "least")
+    place: Literal["least", "hash", "random"] = setting(
+        "where a client without a key goes: to the slot with the fewest connections, by a hash of its address, or at random",
+        "least",
+    )
     affinity_cookie: str = setting(
-        "attributes of the cookie of `--by affinity`, written as in Set-Cookie, and Max-Idle=SECONDS; what is left out "
-        "stays as it is, and Secure is set by itself under https",
+        "attributes of the cookie of `--by affinity`, written as in Set-Cookie, and Max-Idle=SECONDS. Attributes that "
+        "you leave out keep their defaults; Secure is set automatically with https",
         "Path=/; HttpOnly; SameSite=Lax",
         metavar="ATTRIBUTES",
         check=checks.affinity_cookie,
     )
     learn: tuple[str, ...] = setting(
-        "ids to remember with the worker that made them, from its responses: header:NAME, cookie:NAME, or "
-        "location:REGEX for the first group in Location; app for those of which the application calls limpet.learn",
+        "where responses carry ids that limpet should remember together with the worker that made them: header:NAME, "
+        "cookie:NAME, or location:REGEX, whose first group is the id. With app, the application calls limpet.learn",
         (),
         metavar="WHERE",
         check=checks.learn,
     )
     learn_idle_s: float = setting(
-        "time after which a learned id that nobody uses is forgotten", DAY_S, low=1, high=30 * DAY_S
+        "time after which a learned id that is not used is forgotten", DAY_S, low=1, high=30 * DAY_S
     )
     mint: Literal["none", "socketio"] = setting(
-        "library whose session ids are made so that they hash to the worker that makes them: python-socketio, also in "
-        "Flask-SocketIO, with query:sid in the key chain",
+        "library whose session ids are generated so that they route to the worker that made them. socketio: "
+        "python-socketio and Flask-SocketIO; put query:sid into the key chain",
         "none",
     )
     on_lost: Literal["serve", "refuse"] = setting(
-        "what a request with a learned id gets when the worker that made it is gone: served by the next worker of its "
-        "slot, or refused with 410, with 404 where the key is header:mcp-session-id",
+        "what happens to a request with a learned id whose worker is gone. serve: the slot's next worker serves it; "
+        "refuse: it gets 410, or 404 if the key is header:mcp-session-id",
         "serve",
     )
 
     server: str = setting(
-        "what serves the application in a worker: a name in docs/servers.md, an installed entry point, or "
-        "module:function, an adapter of your own",
+        "server that runs the application in each worker: a name from docs/servers.md, an installed entry point, or "
+        "module:function for your own adapter",
         "uvicorn",
         metavar="SERVER",
         check=checks.server,
     )
-    interface: Literal["auto", "asgi", "wsgi"] = setting("what the application speaks", "auto")
+    interface: Literal["auto", "asgi", "wsgi"] = setting("interface of the application", "auto")
     factory: bool = setting("APP is a function that returns the application", False)
     loop: Literal["auto", "uvloop", "asyncio", "trio"] = setting(
         "event loop of the workers; trio for hypercorn and anyio", "auto"
@@ -162,54 +165,58 @@ class Settings:
         "worker class of gunicorn; the last two serve ASGI", "gthread"
     )
     server_config: str | None = setting(
-        "gunicorn's own file of settings, such as `gunicorn.conf.py`: what it says of a worker counts",
+        "gunicorn's own settings file, such as `gunicorn.conf.py`; its settings for workers are used",
         None,
         metavar="FILE",
     )
     threads: int = setting(
-        "how many requests of a WSGI application a worker serves at once; one means that its thread is the only one",
+        "how many requests of a WSGI application a worker serves at the same time. With 1, all requests run in one "
+        "thread",
         32,
         low=1,
         high=1024,
     )
     tls_cert: str | None = setting(
-        "file with the certificate and its chain: TLS is spoken, and ends in the workers, or in terminators where keys "
-        "are in requests; a reload reads it anew",
+        "file with the certificate and its chain; turns TLS on. TLS ends in the workers, or in terminators if the key "
+        "chain looks into requests. A reload reads the file again",
         None,
         metavar="FILE",
     )
     tls_key: str | None = setting(
-        "file with the key of the certificate", None, shown="in the file of `--tls-cert`", metavar="FILE"
+        "file with the private key of the certificate", None, shown="in the file of `--tls-cert`", metavar="FILE"
     )
-    root_path: str = setting("path under which a proxy offers the application", "", metavar="PATH")
+    root_path: str = setting("path under which a proxy serves the application", "", metavar="PATH")
 
     backend: Literal["auto", "kernel", "dispatcher"] = setting(
-        "how connections get to the workers; auto takes the kernel where the chain is ip only and the system allows it",
+        "how connections get to the workers. auto: kernel if the key chain is only ip and the system supports it, else "
+        "dispatcher",
         "auto",
     )
     on_down: Literal["wait", "failover", "refuse"] = setting(
-        "what clients do whose slot has no worker that is ready: wait for the next one, for `--wait-timeout`, then go "
-        "to another slot until it is there; or go there at once; or be refused with 503",
+        "what happens to clients while their slot has no ready worker. wait: they wait for the next worker, and after "
+        "`--wait-timeout` go to another slot until it is there; failover: they go there at once; refuse: they get 503",
         "wait",
     )
-    dispatchers: int = setting("how many dispatcher processes", 1, low=1, high=16)
-    terminators: int = setting("how many processes end TLS where keys are in requests", 1, low=1, high=16)
+    dispatchers: int = setting("number of dispatcher processes", 1, low=1, high=16)
+    terminators: int = setting(
+        "number of processes that end TLS if the key chain looks into requests", 1, low=1, high=16
+    )
     user: str | None = setting(
-        "user, by name or number, as whom workers and dispatchers run, when root starts the server",
+        "user, by name or number, that workers and dispatchers run as when root starts the server",
         None,
-        shown="who starts it",
+        shown="the user that starts the server",
         metavar="USER",
     )
-    group: str | None = setting("group of these processes", None, shown="that of `--user`", metavar="GROUP")
+    group: str | None = setting("group that these processes run as", None, shown="that of `--user`", metavar="GROUP")
     umask: str | None = setting(
-        "rights that the socket files of `unix:PATH` binds do not get, in octal; `007` is for owner and group",
+        "umask, in octal, for the socket files of `unix:PATH` binds. `007` lets only the owner and the group connect",
         None,
-        shown="that of the process",
+        shown="the umask of the process",
         metavar="MASK",
         check=checks.umask,
     )
     name: str | None = setting(
-        "name of this server; servers of one name share the secret, so a client has the same slot in each",
+        "name of this server. Servers with the same name share the secret, so a client has the same slot in each",
         None,
         shown="made from APP",
         metavar="NAME",
@@ -218,7 +225,7 @@ class Settings:
     secret_file: str | None = setting(
         "file with the secret that keys are hashed with",
         None,
-        shown="one is made and kept in the state directory",
+        shown="one that is made and kept in the state directory",
         metavar="FILE",
     )
     state_dir: str | None = setting(
@@ -228,104 +235,117 @@ class Settings:
         metavar="DIRECTORY",
     )
     control: str | None = setting(
-        "control socket, by which the other commands reach the server",
+        "control socket, through which the other commands reach the server",
         None,
-        shown="in the runtime directory, where they look for it",
+        shown="in the runtime directory, where the commands look for it",
         metavar="PATH",
     )
 
     admin: str | None = setting(
-        "where the admin page, metrics and health are, for who may see them: HOST:PORT or unix:PATH",
+        "address of the admin page, metrics and health checks: HOST:PORT or unix:PATH. Everyone who can connect can "
+        "read them",
         None,
-        shown="nowhere",
+        shown="none",
         metavar="ADDRESS",
         check=checks.admin,
     )
     admin_token: str | None = setting(
-        "file with the token by which the admin page may act; without one it may on a unix socket alone",
+        "file with the token that allows actions on the admin page. Without a token, only a page on a unix socket "
+        "allows them",
         None,
         shown="none",
         metavar="FILE",
     )
 
-    backlog: int = setting("connections that the kernel keeps until they are accepted", 2048, low=1, high=65_535)
+    backlog: int = setting("connections that the kernel queues until they are accepted", 2048, low=1, high=65_535)
     max_connections_per_worker: int = setting(
-        "connections beyond which a slot gets no more clients without a key; 0 for no limit", 0, low=0, high=1_048_576
-    )
-    max_connections_per_address: int = setting(
-        "connections of one address, or one IPv6 /64, that a worker serves, and as many whose request head a "
-        "dispatcher awaits: others get 429; 0 for no limit; behind a proxy all have its address, but for the PROXY "
-        "protocol",
+        "number of connections at which a slot gets no more clients without a key; 0 for no limit",
         0,
         low=0,
         high=1_048_576,
     )
-    queue: int = setting("connections that may wait for one slot: others get 503", 8192, low=1, high=65_536)
-    max_pending: int = setting("connections whose request head a dispatcher may await", 8192, low=1, high=1_048_576)
+    max_connections_per_address: int = setting(
+        "connections from one address, or one IPv6 /64, that a worker serves, and as many that may wait in a "
+        "dispatcher for their request head. Others get 429; 0 for no limit. Behind a proxy without the PROXY protocol "
+        "all clients have the proxy's address",
+        0,
+        low=0,
+        high=1_048_576,
+    )
+    queue: int = setting("connections that may wait for one slot; others get 503", 8192, low=1, high=65_536)
+    max_pending: int = setting(
+        "connections that may wait in a dispatcher for their request head", 8192, low=1, high=1_048_576
+    )
     max_copies: int = setting(
-        "connections that a worker keeps open, paused, after they moved to another", 1024, low=0, high=65_536
+        "paused copies that a worker keeps of connections that moved to another worker", 1024, low=0, high=65_536
     )
     max_head_bytes: int = setting("largest request head", MAX_HEAD_BYTES, low=1024, high=MAX_HEAD_BYTES)
     max_headers: int = setting("headers that a request may have", 256, low=16, high=4096)
-    head_timeout_s: float = setting("time a client has to send its request head", 10, low=0.1, high=DAY_S)
-    key_timeout_s: float = setting("time after which a key function counts as hung", 5, low=0.1, high=DAY_S)
-    keep_alive_timeout_s: float = setting("time an idle connection is kept open, at least", 5, low=0, high=DAY_S)
+    head_timeout_s: float = setting("time that a client has to send its request head", 10, low=0.1, high=DAY_S)
+    key_timeout_s: float = setting("time after which a key function is considered hung", 5, low=0.1, high=DAY_S)
+    keep_alive_timeout_s: float = setting("shortest time that an idle connection is kept open", 5, low=0, high=DAY_S)
     wait_timeout_s: float = setting(
-        "time a connection may wait in a dispatcher when its slot's channel is full, and a request that moves until "
-        "its slot's worker takes it",
+        "time that a connection may wait in a dispatcher while its slot's channel is full, and that a request which "
+        "moves may wait for the worker of its slot",
         30,
         low=0.1,
         high=DAY_S,
     )
     max_surge: int = setting("slots that a reload renews at the same time", 1, low=1, high=MAX_WORKERS)
-    start_timeout_s: float = setting("time a worker has to become ready", 60, low=0.1, high=DAY_S)
+    start_timeout_s: float = setting("time that a worker has to become ready", 60, low=0.1, high=DAY_S)
     block_warning_s: float = setting(
-        "time after which a blocked event loop of a worker is warned of", 5, low=0.1, high=DAY_S
+        "time after which limpet warns of a worker's blocked event loop", 5, low=0.1, high=DAY_S
     )
     hang_timeout_s: float = setting(
-        "time after which a worker without a heartbeat that uses no CPU time is replaced; a stopped process, too",
+        "time after which a worker is replaced that has no heartbeat and uses no CPU time; also any stopped process",
         30,
         low=1,
         high=DAY_S,
     )
     max_requests: int = setting(
-        "requests after which a worker is renewed, up to a tenth fewer; 0 for no limit", 0, low=0, high=1 << 40
+        "requests after which a worker is replaced, up to a tenth fewer; 0 for no limit", 0, low=0, high=1 << 40
     )
     max_memory_mib: int = setting(
-        "resident memory with which a worker is renewed; 0 for no limit", 0, low=0, high=1 << 30
+        "resident memory above which a worker is replaced; 0 for no limit", 0, low=0, high=1 << 30
     )
     websocket_spread_s: float = setting(
-        "time over which a worker that is replaced tells its websockets to go, lest all come back at once",
+        "time over which a replaced worker spreads the closing of its websockets, so that they do not all reconnect at "
+        "once",
         3,
         low=0,
         high=DAY_S,
     )
-    graceful_timeout_s: float = setting("time a worker has to finish when it stops", 30, low=0, high=DAY_S)
-
-    reload: bool = setting("begin a rolling reload when Python files change: for development", False)
-    reload_dir: tuple[str, ...] = setting(
-        "directory whose Python files `--reload` watches", (), shown="the current one", metavar="DIRECTORY"
+    graceful_timeout_s: float = setting(
+        "time that a worker has to finish its requests when it stops", 30, low=0, high=DAY_S
     )
-    access_log: bool = setting("log each request, with its slot, its digest and how it was routed", False)
-    log_format: Literal["human", "json"] = setting("how log lines look: for people, or each a JSON object", "human")
-    log_level: Literal["debug", "info", "warning", "error"] = setting("what to log: this and worse", "info")
+
+    reload: bool = setting("start a rolling reload when Python files change; for development", False)
+    reload_dir: tuple[str, ...] = setting(
+        "directory whose Python files `--reload` watches", (), shown="the current directory", metavar="DIRECTORY"
+    )
+    access_log: bool = setting("log each request, with its slot, the digest of its key and how it was routed", False)
+    log_format: Literal["human", "json"] = setting(
+        "format of log lines: for people, or one JSON object per line", "human"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting("lowest level that is logged", "info")
     log_file: str | None = setting(
-        "file to log to; SIGUSR1 opens it anew after a rotation", None, shown="stderr", metavar="FILE"
+        "file to log to; SIGUSR1 reopens it after a rotation", None, shown="stderr", metavar="FILE"
     )
     debug_header: bool = setting(
-        "add X-Limpet-Slot and X-Limpet-Pid to responses; not in public: it helps clients to choose their worker", False
+        "add X-Limpet-Slot and X-Limpet-Pid to responses. Not for public servers: it helps clients choose their worker",
+        False,
     )
 
     @property
     def cluster(self) -> str:
-        """The name by which the secret and the control socket are called, and to which cookies belong."""
+        """The name in the names of the secret's file and of the control socket. Affinity cookies belong to it, too."""
         from limpet.config.secret import name_from_app
 
         return self.name or name_from_app(self.app)
 
     @property
     def served(self) -> list[Served]:
-        """Return what each bind serves, in their order."""
+        """Return what each bind serves, in the order of the binds."""
         return served(self.bind, Served("", self.app, self.by, self.server, self.proxy_protocol))
 
     @property
@@ -352,15 +372,12 @@ SETTINGS = declared(Settings)
 def load(
     flags: Mapping[str, object], environ: Mapping[str, str], spelled: Callable[[Setting], str] = lambda each: each.flag
 ) -> Settings:
-    """Return the settings of one server.
+    """Return the settings of one server. Raises SettingsError.
 
-    *flags* holds what stood on the command line by the name of the field: text, a bool, or the texts of a
-    flag that may be repeated; None or `()` where nothing was given. *spelled* says how each is written there.
-    A variable that is empty counts as not set: that is what shells and compose files make of one that is not.
-    Other `LIMPET_*` variables are no mistake, since Kubernetes sets LIMPET_SERVICE_HOST and more for a
-    service called limpet.
-
-    Raises SettingsError.
+    *flags* holds what was given on the command line, by the name of the field: text, a bool, or the texts of a flag
+    that can be repeated; None or `()` if nothing was given. *spelled* returns how a setting is written there. An empty
+    variable counts as not set, because shells and compose files pass unset variables that way. Unknown `LIMPET_*`
+    variables are not an error, because Kubernetes sets LIMPET_SERVICE_HOST and others for a service called limpet.
     """
     values = given(flags, environ, spelled)
     if "app" not in values:
@@ -371,7 +388,7 @@ def load(
 def given(
     flags: Mapping[str, object], environ: Mapping[str, str], spelled: Callable[[Setting], str] = lambda each: each.flag
 ) -> dict[str, Any]:
-    """Return what `load` takes from these places, by the name of the field: not what is left at its default."""
+    """Return what `load` takes from these places, by the name of the field. Settings at their defaults are left out."""
     by_flag = {
         each.name: each.read(",".join(text) if isinstance(text, tuple) else text, f"`{spelled(each)}`")
         for each in SETTINGS
@@ -392,7 +409,7 @@ def given(
 
 
 def by_preset(name: str | None) -> dict[str, Any]:
-    """Return what the preset *name* sets, by the name of the field; nothing without a name."""
+    """Return what the preset *name* sets, by the name of the field. Without a name, return nothing."""
     if name is None:
         return {}
     from limpet.config.presets import PRESETS
@@ -406,7 +423,7 @@ def by_preset(name: str | None) -> dict[str, Any]:
 
 def read_file(path: str) -> dict[str, object]:
     """Return what the TOML file at *path* sets, by the name of the field. Raises SettingsError."""
-    import tomllib  # only now: importing it takes longer than all of limpet.cli.commands
+    import tomllib  # only here: importing it takes longer than all of limpet.cli.commands
 
     try:
         with open(path, "rb") as file:
@@ -415,7 +432,7 @@ def read_file(path: str) -> dict[str, object]:
         hint = f"`ls -l {path}` shows what is there; paths are relative to the current directory"
         raise SettingsError(f"cannot read `{path}`: {reason(error)}", hint=hint) from None
     except ValueError as error:
-        hint = '`by = "cookie:user,ip"` and `workers = 4` are lines of one: text stands in quotes'
+        hint = '`by = "cookie:user,ip"` and `workers = 4` are valid lines: text must be in quotes'
         raise SettingsError(f"`{path}` is not a TOML file: {error}", hint=hint) from None
     known = {each.key: each for each in SETTINGS if each.in_file}
     values: dict[str, object] = {}
@@ -430,7 +447,7 @@ def read_file(path: str) -> dict[str, object]:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """Return which of the *known* keys was most likely meant."""
+    """Return the one of the *known* keys that was most likely meant."""
     import difflib
 
     [found] = difflib.get_close_matches(key, known, n=1, cutoff=0)
@@ -441,7 +458,7 @@ def _unknown(key: str, known: Iterable[str], path: str, is_table: bool) -> Setti
     if is_table:
         return SettingsError(
             f"unknown table `[{key}]` in `{path}`",
-            hint=f"settings stand at the top of the file, in no table: leave out the line `[{key}]`",
+            hint=f"settings belong at the top level of the file, not in a table: remove the line `[{key}]`",
         )
     return SettingsError(
         f"unknown key `{key}` in `{path}`",

@@ -273,4 +273,4 @@ def test_token_file_that_others_may_read_ends_the_start(tmp_path: Path) -> None:
     server = Limpet("tests.apps:echo", "--admin", "127.0.0.1:0", "--admin-token", str(path))
     with server.launched():
         assert server.wait_ended() == 2
-        assert "nobody but its owner may read" in server.log
+        assert "only its owner may read" in server.log

@@ -256,11 +256,14 @@ def test_auto_takes_the_kernel_for_addresses() -> None:
         ({"by": "forwarded"}, "the key chain `forwarded` is not `ip` alone, and the kernel sees nothing but addresses"),
         (
             {"bind": ("unix:/run/x",)},
-            "`--bind unix:/run/x` is no address of its own: the kernel needs one listener for",
+            "`--bind unix:/run/x` is not a TCP address, and the kernel backend needs one listener for",
         ),
-        ({"bind": (":80", "fd:3")}, "`--bind fd:3` is no address of its own: the kernel needs one listener for"),
-        ({"max_connections_per_worker": 9}, "`--max-connections-per-worker` needs somebody who counts"),
-        ({"dispatchers": 2}, "`--dispatchers 2` asks for dispatchers, and the kernel backend has none"),
+        (
+            {"bind": (":80", "fd:3")},
+            "`--bind fd:3` is not a TCP address, and the kernel backend needs one listener for",
+        ),
+        ({"max_connections_per_worker": 9}, "`--max-connections-per-worker`: the kernel backend counts no connections"),
+        ({"dispatchers": 2}, "`--dispatchers 2`: the kernel backend has no dispatchers"),
     ],
 )
 def test_what_the_kernel_cannot_do_goes_through_a_dispatcher_or_is_refused(given: dict[str, Any], why: str) -> None:

@@ -145,9 +145,9 @@ def test_secret_of_the_environment_is_in_nobodys_sight(tmp_path: Path) -> None:
     ("more", "says"),
     [
         (["--user", "nobody-of-that-name"], "there is no user `nobody-of-that-name`"),
-        (["--user", "4000000000"], "user 4000000000 is not known, and so has no group"),
+        (["--user", "4000000000"], "user 4000000000 has no entry in the user database"),
         (["--group", "no-such-group"], "there is no group `no-such-group`"),
-        (["--umask", "8"], "`8` is no mask of rights"),
+        (["--umask", "8"], "invalid umask `8`"),
     ],
 )
 def test_who_or_what_is_not_known_is_refused(more: list[str], says: str) -> None:

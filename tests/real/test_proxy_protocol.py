@@ -191,13 +191,13 @@ def refusal(given: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"trust": ""}, "nobody could connect"),
+        ({"trust": ""}, "no client could connect"),
         ({"backend": "kernel"}, "there is no kernel backend here"),
-        ({"server": "granian"}, "applications the proxy"),
-        ({"server": "hypercorn", "loop": "trio"}, "applications the proxy"),
-        ({"server": "stream", "loop": "uvloop"}, "applications the proxy"),
-        ({"server": "gunicorn", "worker_class": "gevent"}, "applications the proxy"),
-        ({"bind": "127.0.0.1:0?server=stream&proxy-protocol=required,127.0.0.1:1"}, "applications the proxy"),
+        ({"server": "granian"}, "applications would see the proxy"),
+        ({"server": "hypercorn", "loop": "trio"}, "applications would see the proxy"),
+        ({"server": "stream", "loop": "uvloop"}, "applications would see the proxy"),
+        ({"server": "gunicorn", "worker_class": "gevent"}, "applications would see the proxy"),
+        ({"bind": "127.0.0.1:0?server=stream&proxy-protocol=required,127.0.0.1:1"}, "applications would see the proxy"),
         ({"bind": "127.0.0.1:0?proxy-protocol=maybe"}, "must be `off` or `required`"),
     ],
 )

@@ -198,8 +198,11 @@ def test_browser_is_served_over_tls(by_ip: Limpet, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--by", "cookie:sid", "--bind", f"127.0.0.1:0,127.0.0.1:0={STREAM}"], "would not be told who"),
-        (["--by", "ip", "--server", "hypercorn"], "workers of uvicorn alone"),
+        (
+            ["--by", "cookie:sid", "--bind", f"127.0.0.1:0,127.0.0.1:0={STREAM}"],
+            "streams would not know the client's address",
+        ),
+        (["--by", "ip", "--server", "hypercorn"], "`--tls-cert` works only with uvicorn"),
         (["--by", "ip", "--tls-key", "/nowhere/key.pem"], "cannot read `/nowhere/key.pem`"),
         (["--by", "ip", "--tls-key", __file__], "no certificate with its key"),
     ],

@@ -99,5 +99,5 @@ def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_file_for_another_server_is_refused() -> None:
     """It would be left unread."""
-    with pytest.raises(SettingsError, match="is for gunicorn, and the server is `uvicorn`"):
+    with pytest.raises(SettingsError, match="works only with gunicorn, and the server is `uvicorn`"):
         conflicts.refuse(settings.load({"app": "app:app", "server_config": "gunicorn.conf.py"}, {}), IP)

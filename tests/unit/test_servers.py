@@ -28,7 +28,7 @@ def test_unknown_server_is_refused_with_those_that_exist(name: str) -> None:
     """Not in the workers, later."""
     with pytest.raises(SettingsError) as caught:
         load({"app": "a:b", "server": name}, {})
-    assert f"there is no server `{name}`" in caught.value.message
+    assert f"unknown server `{name}`" in caught.value.message
     assert "`uvicorn`" in str(caught.value.hint)
 
 

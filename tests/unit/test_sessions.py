@@ -216,5 +216,5 @@ def test_tries_of_a_client_fall_on_workers_by_chance() -> None:
 def test_learning_is_refused_where_no_request_is_read_for_an_id() -> None:
     """The table would fill, and nobody would ever look into it."""
     settings = Settings(app="app:app", workers=SLOTS, by="ip", learn=("header:x",))
-    with pytest.raises(SettingsError, match="looks for none"):
+    with pytest.raises(SettingsError, match="does not look into requests"):
         conflicts.refuse(settings, build_router(settings, b"secret" * 4).chain)

@@ -147,7 +147,7 @@ def test_bad_value_says_where_what_and_what_is_allowed(load: Load, given: dict[s
         ({"bind": ("127.0.0.1:80", "nowhere")}, "`--bind`: `nowhere` "),
         ({"environ": {"LIMPET_BY": "cookie:sid,foo:bar"}}, "`LIMPET_BY`: `foo:bar` "),
         ({"toml": "trust = ['10.0.0.0/33']"}, "`trust` in `limpet.toml`: "),
-        ({"name": "../chat"}, "`--name`: `../chat` is not a name"),
+        ({"name": "../chat"}, "`--name`: invalid name `../chat`"),
     ],
 )
 def test_mistake_inside_a_value_says_where_it_stands(load: Load, given: dict[str, Any], begin: str) -> None:
