@@ -114,7 +114,8 @@ class Settings:
         "off",
     )
     place: Literal["least", "hash", "random"] = setting(
-        "where a client without a key goes: to the slot with the fewest connections, by a hash of its address, or at random",
+        "where a client without a key goes: to the slot with the fewest connections, by a hash of its address, or at "
+        "random",
         "least",
     )
     affinity_cookie: str = setting(

@@ -1,1 +1,1 @@
-"""Those who act: the supervisor's loop and its actors."""
+"""The supervisor's loop, and the actors that carry out what fleet/ decides."""

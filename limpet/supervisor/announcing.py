@@ -1,10 +1,11 @@
-"""What all children are told: which slots are up, which worker is in each, and the channels of new slots.
+"""What all children are told: which slots are up, which worker is in each slot, and the channels of new slots.
 
-Owns these messages and when they are due. Children follow: dispatchers route by them, workers pass connections on by
-them. Called by the supervisor after each death and each READY, and by scaling.py.
+Owns these messages and when they are sent. Dispatchers use them to route connections, workers to pass connections on.
+supervisor.py calls it when a slot goes up or down, processes.py after each death and each READY, scaling.py after a
+change of the table.
 
-1. The router of this process follows first, so that `limpet where` never answers by an older table than a child.
-2. A child that reads slowly gets the latest news only (ipc/control_link.py).
+1. The router of this process is updated first, so `limpet where` never answers with an older table than a child's.
+2. A child that reads slowly only gets the latest message (ipc/control_link.py).
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from limpet.ipc.control_link import Message
 
 
 class Announcer:
-    """Tells the children of one server what they have to know of each other."""
+    """Tells the children of one server what they must know about each other."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._told_up: list[bool] = []
-        self._told_slots = len(fleet.slots)  # how many slots all children have the channels of
+        self._told_slots = len(fleet.slots)  # the number of slots whose channels all children have
 
     def is_due(self, now: float) -> bool:
-        """Return whether a slot has gone up or down since the last news."""
+        """Return whether a slot has gone up or down since the last message."""
         return self._fleet.up(now) != self._told_up
 
     def tell_workers(self, now: float) -> None:
-        """Tell everybody which workers live, and which row of the scoreboard belongs to the one in each slot."""
+        """Tell all children which workers live, and which row of the scoreboard belongs to the worker of each slot."""
         fleet, up = self._fleet, self._fleet.up(now)
         if fleet.router.follow(up[: fleet.router.slots]) and fleet.phase is Phase.SERVING:
             fleet.backend.follow(fleet.router.owners)
@@ -39,7 +40,7 @@ class Announcer:
             child.link.send(message)
 
     def tell_slots(self) -> None:
-        """Pass the channels of new slots on to the processes that were there before them."""
+        """Pass the channels of new slots to the processes that were started before them."""
         channels = len(self._fleet.resources.channels)
         for number in range(self._told_slots, channels):
             for member, child in self._fleet.processes():
@@ -47,7 +48,7 @@ class Announcer:
         self._told_slots = channels
 
     def tell_slot(self, member: Member, child: Child, number: int) -> None:
-        """Pass the channels of slot *number* on to *child*."""
+        """Pass the channels of slot *number* to *child*."""
         resources = self._fleet.resources
         if member.role == "dispatcher":
             child.link.send({"do": "slot", "slot": number}, resources.channels[number].fds)
@@ -56,7 +57,7 @@ class Announcer:
 
 
 def news(fleet: Fleet, up: list[bool]) -> Message:
-    """Return what all children are told of the workers; *up* says of each slot whether its clients go there."""
+    """Return the message about the workers. *up* says for each slot whether its clients are sent there."""
     count = fleet.router.slots
     ready = [slot.child if slot.life.state.serves else None for slot in fleet.slots]
     refuses = fleet.settings.on_down == "refuse"

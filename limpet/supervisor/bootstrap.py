@@ -1,8 +1,7 @@
-"""A server put together and run: from its settings, or from what the supervisor before it has left.
+"""Building a server and running it: from its settings, or from what the previous supervisor left.
 
-Owns the order of the first steps, and who closes what when one fails. What each part does is its own business; the
-server's life is supervisor/supervisor.py's. Called by the command line, and by supervisor/program_link.py for a
-program.
+Owns the order of the first steps, and what is closed when one of them fails. supervisor/supervisor.py runs the server.
+The command line calls it; for `limpet.listen`, entry/hosted.py does.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ log = logging.getLogger("limpet")
 
 
 def run(settings: Settings, program: Program | None = None) -> None:
-    """Run a server, for *program* if one started it, until it was told to stop. Raises LimpetError.
+    """Run a server until it was told to stop; *program* is the program that started it, if any. Raises LimpetError.
 
-    The process's main thread must call it.
+    Must be called in the main thread of the process.
     """
     before, is_trial = upgrade.inherited()
     if before is not None:
@@ -59,7 +58,7 @@ def run(settings: Settings, program: Program | None = None) -> None:
 
 
 def _new_fleet(settings: Settings, value: bytes, router: Router, chosen: backend.Backend, board: Scoreboard) -> Fleet:
-    """Return a server of which nothing has been started. *value* is the secret. Raises LimpetError, OSError."""
+    """Return a server in which nothing has been started. *value* is the secret. Raises LimpetError, OSError."""
     resources = Resources(settings, value, chosen, board, proc.working_directory())
     resources.grow(settings.workers)
     return Fleet(
@@ -76,7 +75,10 @@ def _new_fleet(settings: Settings, value: bytes, router: Router, chosen: backend
 
 
 def _take_over(settings: Settings, before: snapshot.Packed, *, is_trial: bool) -> None:
-    """Go on from *before* until the server was told to stop; in a trial, end this process. Raises LimpetError."""
+    """Continue the server *before* until it was told to stop. In a trial, end this process instead.
+
+    Raises LimpetError.
+    """
     settings, unchanged = snapshot.settled(settings, before)
     if (identity := privileges.wanted(settings)) is not None and not is_trial:
         logs.LogFile.owner = identity[:2]
@@ -86,11 +88,13 @@ def _take_over(settings: Settings, before: snapshot.Packed, *, is_trial: bool) -
     chosen = backend.adopt(before["backend"], settings, router, snapshot.listeners(before))
     fleet = snapshot.fleet(settings, chosen, router, board, before)
     server = Supervisor(fleet, before=before)
-    if is_trial:  # not inside of `closing`: these are copies of listeners that go on
+    if is_trial:  # outside `closing`: these are copies of listeners that stay in use
         upgrade.pass_on_trial(settings)
-    log.info("upgraded from version %s to %s: %d workers serve on", before["version"], __version__, len(fleet.slots))
+    log.info(
+        "upgraded from version %s to %s: %d workers keep serving", before["version"], __version__, len(fleet.slots)
+    )
     for line in unchanged:
-        log.warning("%s (hint: it takes a stop and a new start)", line)
+        log.warning("%s (hint: stop and start the server to change it)", line)
     with contextlib.closing(chosen):
         server.run()
 

@@ -1,9 +1,10 @@
-"""What the commands of the control socket mean: `limpet status`, `reload` and the like, as the supervisor obeys them.
+"""What the commands of the control socket mean, such as `limpet status` and `limpet reload`.
 
-Owns the names and the answers. The actors do what is asked; how an answer looks on a terminal is cli/commands.py's.
+Owns the commands and their answers. The actors do the work. cli/commands.py decides how an answer looks on a terminal.
+operate/control_socket.py calls it for each request.
 
-1. No command waits: to see the end of a change, ask again by its number (`change`).
-2. Every request is checked before anything is done (operate/requests.py), and an exception is an answer.
+1. No command waits. To learn the end of a change, a client asks again with its number (`change`).
+2. Every request is checked before anything is done (operate/requests.py). An exception becomes an answer.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class Commands:
         stop: Callable[[bool], None],
         admin_url: Callable[[], str | None],
     ) -> None:
-        """*reload* begins to renew all workers; *stop* begins to stop, and is told whether to wait for connections."""
+        """*reload* starts to renew all workers.
+
+        *stop* starts to stop; its argument says whether to wait for connections.
+        """
         self._fleet = fleet
         self._rolling = rolling
         self._scaling = scaling
@@ -53,14 +57,14 @@ class Commands:
         self._admin_url = admin_url
 
     def answer(self, request: Message) -> Message:
-        """Obey *request* and return the answer to it."""
+        """Carry out *request* and return the answer."""
         try:
             return self._answer(requests.checked(request))
         except LimpetError as error:
             return {"error": error.message, "hint": error.hint}
         except Exception:
             log.exception("the command `%s` failed", request.get("command"))
-            return {"error": "the server failed to do that", "hint": "its log says where"}
+            return {"error": "the command failed in the server", "hint": "the server's log shows the traceback"}
 
     def _answer(self, request: Message) -> Message:
         fleet = self._fleet
@@ -82,7 +86,7 @@ class Commands:
         return self._act(request)
 
     def _act(self, request: Message) -> Message:
-        """Do what is more than to look."""
+        """Carry out a command that changes something."""
         match request["command"]:
             case "stop":
                 self._stop(request.get("wait_for_connections", False))
@@ -93,7 +97,7 @@ class Commands:
                 return self._renew(request.get("slot"))
             case "drain" | "undrain" as command:
                 return self._hold(self._fleet.slot(request["slot"]), command == "drain")
-        raise AssertionError(f"operate/requests.py knows `{request['command']}`, and nobody answers it")
+        raise AssertionError(f"operate/requests.py allows `{request['command']}`, but no code here answers it")
 
     def _change(self, number: int) -> Message:
         change = self._fleet.changes.find(number)
@@ -102,7 +106,7 @@ class Commands:
         return change.summary()
 
     def _renew(self, slot: object) -> Message:
-        """Begin to renew the workers of all slots, or that of *slot*."""
+        """Start to renew the workers of all slots, or only that of *slot*."""
         if slot is None:
             return self._reload().summary()
         number = self._fleet.slot(slot).number
@@ -114,27 +118,27 @@ class Commands:
         member = self._fleet.slot(request["slot"])
         child = member.child
         if child is None or not child.shows_stack:
-            raise ControlError(f"slot {member.number} has no worker that is ready")
+            raise ControlError(f"slot {member.number} has no ready worker")
         try:
             if request.get("read"):
                 return {"pid": child.pid, "stack": stack.read(child.stack_fd)}
             stack.ask(child.pid, child.stack_fd)
         except OSError as error:
-            raise ControlError(f"cannot look at {member}: {reason(error)}") from None
+            raise ControlError(f"cannot read the stacks of {member}: {reason(error)}") from None
         return {"pid": child.pid}
 
     def _hold(self, slot: Member, held: bool) -> Message:
-        """Send no new clients to *slot*, or do so again."""
+        """Stop sending new clients to *slot*, or send them again."""
         if self._fleet.backend.name == "kernel":
             raise ControlError(
-                "the kernel backend goes by addresses alone, and knows no new clients",
-                hint="`--backend dispatcher`; `limpet reload` renews workers on each backend",
+                "the kernel backend cannot drain a slot: it routes by address and cannot tell which clients are new",
+                hint="`--backend dispatcher`; to replace workers, `limpet reload` works on each backend",
             )
         if slot.is_held != held:
             slot.is_held = held
-            log.info("worker %d %s new clients", slot.number, "gets no" if held else "gets")
+            log.info("worker %d gets %s new clients", slot.number, "no" if held else "again")
             self._announcer.tell_workers(time.monotonic())
         answer: Message = {"slot": slot.number, "state": slot.word}
         if all(each.is_held for each in self._fleet.slots[: self._fleet.router.slots]):
-            answer["note"] = "all slots are drained, so new clients go to any of them, as if none was"
+            answer["note"] = "all slots are drained, so new clients still go to all of them"
         return answer

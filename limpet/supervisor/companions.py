@@ -1,10 +1,10 @@
-"""What runs beside a server, in its process or as its child, and could be left out: no request depends on it.
+"""What runs beside a server and could be left out: no request depends on it.
 
-Owns the life of these: the service manager's news (operate/service_manager.py), the process that watches files
-(operate/watch.py), the one that answers at `--admin` (operate/admin/), and warnings that come from figures
-(operate/advising.py). The supervisor enters this as a context for its whole life and calls `look` in each turn.
+Owns the life of these: the messages to the service manager (operate/service_manager.py), the process that watches files
+(operate/watch.py), the process that serves `--admin` (operate/admin/), and warnings from figures (operate/advising.py).
+The supervisor enters it as a context for its whole life and calls `look` in each turn.
 
-1. Nothing here may cost the server anything: what fails is logged, and tried again or left.
+1. Nothing here may harm the server. A failure is logged, and then tried again or given up.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Companions:
         changed: Callable[[], object],
         kept: Listener | None,
     ) -> None:
-        """*control* is the path of the control socket; *changed* is called when files have changed.
+        """*control* is the path of the control socket. *changed* is called when files have changed.
 
-        *kept* is the admin process's listener that another supervisor has left in this process. Raises LimpetError.
+        *kept* is the admin process's listener that the previous supervisor left in this process. Raises LimpetError.
         """
         self._fleet = fleet
         settings = fleet.settings
@@ -56,7 +56,7 @@ class Companions:
 
     @property
     def pids(self) -> set[int]:
-        """The processes that somebody here waits for."""
+        """The processes that the companions themselves wait for."""
         return self._watcher.pids | self.admin.pids
 
     def look(self, now: float) -> None:

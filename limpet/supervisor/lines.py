@@ -1,11 +1,11 @@
-"""The lines to the children: when each is listened to, how much of it is read, and when it is closed.
+"""The lines to the children: when each is read, how much is read at once, and when it is closed.
 
-Owns no meaning: what a child may say is ipc/news.py's, and what follows from it is the supervisor's.
+Owns no meaning: ipc/news.py defines what a child may say, and supervisor.py decides what follows.
 
-1. The end of a line is no death: that is seen by SIGCHLD, and all that the dead child said is heard before.
-2. A child that says what it must not say, or too much, is refused, and nothing more of it is heard: its process is
-   killed, and no other one notices.
-3. One turn reads a bounded amount of a line, so that a child that never stops talking delays nobody.
+1. The end of a line is not a death. SIGCHLD reports deaths, and everything that a dead child said is read first.
+2. A child that sends an invalid message, or too many, is refused. Nothing more of it is read and its process is killed;
+   other children are not affected.
+3. One turn reads a bounded amount from a line, so a child that sends without a pause delays no other.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from limpet.ipc.control_link import LinkClosedError
 from limpet.ipc.news import LONGEST_LINE, BadNewsError, News, parse
 
 _PER_TURN_BYTES: Final = 1 << 16
-_LAST_BYTES: Final = 1 << 20  # of a dead child; what it forked may still talk
-_MOST_PER_S: Final = 1024  # messages: a worker asks for 256 missing channels twice a second at the worst
-_MOST_UNSENT: Final = 4096  # messages that wait for a child which does not read, 256 channels included
+_LAST_BYTES: Final = 1 << 20  # from a dead child: a process that it forked may still send
+_MOST_PER_S: Final = 1024  # messages: in the worst case a worker asks for 256 missing channels twice a second
+_MOST_UNSENT: Final = 4096  # messages that wait for a child that does not read; 256 channels are included
 
 
 class Lines:
@@ -36,20 +36,20 @@ class Lines:
         refuse: Callable[[Member, Child, str], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*take_in* does what follows from news, and raises BadNewsError where nothing can; *refuse* ends a child."""
+        """*take_in* acts on a message and raises BadNewsError if it is invalid; *refuse* ends a child."""
         self._selector = selector
         self._take_in = take_in
         self._refuse = refuse
         self._now = now
-        self._heard: dict[Child, tuple[int, int]] = {}  # in which second, and how many messages of it
+        self._heard: dict[Child, tuple[int, int]] = {}  # by child: a second, and how many messages came in it
 
     def listen_to(self, member: Member, child: Child) -> None:
-        """Hear *child* whenever it says something."""
+        """Read the line to *child* whenever it says something."""
         if not child.link.closed:
             self._selector.register(child.link, selectors.EVENT_READ, lambda _: self.hear(member, child))
 
     def hear(self, member: Member, child: Child, most_bytes: int = _PER_TURN_BYTES) -> None:
-        """Take in what *child* has said, or the beginning of it. Blocks never."""
+        """Take in what *child* has said, or the first part of it. Never blocks."""
         if child.link.closed:
             return
         try:
@@ -59,7 +59,7 @@ class Lines:
             if len(child.link.unread) > LONGEST_LINE:
                 raise BadNewsError(f"a message of more than {LONGEST_LINE} bytes")
             if len(child.link.unsent) > _MOST_UNSENT:
-                raise BadNewsError("more than could be answered, and it does not read")
+                raise BadNewsError("more than can be answered, because it does not read the answers")
         except LinkClosedError:
             self.hang_up(child)
         except BadNewsError as error:
@@ -72,7 +72,7 @@ class Lines:
         self.hang_up(child)
 
     def hang_up(self, child: Child) -> None:
-        """Close the line to *child*, whether or not it has ended: a process that it forked may hold its side."""
+        """Close the line to *child*, even if a process that the child forked still holds its other end."""
         self._heard.pop(child, None)
         if not child.link.closed:
             self._selector.unregister(child.link)

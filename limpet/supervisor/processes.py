@@ -1,11 +1,11 @@
-"""What follows each event of a member's life: a process is started, told, let in, killed, or noted as dead.
+"""What follows each event in a member's life: a process is started, told something, let in, killed, or buried.
 
-Owns how a decision of fleet/lifecycle.py becomes a command to a process. Knows no order of slots: rolling.py,
-scaling.py and shutdown.py say by `apply` what is to happen to whom, and `Followers` hear what has come of it.
+Owns how a decision of fleet/lifecycle.py becomes a command to a process. It knows no order of slots: rolling.py,
+scaling.py and shutdown.py call `apply` to say what happens to which member, and `Followers` are told the result.
 
-1. A death is handled after all that the dead child said.
-2. A slot's new worker is ready before the old one is told to drain, and takes over after that.
-3. That the system has no room for a process counts as its death.
+1. A death is handled after everything that the dead child said.
+2. A slot's new worker is ready before the old one is told to drain, and takes connections after that.
+3. If the system has no room for a process, that counts as the death of the process.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from limpet.ipc.news import Failed
 from limpet.supervisor.announcing import Announcer
 from limpet.supervisor.lines import Lines
 
-HARD_STOP_S: Final = 2.0  # after the graceful timeout: for cancelled requests and the application's own shutdown
-_LEAVE_S: Final = 1.0  # that a successor waits for its predecessor to leave the channels; one that hangs never does
+HARD_STOP_S: Final = 2.0  # after the graceful timeout, for cancelled requests and the application's own shutdown
+_LEAVE_S: Final = 1.0  # how long a successor waits until its predecessor leaves the channels: a hung one never does
 log = logging.getLogger("limpet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Followers:
-    """Who hears what has become of a member."""
+    """The functions that are told what happened to a member."""
 
     ready: Callable[[Member], None]
-    """Its new process is ready."""
+    """The member's new process is ready."""
     start_failed: Callable[[Member], None]
-    """A process died before it was ready, and `cause` says why; a successor's death is told by `kept`."""
+    """The process in charge died before it was ready; `cause` says why. For a successor, `kept` is called instead."""
     kept: Callable[[Member], None]
-    """Its successor died before it was ready: the process in charge goes on."""
+    """The successor died before it was ready; the process in charge stays."""
     crashed: Callable[[Member, Child, float], None]
-    """The process in charge died while it served, found out at that monotonic time."""
+    """The process in charge died while it served. The argument is the monotonic time at which this was noticed."""
     ended: Callable[[Member], None]
-    """One of its processes was reaped, and what follows from that has been done."""
+    """One of the member's processes was reaped, and the event that follows was applied."""
 
 
 class Processes:
@@ -69,7 +69,7 @@ class Processes:
         self._now = now
 
     def apply(self, member: Member, event: Event) -> None:
-        """Let *event* happen to *member* and do what follows."""
+        """Let *event* happen to *member*, and do what follows."""
         match member.life.happened(event, self._now()):
             case Action.SPAWN | Action.SPAWN_SUCCESSOR:
                 self._spawn(member)
@@ -104,9 +104,11 @@ class Processes:
         except OSError as error:
             hint = "`ulimit -Hn` and `ulimit -u` show how many descriptors and processes are allowed"
             if isinstance(error, FileNotFoundError):
-                hint = f"workers start in `{self._fleet.started_in}`, where the server was started: is it there?"
+                hint = (
+                    f"workers start in `{self._fleet.started_in}`, where the server was started: does it still exist?"
+                )
             if isinstance(error, PermissionError):
-                hint = f"whom `--user` names must be allowed to run {sys.executable}, and so to enter its directories"
+                hint = f"the user of `--user` must be allowed to run {sys.executable} and to enter its directories"
             member.cause = LimpetError(f"cannot start {member.role} {member.number}: {reason(error)}", hint=hint)
             is_successor = member.life.state is State.RENEWING
             self.apply(member, Event.SUCCESSOR_DIED if is_successor else Event.DIED)
@@ -118,38 +120,38 @@ class Processes:
         self._lines.listen_to(member, child)
 
     def _drain(self, child: Child, command: str, *, succeeded: bool = False) -> None:
-        """Tell *child* to finish what it has, and whether another has its place; note when its time is over."""
+        """Tell *child* to finish, and whether a successor has its place. Record when its time is over."""
         left_s = self._give_time(child)
         timeout_s = None if left_s == float("inf") else left_s
         child.link.send({"do": command, "timeout": timeout_s, "last": self._fleet.is_stopping, "succeeded": succeeded})
 
     def _give_time(self, child: Child) -> float:
-        """Note when *child* is killed if it has not drained by then; return how long it may take, in seconds."""
+        """Record when *child* is killed if it has not drained by then. Return how many seconds it may take."""
         now = self._now()
         left_s = self._left_s(now)
-        if child.role == "terminator":  # connections cannot leave it
+        if child.role == "terminator":  # its connections cannot move to another process
             left_s, child.leaves_by = left_s if self._fleet.is_stopping else float("inf"), now + _LEAVE_S
         child.kill_at = now + left_s + HARD_STOP_S
         if (
             child.is_open and child.role == "worker" and kind(self._fleet.settings.server).moves
-        ):  # the others never say that they have left
+        ):  # other servers never report that they have left
             child.leaves_by = now + _LEAVE_S
         return left_s
 
     def reap_all(self) -> None:
-        """Take note of all who have died. Blocks never."""
+        """Handle all deaths so far. Never blocks."""
         for member, child in list(self._fleet.processes()):
             self.reap(member, child)
 
     def reap(self, member: Member, child: Child) -> None:
-        """Take note of the death of *child*, if it has died, and do what follows. Blocks never."""
+        """Handle the death of *child*, if it has died. Never blocks."""
         if not child.ended():
             return
         self._lines.hear_last(member, child)
         self._fleet.resources.bury(member, child)
         if child is member.child and member.life.state.serves:
             self._followers.crashed(member, child, self._now())
-        if child.failure and child.failure.detail and not self._fleet.is_stopping:  # all slots may have the same one
+        if child.failure and child.failure.detail and not self._fleet.is_stopping:  # all slots may fail in the same way
             log.error("%s failed\n%s", member.name(child), child.failure.detail.rstrip())
         cause = _cause(member, child)
         event = member.remove(child)
@@ -164,7 +166,7 @@ class Processes:
         self._followers.ended(member)
 
     def _open(self, member: Member) -> None:
-        """Let *member*, which is ready, take part."""
+        """Let *member*, whose process is ready, take part."""
         assert member.child is not None
         seconds = self._now() - member.child.started_at
         release = member.child.release if member.child.release != self._fleet.started_in else ""
@@ -174,13 +176,13 @@ class Processes:
         self._followers.ready(member)
 
     def let_take(self, member: Member) -> None:
-        """Let the process in charge take connections once its predecessors have left the channels to it."""
+        """Let the process in charge take connections, once its predecessors have left the slot's channels."""
         if self._fleet.is_serving and member.may_open(self._now()) and member.child is not None:
             member.child.is_open = True
             member.child.link.send({"do": "accept"})
 
     def put_off(self, paused_s: float) -> None:
-        """Put off all deadlines by a time in which no process could run."""
+        """Move all deadlines by *paused_s* seconds, in which no process could run."""
         for member, child in self._fleet.processes():
             child.started_at += paused_s
             child.kill_at += paused_s
@@ -188,7 +190,7 @@ class Processes:
             member.life.retry_at += paused_s if member.life.state is State.BACKOFF else 0.0
 
     def kill(self, member: Member, child: Child, why: str) -> None:
-        """End a process that does not do what it should; its death follows."""
+        """Kill a process that does not do what it must. Its death is handled later."""
         if child.failure is None:
             log.error("%s %s; it is killed", member.name(child), why)
             child.failure = Failed(f"{member.name(child)} {why}")
@@ -196,7 +198,7 @@ class Processes:
 
 
 def _cause(member: Member, child: Child) -> LimpetError:
-    """Return why *child* has ended, in its own words if it had any."""
+    """Return why *child* has ended, in its own words if it sent any."""
     failure = child.failure
     if failure is None:
         return AppError(f"{member.name(child)} {child.how_it_ended()} before it was ready")

@@ -1,15 +1,15 @@
 """The supervisor as the child of a program that called `limpet.listen`: its line to that program.
 
-Owns what the two say to each other. The program's side is embed/handle.py. The server is the same as one of `limpet
-run`; it has one thing more, the line, whose end is the end of the program.
+Owns the messages between the two; embed/handle.py is the program's side. The server is the same as with `limpet run`,
+except for this line. When the line closes, the program has ended.
 
 How it works: `write` puts the settings and the number of the line's descriptor into a memory file, whose descriptor is
-the argument of `python -m limpet.entry.hosted`. On the line, one JSON object a line:
-up {"news": "serving", "urls", "control"} or {"news": "failed", "message", "hint", "code"}, down {"do": "stop",
-"wait_for_connections", "at_once"}.
+the argument of `python -m limpet.entry.hosted`. The line carries one JSON object per line. Up: {"news": "serving",
+"urls", "control"} or {"news": "failed", "message", "hint", "code"}. Down: {"do": "stop", "wait_for_connections",
+"at_once"}.
 
-1. The program is told that the server serves when, and only when, clients can connect.
-2. A program that has ended needs no server: its end is the command to stop gracefully.
+1. The program is told that the server serves exactly when clients can connect.
+2. A program that has ended needs no server: its end is a command to stop gracefully.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ log = logging.getLogger("limpet")
 
 
 def write(settings: Settings, line_fd: int) -> int:
-    """Return a descriptor of a memory file for `main`; the caller passes it on and closes it. Runs in the program."""
+    """Return the descriptor of a memory file for `limpet.entry.hosted`.
+
+    The caller passes it on and closes it. Runs in the program.
+    """
     fd = descriptors.above_standard_streams(os.memfd_create("limpet-program", os.MFD_CLOEXEC))
     with open(fd, "wb", closefd=False) as file:
         file.write(json.dumps({"settings": settings.to_json(), "line": line_fd}).encode())
@@ -39,7 +42,7 @@ def write(settings: Settings, line_fd: int) -> int:
 
 
 class Stop(Protocol):
-    """Begins to stop the server."""
+    """Starts to stop the server."""
 
     def __call__(self, *, wait_for_connections: bool) -> None: ...
 
@@ -51,7 +54,7 @@ class Program:
         self._line = line
 
     def watch(self, selector: selectors.BaseSelector, stop: Stop) -> None:
-        """Call *stop* when the program asks for it, and when it has ended."""
+        """Call *stop* when the program asks for it, and when the program has ended."""
         selector.register(self._line, selectors.EVENT_READ, lambda _: self._hear(selector, stop))
 
     def serving(self, urls: list[str], control: str) -> None:
@@ -59,7 +62,7 @@ class Program:
         self._line.send({"news": "serving", "urls": urls, "control": control})
 
     def failed(self, error: LimpetError) -> None:
-        """Tell the program why the server never came to serve."""
+        """Tell the program why the server could not start to serve."""
         kept = {"message": error.message, "hint": error.hint, "code": error.exit_code}
         self._line.send({"news": "failed", **kept})
 
@@ -74,4 +77,4 @@ class Program:
         for order in orders:
             stop(wait_for_connections=order["wait_for_connections"])
             if order["at_once"]:
-                os.kill(os.getpid(), signal.SIGTERM)  # the second word to stop means that
+                os.kill(os.getpid(), signal.SIGTERM)  # a second signal to stop means: at once

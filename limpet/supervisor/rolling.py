@@ -1,12 +1,12 @@
-"""Rolling changes carried out: what fleet/changes.py says is due happens to the slots, and the log says how it went.
+"""Rolling changes carried out: the slots that are due get new workers, and the log says how the change went.
 
-Owns the changes of one server and their log lines. The supervisor calls `go_on` in each turn, and reports what became
-of a slot; the life of a slot is fleet/lifecycle.py's.
+Owns the changes of one server and their log lines. fleet/changes.py decides which slots are due; fleet/lifecycle.py
+holds the life of a slot. The supervisor calls `go_on` in each turn, and reports what became of each new worker.
 
-1. Terminators, in which nothing of users runs, are renewed after an upgrade alone. Each old one lives as long as its
-   connections do, so nobody waits for that.
-2. Dispatchers are renewed last in a reload, and after an upgrade: all of them are about to run the same code as the
-   workers, key functions included, and workers have shown by then that it starts.
+1. Terminators run no user code, so they are renewed only after an upgrade. An old one lives as long as its connections,
+   and nothing waits for it.
+2. Dispatchers are renewed after an upgrade, and as the last step of a reload. They run the same code as the workers,
+   including key functions, and by then the workers have shown that this code starts.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class Rolling:
         return self._fleet.changes.request(why, slots, surge)
 
     def register(self, why: str, slots: int) -> Change:
-        """Return a change of the number of slots by *slots*, which scaling.py carries out."""
+        """Return a change that adds or removes *slots* slots. scaling.py carries it out."""
         return self._fleet.changes.register(why, slots)
 
     def succeeded(self, member: Member) -> None:
-        """Take note that a new worker of *member* is ready."""
+        """Record that a new worker of *member* is ready."""
         if self._fleet.changes.current is not None and member.role == "worker":
             self._fleet.changes.current.succeeded(member.number)
 
     def failed(self, member: Member) -> None:
-        """Take note that the new worker of *member* did not become ready: that may end a change."""
+        """Record that the new process of *member* did not become ready. That may end a change."""
         change = self._fleet.changes.current
         cause = member.cause or AppError(f"{member} did not start")
         if member.role != "worker" and member.life.state is State.READY:
-            log.error("%s goes on, since its successor did not start: %s", member, cause.message)
+            log.error("%s stays in charge, because its successor did not start: %s", member, cause.message)
             if change is not None and change.is_through() and member.role == "dispatcher":
                 change.outcome, change.message = "failed", cause.message
         if change is None or member.role != "worker" or not change.failed(member.number, cause.message):
@@ -59,7 +59,7 @@ class Rolling:
         change.under_way.clear()
 
     def go_on(self, *, may_begin: bool = True) -> None:
-        """Begin and end changes, and renew the slots that are due."""
+        """Start and end changes, and renew the slots that are due."""
         begun = self._fleet.changes.begin() if may_begin else None
         if begun is not None:
             log.info("%s begins: %d of %d workers", begun.why, begun.slots, len(self._fleet.slots))
@@ -78,12 +78,12 @@ class Rolling:
                 log.info("%s done: %d new workers", change.why, change.renewed)
             else:
                 log.error(
-                    "%s failed: %s; %d of %d workers are new, the others go on",
+                    "%s failed: %s; %d of %d workers are new, the old ones keep serving",
                     *(change.why, change.message, change.renewed, change.slots),
                 )
 
     def _last_step(self, change: Change) -> bool:
-        """Renew the dispatchers if *change* is a reload; return whether that is under way."""
+        """Renew the dispatchers if *change* is a reload. Return whether dispatchers are still being renewed."""
         if change.why == RELOAD and not change.is_in_last_step:
             change.is_in_last_step = True
             for each in self._fleet.dispatchers:
@@ -91,12 +91,15 @@ class Rolling:
         return self._renew_dispatchers()
 
     def _renew_dispatchers(self) -> bool:
-        """Begin to renew the dispatchers that have older code; return whether any still has."""
+        """Start to renew the dispatchers and terminators with older code.
+
+        Return whether any dispatcher is still to be renewed.
+        """
         for each in (*self._fleet.dispatchers, *self._fleet.terminators):
             if each.is_outdated and each.life.state is State.READY and len(each.predecessors) < MOST_PREDECESSORS:
                 self._apply(each, Event.RENEW)
         return any(each.is_outdated or each.life.state is State.RENEWING for each in self._fleet.dispatchers)
 
     def cancel(self, why: str) -> None:
-        """End all changes: the server stops."""
+        """End all changes, because the server is stopping."""
         self._fleet.changes.cancel(why)

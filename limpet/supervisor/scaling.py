@@ -1,14 +1,14 @@
-"""Scaling: more slots or fewer, while the server goes on.
+"""Scaling: more or fewer slots, while the server runs.
 
-Owns the order. More: the new slots get their workers, and when all are ready everybody takes the larger table at once.
-Fewer: everybody takes the smaller table first, then the workers of the slots that are left out drain. The supervisor
-calls `go_on` in each turn; what a table is belongs to routing/buckets.py.
+Owns the order of the steps. For more slots, the new slots get their workers; when all are ready, all processes switch
+to the larger table at once. For fewer slots, all processes switch to the smaller table first; then the workers of the
+removed slots drain. The supervisor calls `go_on` in each turn. routing/buckets.py builds the table.
 
-1. A slot that was left out keeps its channels and listeners: 4 -> 2 -> 4 brings its clients home, and a listener that
-   is closed would renumber the others (net/reuseport_group.py).
-2. A connection that was routed with the old table just before the switch is still served: if one is waiting in a slot
-   that was left out, its worker is started again.
-3. A new worker that does not become ready ends the change: nobody was told of the new slots.
+1. A removed slot keeps its channels and listeners. So 4 -> 2 -> 4 brings its clients back to it, and no listener
+   closes, which would renumber the others (net/reuseport_group.py).
+2. A connection that was routed with the old table just before the switch is still served: if one is waiting in a
+   removed slot, we restart a worker for it.
+3. A new worker that does not become ready ends the change. No process has been told of the new slots by then.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ class Scaling:
 
     @property
     def slots(self) -> int:
-        """How many slots are in the table."""
+        """The number of slots in the table."""
         return self._fleet.router.slots
 
     def obey(self, number: int) -> None:
-        """Have one slot more or less, as the signal *number* says; while the server starts or scales it does not."""
+        """Add or remove one slot, as the signal *number* says. While the server starts, stops or scales, do nothing."""
         with contextlib.suppress(LimpetError):
             self.request(self.slots + (1 if number == signal.SIGTTIN else -1))
 
     def request(self, slots: object) -> Change:
-        """Begin to have *slots* slots. Raises ControlError."""
+        """Start a change to *slots* slots. Raises ControlError."""
         if not isinstance(slots, int) or isinstance(slots, bool) or not 1 <= slots <= MAX_SLOTS:
-            raise ControlError(f"`{slots}` is not a number of workers from 1 to {MAX_SLOTS}")
+            raise ControlError(f"invalid number of workers `{slots}`: expected 1 to {MAX_SLOTS}")
         if self._change is not None or self._fleet.phase is not Phase.SERVING:
             raise ControlError("the server is starting, stopping or scaling", hint="`limpet status` shows its slots")
         self._change = change = self._rolling.register(f"scaling to {slots}", abs(slots - self.slots))
@@ -72,7 +72,7 @@ class Scaling:
             for slot in self._fleet.slots[slots:]:
                 self._apply(slot, Event.STOP)
         elif slots > self.slots:
-            self._grow(slots)  # which may be the end of the change already
+            self._grow(slots)  # if it fails, the change is already over
         return change
 
     def _grow(self, slots: int) -> None:
@@ -88,7 +88,7 @@ class Scaling:
             self._apply(slot, Event.START)
 
     def go_on(self) -> None:
-        """End the change that is over; start a worker where a connection waits in a slot that was left out."""
+        """End a change that is finished. Start a worker where a connection waits in a removed slot."""
         fleet = self._fleet
         if self._change is not None:
             extra = fleet.slots[min(self._target, self.slots) :]
@@ -118,7 +118,7 @@ class Scaling:
             self._end("done")
 
     def _use(self, slots: int) -> None:
-        """Let everybody take the table of *slots* slots."""
+        """Switch all processes to the table of *slots* slots."""
         fleet = self._fleet
         fleet.settings = fleet.resized(slots)
         fleet.resources.settings = fleet.settings

@@ -1,16 +1,17 @@
-"""What a supervisor leaves to the one that replaces it in the same process: everything that must not begin anew.
+"""What a supervisor leaves to the one that replaces it in the same process: everything that must not start from zero.
 
-Owns the form in which that travels, a memory file, and which settings can be others afterwards. When it is done, and
-what must be true before, is supervisor/upgrade.py's business.
+Owns the form of that state, a memory file, and which settings may differ afterwards. supervisor/upgrade.py decides when
+it is used and what must be true before.
 
-How it works: descriptors keep their numbers over an exec, so that the state has their numbers; processes stay children,
-since the pid is the same. `pack` is all that travels; what it does not name begins anew.
+How it works: descriptors keep their numbers over an exec, so the state contains their numbers. The processes stay
+children, because the pid stays the same. Only what `pack` returns is passed on; everything else starts from zero.
 
-1. Two versions must agree on what their processes say to each other and have in common in memory: `misfit`.
-2. What the processes of a server must agree on stays as it was, whatever the new settings say: all but CHANGEABLE.
+1. The two versions must agree on the messages between their processes and on the memory that they share: `misfit`.
+2. Settings that all processes of a server must agree on stay as they were, whatever the new settings say. Only those in
+   CHANGEABLE may differ.
 
-If you give the supervisor something that must outlast it: add it to `pack` and to `fleet`. Fields of members, children,
-listeners and changes travel by themselves, but for those that their class names in `ANEW`.
+If you give the supervisor something that must outlast it, add it to `pack` and to `fleet`. Fields of members, children,
+listeners and changes are passed on by themselves, except those that their class names in `ANEW`.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ CHANGEABLE: Final = frozenset(
         *("start_timeout_s", "graceful_timeout_s"),
     }
 )
-"""Settings in which processes that were started before and after may differ."""
+"""Settings that may differ between processes started before and after the upgrade."""
 
 
 def pack(fleet: Fleet, control: ControlServer, admin_listener: Listener | None) -> Packed:
-    """Return all that the next supervisor has to know of this one, with the numbers of its descriptors."""
+    """Return everything that the next supervisor must know about this one, including the numbers of its descriptors."""
     resources = fleet.resources
     return {
         "format": FORMAT,
@@ -93,18 +94,18 @@ def pack(fleet: Fleet, control: ControlServer, admin_listener: Listener | None) 
 
 
 def wire() -> list[Any]:
-    """Return the form of all messages and cells that processes of a server have in common."""
+    """Return the formats of all messages and cells that the processes of a server share."""
     return [handoff.FORM, mover.FORM, baton.FORM]
 
 
 def misfit(state: Packed) -> str | None:
-    """Return what keeps this version from going on where the one of *state* stopped, None if nothing does."""
+    """Return why this version cannot continue from *state*, or None if it can."""
     if state["format"] != FORMAT:
-        return f"its state has form {state['format']}, this version knows form {FORMAT}"
+        return f"its state has format {state['format']}, and this version needs format {FORMAT}"
     if state["wire"] != wire():
-        return "its workers pass connections in another form"
+        return "its workers pass connections in another format"
     part = scoreboard.misfit(state["layout"])
-    return f"its processes have {part} in another form" if part else None
+    return f"its processes use another format of {part}" if part else None
 
 
 def descriptors(state: Packed) -> Iterator[int]:
@@ -124,7 +125,7 @@ def descriptors(state: Packed) -> Iterator[int]:
 
 
 def write(state: Packed) -> int:
-    """Return a descriptor of a memory file with *state*; the caller closes it."""
+    """Return the descriptor of a memory file with *state*. The caller closes it."""
     fd = os.memfd_create("limpet-upgrade", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as file:
         file.write(json.dumps(state).encode())
@@ -132,7 +133,7 @@ def write(state: Packed) -> int:
 
 
 def read(fd: int) -> Packed:
-    """Return what the supervisor before this one has written into *fd*. Raises LimpetError if it cannot be taken over.
+    """Return the state that the previous supervisor wrote into *fd*. Raises LimpetError if it cannot be taken over.
 
     Owns all descriptors that the state names from then on, and closes *fd*.
     """
@@ -142,7 +143,7 @@ def read(fd: int) -> Packed:
     if why := misfit(state):
         raise LimpetError(
             f"version {state['version']} cannot be replaced in place by version {__version__}: {why}",
-            hint="stop and start the server; socket activation keeps its sockets meanwhile",
+            hint="stop and start the server; with socket activation its sockets stay open",
         )
     for number in descriptors(state):
         os.set_inheritable(number, False)
@@ -150,7 +151,7 @@ def read(fd: int) -> Packed:
 
 
 def settled(wanted: Settings, state: Packed) -> tuple[Settings, list[str]]:
-    """Return the settings to go on with, and a line on each of *wanted* that cannot be had in place."""
+    """Return the settings to continue with, and a line for each of *wanted* that cannot change in place."""
     before = Settings.from_json(state["settings"])
     names = [field.name for field in dataclasses.fields(Settings)]
     kept = [name for name in names if name not in CHANGEABLE and getattr(before, name) != getattr(wanted, name)]
@@ -165,7 +166,7 @@ def listeners(state: Packed) -> list[list[Listener]]:
 
 
 def admin(state: Packed) -> Listener | None:
-    """Return the listener of the admin process, if there is one."""
+    """Return the listener of the admin process, or None."""
     return _unpack_listener(state["admin"]) if state.get("admin") else None
 
 
@@ -194,7 +195,7 @@ def fleet(settings: Settings, chosen: backend.Backend, router: Router, board: Sc
 
 def _unpack_resources(settings: Settings, chosen: backend.Backend, board: Scoreboard, state: Packed) -> Resources:
     """Return what outlives the children, as it was."""
-    started_in = state.get("started_in") or proc.working_directory()  # a version before did not say
+    started_in = state.get("started_in") or proc.working_directory()  # older versions did not say
     resources = Resources(settings, bytes.fromhex(state["secret"]), chosen, board, started_in)
     resources.channels = [Channel.inherit(fds) for fds in state["channels"]]
     resources.moves = [Channel.inherit(fds) for fds in state["moves"]]
@@ -213,7 +214,7 @@ def _text(value: object) -> str:
 
 
 def _kept(found: Any, but: Collection[str]) -> Packed:
-    """Return the fields of a dataclass but those named."""
+    """Return the fields of a dataclass, except those in *but*."""
     names = [each.name for each in dataclasses.fields(found) if each.name not in but]
     return {name: getattr(found, name) for name in names}
 
@@ -258,7 +259,7 @@ def _unpack_member(packed: Packed) -> Member:
         failure = each["failure"]
         names = ("message", "hint", "code", "detail")
         kept["failure"] = failure and Failed(**{name: failure[name] for name in names if name in failure})
-        kept.setdefault("is_ready", each["part"] == "old" or member.life.state.serves)  # a version before did not say
+        kept.setdefault("is_ready", each["part"] == "old" or member.life.state.serves)  # older versions did not say
         child = Child.adopt(_unpack_link(each), kept)
         match each["part"]:
             case "child":
@@ -271,13 +272,16 @@ def _unpack_member(packed: Packed) -> Member:
 
 
 def _stack_fd(child: Packed) -> int:
-    """Return the descriptor of the stacks; a version before knew a number in the child's process, which is no use."""
+    """Return the descriptor of the stacks, or -1.
+
+    Older versions wrote a number that is only valid in the child's process, which is of no use here.
+    """
     found: int = child["stack_fd"] if "shows_stack" in child else -1
     return found
 
 
 def _unpack_link(packed: Packed) -> Link:
-    """Return the line to a child; that to one which has hung up, and is still to be reaped, is closed."""
+    """Return the line to a child. If the child has hung up and is still to be reaped, the line is closed."""
     if packed["link"] >= 0:
         unsent = (Unsent(line.encode(), tuple(fds), latest) for line, fds, latest in packed["unsent"])
         return Link(socket.socket(fileno=packed["link"]), bytes.fromhex(packed["unread"]), unsent, takes_fds=False)
@@ -293,5 +297,5 @@ def _pack_change(change: Change) -> Packed:
 
 def _unpack_change(packed: Packed) -> Change:
     change = Change(**{**packed, "under_way": set(packed["under_way"])})
-    change.slots = packed["slots"]  # which Change counts by itself
+    change.slots = packed["slots"]  # Change counts them itself, so it must be set again
     return change

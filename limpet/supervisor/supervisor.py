@@ -1,14 +1,14 @@
-"""The supervisor process: starts the children, keeps what must outlive them, and obeys the operator.
+"""The supervisor process: it starts the children, keeps what must outlive them, and obeys the operator.
 
-Owns the poll loop. It is the root that makes the actors of this package and hands each what it needs: the facts in a
-`Fleet`, and functions of the others. Which state follows which event is decided by fleet/lifecycle.py, what follows for
-the processes by processes.py; how connections get to the workers is net/backend.py's business.
+Owns the poll loop. It builds the actors of this package and gives each what it needs: the facts in a `Fleet`, and
+functions of other actors. fleet/lifecycle.py decides which state follows each event; processes.py does what follows for
+the processes; net/backend.py decides how connections get to the workers.
 
-1. It never reads a client's byte and never imports the application or a key function.
+1. It never reads a byte from a client and never imports the application or a key function.
 2. Signal handlers only record and wake; everything happens in the loop of `run`.
 3. No client can connect before all slots are ready: listeners are bound at the start, but listen only then.
-4. A death is handled after all that the dead child said.
-5. A slot's new worker is ready before the old one is told to drain, and takes over after that.
+4. A death is handled after everything that the dead child said.
+5. A slot's new worker is ready before the old one is told to drain, and takes connections after that.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from limpet.supervisor.upgrade import Upgrade
 from limpet.supervisor.watchdog import Watchdog
 from limpet.system import signals
 
-_TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung dispatcher may be noticed
+_TICK_S: Final = 0.25  # how late a back-off, a deadline or a hung process may be noticed
 _OBEYED: Final = (
     *SCALING,
     signal.SIGTERM,
@@ -65,10 +65,10 @@ log = logging.getLogger("limpet")
 
 
 class Supervisor:
-    """A running server: `run` is its whole life."""
+    """A running server. `run` is its whole life."""
 
     def __init__(self, fleet: Fleet, program: Program | None = None, before: snapshot.Packed | None = None) -> None:
-        """*before* is what the supervisor left that this one replaces in its process. Raises LimpetError."""
+        """*before* is the state of the supervisor that this one replaces in its process. Raises LimpetError."""
         self._fleet = fleet
         self._program = program
         self._selector = selectors.DefaultSelector()
@@ -122,7 +122,7 @@ class Supervisor:
         self._has_terminal = signals.has_terminal()
 
     def run(self) -> None:
-        """Serve until told to stop. Raises LimpetError when the server never came to serve."""
+        """Serve until told to stop. Raises LimpetError if the server could not start to serve."""
         with signals.recorded(self._selector, _OBEYED) as recorded, self._companions:
             self._go_on() if self._fleet.is_serving else self._start()
             while not self._shutdown.is_over:
@@ -139,11 +139,11 @@ class Supervisor:
 
     def _start(self) -> None:
         for member in self._fleet.members():
-            if not self._fleet.is_stopping:  # since one before it could not be started
+            if not self._fleet.is_stopping:  # an earlier member may have failed to start
                 self._processes.apply(member, Event.START)
 
     def _go_on(self) -> None:
-        """Go on where the supervisor before this one stopped; who has died meanwhile is found now."""
+        """Continue where the previous supervisor stopped. Processes that have died in between are found here."""
         self._watch_backlogs()
         for member in self._fleet.members():
             member.is_outdated = member.role != "worker"
@@ -165,8 +165,9 @@ class Supervisor:
         return ControlServer(*opened, answer, self._selector, owner)
 
     def stop(self, *, wait_for_connections: bool = False) -> None:
-        """Begin to stop; with *wait_for_connections* the open ones may take as long as they like."""
-        # A dispatcher that has died is replaced now, and so keeps its backlog; later it would not be.
+        """Start to stop. With *wait_for_connections*, open connections may last as long as they need."""
+        # A dispatcher that has died is replaced here, so the clients in its backlog are served. Later it would not be
+        # replaced.
         self._processes.reap_all()
         if not self._fleet.is_stopping:
             self._shutdown.begin(wait_for_connections=wait_for_connections)
@@ -180,11 +181,11 @@ class Supervisor:
             self._upgrade.begin()
         elif number == signal.SIGUSR1:
             if logs.reopen():
-                log.info("the log file was opened anew")
+                log.info("the log file was reopened")
         elif number in SCALING:
             self._scaling.obey(number)
         elif number == signal.SIGHUP and not (self._has_terminal and not signals.has_terminal()):
-            with contextlib.suppress(LimpetError):  # it says so in the log
+            with contextlib.suppress(LimpetError):  # `reload` logs the reason
                 self.reload()
         elif self._fleet.is_stopping:
             self._shutdown.kill_at = 0.0
@@ -192,11 +193,11 @@ class Supervisor:
             self.stop()
 
     def _take_in(self, member: Member, child: Child, news: News) -> None:
-        """Do what follows from what *child* says. Raises BadNewsError for what it cannot mean."""
+        """Act on what *child* says. Raises BadNewsError for a message that is not valid now."""
         match news:
             case Ready():
                 if child.is_ready:
-                    raise BadNewsError("twice that it is ready")
+                    raise BadNewsError("that it is ready, for the second time")
                 child.shows_stack = child.stack_fd >= 0
                 event = member.announced(child)
                 if event is not None:
@@ -205,22 +206,22 @@ class Supervisor:
                 child.failure = news
             case Missing(slot):
                 if slot not in range(len(self._fleet.resources.channels)):
-                    raise BadNewsError(f"that it misses slot {slot}, which is not there")
+                    raise BadNewsError(f"that it has no channel of slot {slot}, and there is no such slot")
                 self._announcer.tell_slot(member, child, slot)
             case Left():
                 child.leaves_by = 0.0
                 self._processes.let_take(member)
             case Leaving() if child is member.child:
                 if not child.is_ready:
-                    raise BadNewsError("that it drains, and was never ready")
-                log.info("%s drains: it was told so by a signal; it is replaced", member)
+                    raise BadNewsError("that it drains, before it was ready")
+                log.info("%s drains, because it received a signal; replacing it", member)
                 self._processes.apply(member, Event.LEFT)
             case Stop(wait):
                 log.info("%s asked to stop the server", member.name(child))
                 self.stop(wait_for_connections=wait)
 
     def _begin(self) -> None:
-        """Let clients connect: everybody is ready."""
+        """Let clients connect, because all members are ready."""
         try:
             self._fleet.backend.listen()
         except LimpetError as error:
@@ -237,7 +238,7 @@ class Supervisor:
             self._program.serving(self._fleet.backend.urls, str(self._control.path.absolute()))
 
     def _ready(self, member: Member) -> None:
-        """Go on after a new process of *member* is ready."""
+        """Continue after a new process of *member* is ready."""
         self._rolling.succeeded(member)
         if self._fleet.is_serving:
             self._processes.let_take(member)
@@ -247,7 +248,10 @@ class Supervisor:
             self._begin()
 
     def _start_failed(self, member: Member) -> None:
-        """*member* died before it was ready: at the start of the server that ends it, later it is tried again."""
+        """Handle that *member* died before it was ready.
+
+        While the server starts, this ends it; later, the start is retried.
+        """
         cause = member.cause or AppError(f"{member} did not start")
         if self._fleet.is_serving:
             wait_s = member.life.retry_at - time.monotonic()
@@ -261,9 +265,9 @@ class Supervisor:
             self._shutdown.ended(member)
 
     def reload(self) -> Change:
-        """Begin to renew the workers of all slots. Raises ControlError while there is nothing to be renewed."""
+        """Start to renew the workers of all slots. Raises ControlError while the server is starting or stopping."""
         if not self._fleet.is_serving or self._fleet.is_stopping:
-            what = "stops" if self._fleet.is_stopping else "is starting"
+            what = "is stopping" if self._fleet.is_stopping else "is starting"
             log.warning("not reloaded: the server %s", what)
             raise ControlError(f"the server {what}")
         self._fleet.resources.renew(self._fleet.terminators)

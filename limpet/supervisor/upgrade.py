@@ -1,21 +1,21 @@
-"""The supervisor replaced by another version of itself, in the same process: SIGUSR2.
+"""SIGUSR2: another version replaces the supervisor in the same process.
 
-Owns what must be true before, and both sides of the moment. What passes from one to the other is
-supervisor/snapshot.py's.
+Owns the conditions of an upgrade, and what happens before and after the exec. supervisor/snapshot.py owns the state
+that is passed on. The supervisor calls `begin` for the signal and `go_on` in each turn.
 
 How it works:
 
-    SIGUSR2 -> trial: the new version, as a child with this command line, makes a supervisor out of the state, one that
-               never runs; then entry/preflight.py, a program of its own, imports the application
-            -> when no reload is under way: exec of this command line, in which the new version takes the state over
+    SIGUSR2 -> trial: the new version, started as a child with this command line, builds a supervisor from the state
+               without running it; then entry/preflight.py, a separate program, imports the application
+            -> when no change is running: exec of this command line; the new version takes the state over
 
-Workers serve on; the supervisor is replaced, and dispatchers after it (supervisor/rolling.py). `limpet reload` renews
-the workers.
+The workers keep serving. The supervisor is replaced, then the dispatchers and terminators (supervisor/rolling.py).
+`limpet reload` renews the workers.
 
-1. A trial that fails, or takes too long, changes nothing.
-2. From `hold` to the new version's first turn signals wait in the kernel. A child that dies meanwhile is found then.
-3. All listeners, channels and lines stay open throughout: nobody can tell, and nobody could be refused.
-4. A trial has copies of the listeners: it must end without closing their doors.
+1. A trial that fails or takes too long changes nothing.
+2. From `hold` until the new version's first turn, signals wait in the kernel. A child that dies then is found after it.
+3. All listeners, channels and lines stay open throughout: clients notice nothing, and none is refused.
+4. A trial has copies of the listeners. It must end without closing their doors.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from limpet.system import signals
 
 _VARIABLE: Final = "LIMPET_UPGRADE"  # `trial:FD` or `take-over:FD`
 PASSED: Final = "\nlimpet can take over\n"
-"""What a trial says last when all is well; whatever the application prints comes before."""
+"""The last line of a successful trial; everything that the application prints comes before it."""
 
 log = logging.getLogger("limpet")
 
 
 class Upgrade:
-    """What there is to do about SIGUSR2 in one supervisor."""
+    """The upgrades of one supervisor."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class Upgrade:
         pack: Callable[[], snapshot.Packed],
         refusal: str | None,
     ) -> None:
-        """*held* are the signals that must wait at the moment of the exec; *pack* returns the state that passes on.
+        """*held* are the signals that must wait during the exec; *pack* returns the state that is passed on.
 
-        *refusal* says why this server is never upgraded, None if it may be.
+        *refusal* says why this server is never upgraded; None if it can be.
         """
         self._fleet = fleet
         self._held = tuple(held)
@@ -72,11 +72,11 @@ class Upgrade:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether the supervisor is about to be replaced."""
+        """Whether an upgrade has begun and is not over."""
         return self._trial is not None or self._fleet.is_upgrade_due
 
     def begin(self) -> None:
-        """Try the new version, and if it can take over have it do so soon."""
+        """Start the trial of the new version. If it succeeds, the new version takes over soon after."""
         if why := self._why_not():
             self._refuse(why)
             return
@@ -85,10 +85,10 @@ class Upgrade:
         except OSError as error:
             self._refuse(reason(error))
             return
-        log.info("upgrade: the new version is tried (pid %d)", self._trial.process.pid)
+        log.info("upgrade: trying the new version (pid %d)", self._trial.process.pid)
 
     def go_on(self, recorded: list[int]) -> None:
-        """Look at the trial, and do what is due; *recorded* are the signals that wait to be obeyed."""
+        """Look at the trial, and do what is due. *recorded* are the signals that were not handled yet."""
         if self._trial is not None and self._trial.ended():
             fault, self._trial = self._trial.fault(), None
             if fault is None:
@@ -97,17 +97,17 @@ class Upgrade:
                 self._refuse(fault)
         if self._fleet.is_upgrade_due and self._fleet.is_stopping:
             self._fleet.is_upgrade_due = False
-            self._refuse("the server stops")
+            self._refuse("the server is stopping")
         if self._fleet.is_upgrade_due and not recorded and not self._fleet.is_changing:
             self._replace(recorded)
 
     def _why_not(self) -> str | None:
         if self.is_under_way:
-            return "another one is under way"
+            return "another upgrade is running"
         if self._refusal is not None:
             return self._refusal
         if self._fleet.is_stopping or not self._fleet.is_serving:
-            return f"the server {'stops' if self._fleet.is_stopping else 'is starting'}"
+            return f"the server is {'stopping' if self._fleet.is_stopping else 'starting'}"
         return None
 
     def _refuse(self, why: str) -> None:
@@ -115,7 +115,7 @@ class Upgrade:
         log.error("not upgraded, and nothing has changed: %s", why)
 
     def _replace(self, recorded: list[int]) -> None:
-        """Become the new version; return only if that cannot be, or not yet."""
+        """Become the new version. Return only if that is not possible, or not yet."""
         signals.hold(self._held)
         if recorded:
             signals.release(self._held)
@@ -139,11 +139,11 @@ class Upgrade:
 
 
 class _Trial:
-    """The new version, asked whether it could take over."""
+    """The new version, which is asked whether it could take over."""
 
     def __init__(self, state: snapshot.Packed, timeout_s: float) -> None:
-        """Start it, where a worker would start now. Raises OSError."""
-        self._said_fd = os.memfd_create("limpet-trial", os.MFD_CLOEXEC)  # no pipe, which could be full
+        """Start it in the directory where a worker would start now. Raises OSError."""
+        self._said_fd = os.memfd_create("limpet-trial", os.MFD_CLOEXEC)  # not a pipe, which could fill up
         fd = snapshot.write(state)
         try:
             self.process = subprocess.Popen(
@@ -165,20 +165,20 @@ class _Trial:
         self._kill_at = time.monotonic() + timeout_s
 
     def ended(self) -> bool:
-        """Return whether it has ended; end it if its time is over. Blocks never."""
+        """Return whether the trial has ended. Kill it if its time is over. Never blocks."""
         if self.process.poll() is None and time.monotonic() > self._kill_at:
             self.process.kill()
         return self.process.poll() is not None
 
     def fault(self) -> str | None:
-        """Return why the new version cannot take over, None if it can. It has ended."""
+        """Return why the new version cannot take over, or None if it can. The trial must have ended."""
         with open(self._said_fd, "rb") as file:
             file.seek(0)
             said = file.read().decode(errors="replace")
         if self.process.returncode == 0 and said.endswith(PASSED):
             return None
         if self.process.returncode == -signal.SIGKILL:
-            return f"the trial of the new version was not over after {self._timeout_s:g} s"
+            return f"the trial of the new version did not end within {self._timeout_s:g} s"
         errors = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
         cause = errors[-1] if errors else f"its trial exited with code {self.process.returncode}"
         return f"the new version cannot take over: {cause}\n{said.rstrip()}"
@@ -189,20 +189,17 @@ def _command() -> list[str]:
 
 
 def inherited() -> tuple[snapshot.Packed | None, bool]:
-    """Return what the supervisor before this one has left, None if there was none, and whether this is a trial only.
-
-    Raises LimpetError.
-    """
+    """Return the state of the previous supervisor, or None, and whether this is only a trial. Raises LimpetError."""
     told, _, fd = os.environ.pop(_VARIABLE, "").partition(":")
     return (snapshot.read(int(fd)), told == "trial") if told else (None, False)
 
 
 def pass_on_trial(settings: Settings) -> NoReturn:
-    """End the trial of a supervisor that could be made: see whether the application can be imported, too."""
+    """Continue a trial in which the supervisor could be built: check whether the application can be imported, too."""
     identity = privileges.wanted(settings)
     if identity is not None:
-        identity.become()  # this runs code of users
-    fd = os.memfd_create("limpet-preflight", 0)  # inherited
+        identity.become()  # what follows runs user code
+    fd = os.memfd_create("limpet-preflight", 0)  # it must be inherited
     with open(fd, "wb", closefd=False) as file:
         file.write(settings.to_json().encode())
     os.execv(sys.executable, [sys.executable, "-P", "-m", "limpet.entry.preflight", str(fd)])

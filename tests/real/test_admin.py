@@ -210,7 +210,7 @@ def test_upgrade_keeps_the_address() -> None:
     with Limpet("tests.apps:echo", "--workers", "1", "--admin", "127.0.0.1:0") as server:
         before = server.status()["admin"]
         server.signal(signal.SIGUSR2)
-        wait_until(lambda: "workers serve on" in server.log, "the supervisor was replaced")
+        wait_until(lambda: "workers keep serving" in server.log, "the supervisor was replaced")
         assert server.status()["admin"] == before
         assert admin(server, "/ready").status == 200
         [upgrades] = scraped(server)["limpet_upgrades"].samples

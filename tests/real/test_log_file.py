@@ -29,7 +29,7 @@ def test_rotated_log_is_followed_by_every_process(tmp_path: Path) -> None:
         server.signal(signal.SIGUSR1)
 
         wait_until(path.exists, "there is a new file")
-        wait_until(lambda: "the log file was opened anew" in path.read_text(), "the supervisor uses it")
+        wait_until(lambda: "the log file was reopened" in path.read_text(), "the supervisor uses it")
         for user in range(8):
             server.request("/after", x_user=str(user))
         wait_until(lambda: path.read_text().count("/after") == 8, "the workers use it")

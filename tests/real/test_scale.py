@@ -63,7 +63,7 @@ def test_commands_and_signals_scale() -> None:
         wait_until(lambda: server.log.count("scaling to 2 done") == 2, "there is one less")
         refused = limpet_command("scale", "0", "--control", server.control)
         assert refused.returncode == 5
-        assert "is not a number of workers" in refused.stderr
+        assert "invalid number of workers" in refused.stderr
 
 
 @pytest.mark.parametrize(("backend", "upgraded"), [("kernel", True), ("dispatcher", False)])

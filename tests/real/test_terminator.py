@@ -122,7 +122,7 @@ def test_terminator_that_hangs_is_replaced(pair: Path, tmp_path: Path) -> None:
         with wire(server) as connection:
             perform(connection, [get("user-1", "/x")], homes(server))
         assert terminator(server)["pid"] != hung
-        assert f"(pid {hung}) has not moved for 2 s; it is killed" in server.log
+        assert f"(pid {hung}) has made no progress for 2 s; it is killed" in server.log
 
 
 def test_status_shows_the_terminator(server: Limpet) -> None:

@@ -148,7 +148,7 @@ def test_what_happens_while_there_is_no_supervisor_is_made_up_for(site: dict[str
             assert server.request(x_user=ada).json()["slot"] == 0
             assert fetch(lasting, x_user=eve).json()["slot"] == 1
             assert late.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").head()[0] == 200
-            assert "another one is under way" not in server.log
+            assert "another upgrade is running" not in server.log
             early.sendall(b' "status"}\n')
             assert early.recv(64).startswith(b'{"pid"')
         wait_until(lambda: server.status()["upgrades"]["done"] == 2, "the second SIGUSR2 was obeyed, too")
@@ -260,7 +260,7 @@ def test_version_that_sees_the_memory_differently_is_refused(copied: Path) -> No
         board.write_text(text.replace('    "received":', '    "new_cell": Figure("in front"),\n    "received":'))
         why = refusal(server)
         assert "cannot be replaced in place by version" in why
-        assert "its processes have the table `worker` of the scoreboard in another form" in why
+        assert "its processes use another format of the table `worker` of the scoreboard" in why
 
         board.write_text(
             text.replace("}\nDISPATCHER_CELLS", '    "new_cell": Figure("at the end"),\n}\nDISPATCHER_CELLS')

@@ -55,7 +55,7 @@ def test_terminator_hangs_that_does_not_end_its_turn_while_it_is_watched() -> No
     assert fault(*seconds) is None
     board.terminator(3).set("busy_since_ns", 90_000_000_000)
     assert fault(*seconds[:5]) is None
-    assert fault(*seconds) == "has not moved for 5 s"
+    assert fault(*seconds) == "has made no progress for 5 s"
     assert fault(seconds[0], seconds[-1]) is None  # nobody has looked in between
 
 

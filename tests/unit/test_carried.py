@@ -82,7 +82,7 @@ def test_state_of_the_same_version_fits() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"format": 0}, "its state has form 0"),
+        ({"format": 0}, "its state has format 0"),
         ({"wire": []}, "its workers pass connections in another form"),
         ({"layout": {**scoreboard.layout(), "worker": ["requests"]}}, "the table `worker` of the scoreboard"),
         ({"layout": {**scoreboard.layout(), "sizes": [1]}}, "the table `sizes` of the scoreboard"),

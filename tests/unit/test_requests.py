@@ -88,7 +88,7 @@ def test_failure_of_a_command_is_an_answer_and_a_traceback(caplog: pytest.LogCap
         stage.fleet.is_serving = True
         del stage.resources.board
         answer = commands(stage).answer({"command": "figures"})
-        assert answer["error"] == "the server failed to do that"
+        assert answer["error"] == "the command failed in the server"
         assert "AttributeError" in caplog.text
         stage.resources.close = lambda: None  # type: ignore[method-assign]  # nothing was started
 

@@ -77,5 +77,5 @@ def test_stop_cancels_changes_that_wait() -> None:
         change = stage.rolling.request("reload", [0, 1], 1)
         stage.rolling.go_on()
         stage.shutdown.begin(wait_for_connections=False)
-        assert (change.outcome, change.message) == ("failed", "the server stops")
+        assert (change.outcome, change.message) == ("failed", "the server is stopping")
         assert stage.fleet.changes.current is None
