@@ -1,1 +1,1 @@
-"""What operators see, and the socket by which they ask."""
+"""What operators see, and the socket through which they ask."""

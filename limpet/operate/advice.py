@@ -1,10 +1,11 @@
-"""What in the figures of a server tells that something is set up in a way that will not do.
+"""Warnings from a server's figures: signs of a setup that will not work well.
 
-Pure. Owns the signs and their words: each is a decision from what was counted in a while, with a hint that can be
-pasted. operate/advising.py counts and logs.
+Owns the signs and their texts. Each sign is decided from what was counted in an interval, and has a hint that can be
+pasted. Pure. operate/advising.py counts and logs.
 
-1. A sign needs _ENOUGH of what it is about: a handful of clients is never even.
-2. It says what was seen and what follows, not that it must be wrong: a hint is there to look or to change.
+1. A sign needs at least _ENOUGH connections or requests: a handful of clients is never evenly spread.
+2. A sign says what was seen and what follows from it. It does not claim that the setup is wrong; the hint says where to
+   look or what to change.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final, NamedTuple
 
 _ENOUGH: Final = 1000  # connections or requests
 _ONE_ADDRESS: Final = 0.97  # of the connections
-_MANY_TIMES: Final = 4.0  # as many requests as the mean of the other slots
+_MANY_TIMES: Final = 4.0  # times the mean number of requests of the other slots
 _NEARLY_FULL: Final = 0.8  # of the descriptors
 _FAST_CLOCKS: Final = frozenset(
     {"", "tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", "riscv_clocksource"}
@@ -23,7 +24,7 @@ _FAST_CLOCKS: Final = frozenset(
 
 
 class Sign(NamedTuple):
-    """One warning. Of one *cause* there is one in an hour."""
+    """One warning. Warnings with the same *cause* are logged at most once an hour."""
 
     cause: str
     text: str
@@ -34,18 +35,18 @@ class Sign(NamedTuple):
 class Facts:
     """What does not change while a server runs."""
 
-    chain: Sequence[str]  # the elements
+    chain: Sequence[str]  # the elements of the key chain
     server: str = "uvicorn"
     moves: bool = True
-    closes: bool = True  # each connection with its response, where it cannot move them
+    closes: bool = True  # whether it ends each connection with its response, if it cannot move connections
     has_dispatcher: bool = True
     descriptors: int = 1 << 20  # that a process may have
-    clock: str = ""  # what the kernel tells the time by
+    clock: str = ""  # the clock source of the kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What was counted in a while; what there is now; and which elements have found a key since the start."""
+    """What was counted in an interval, what there is now, and which elements have found a key since the start."""
 
     requests: Sequence[int] = ()  # of each slot
     received: Sequence[int] = ()
@@ -59,7 +60,7 @@ class Seen:
 
 
 def signs(facts: Facts, seen: Seen) -> Iterator[Sign]:
-    """Yield what is to be warned of."""
+    """Yield the warnings that are due."""
     crowd = list(_one_address(facts, seen))
     yield from crowd
     yield from _no_key(facts, seen)
@@ -72,12 +73,12 @@ def signs(facts: Facts, seen: Seen) -> Iterator[Sign]:
 def _one_address(facts: Facts, seen: Seen) -> Iterator[Sign]:
     if not facts.chain[0].startswith("ip"):
         return
-    if facts.has_dispatcher:  # a share p of all comes twice in a row in p * p of the cases
+    if facts.has_dispatcher:  # if a share p has one address, two in a row have it in p * p of the cases
         count, share = seen.handed, (seen.same_address / max(1, seen.handed)) ** 0.5
         what = "came from 1 address"
     else:
         count, share = sum(seen.received), max(seen.received, default=0) / max(1, sum(seen.received))
-        what = "came to 1 slot, most likely from 1 address"
+        what = "went to 1 slot, most likely from 1 address"
         share = share if len(seen.received) > 1 else 0.0
     if count >= _ENOUGH and share >= _ONE_ADDRESS:
         yield Sign(
@@ -93,9 +94,9 @@ def _no_key(facts: Facts, seen: Seen) -> Iterator[Sign]:
         chain = ",".join(facts.chain)
         yield Sign(
             "no key",
-            f"{seen.keyless / seen.handed:.0%} of the last {seen.handed} connections had no key by `{chain}`: each of "
-            "their clients is placed anew every time",
-            f"`limpet explain` shows why for a request; `--by {chain},affinity` gives them a cookie of limpet's",
+            f"{seen.keyless / seen.handed:.0%} of the last {seen.handed} connections had no key for `{chain}`: their "
+            "clients may get a different worker each time",
+            f"`limpet explain` shows why for a request; `--by {chain},affinity` gives them a cookie from limpet",
         )
 
 
@@ -104,9 +105,10 @@ def key_is_set(facts: Facts) -> Sign:
     cookies = ",".join(each for each in facts.chain if each.startswith("cookie:"))
     return Sign(
         "key set",
-        f"the application sets a cookie that is the key (`{cookies}`): a client that gets one, or a new value, goes to "
-        "another worker with its next request",
-        f"`--learn {cookies}` keeps it where the cookie was made; `--by affinity` goes by a cookie of limpet's",
+        f"the application sets a cookie that is the key (`{cookies}`): a client that gets the cookie, or a new value, "
+        "goes to another worker with its next request",
+        f"`--learn {cookies}` keeps the client on the worker that made the cookie; `--by affinity` routes by a cookie "
+        "from limpet",
     )
 
 
@@ -121,14 +123,17 @@ def _busy_slot(facts: Facts, seen: Seen) -> Iterator[Sign]:
         yield Sign(
             "busy slot",
             f"slot {slot} has served {most / total:.0%} of the last {total} requests, {times} the mean of the others: "
-            "a key of its clients carries very much",
-            f"`limpet status` shows the slots, `--access-log` the digest of each request; a finer `--by` than "
-            f"`{','.join(facts.chain)}` divides it",
+            "one of its keys probably has very many requests",
+            f"`limpet status` shows the slots, `--access-log` the digest of each request's key; a key chain with more "
+            f"different keys than `{','.join(facts.chain)}` spreads them",
         )
 
 
 def _idle_elements(facts: Facts, seen: Seen) -> Iterator[Sign]:
-    """Elements that were asked, since one behind them has found a key or nobody has, and have never found one."""
+    """Yield a sign for each element that never found a key. Only elements that were asked count.
+
+    An element was asked if an element behind it found a key, or if no element did.
+    """
     if seen.routed < _ENOUGH:
         return
     for number, element in enumerate(facts.chain):
@@ -136,11 +141,11 @@ def _idle_elements(facts: Facts, seen: Seen) -> Iterator[Sign]:
         asked = seen.any_keyless or any(each in seen.found for each in behind)
         if asked and element not in seen.found:
             rest = ",".join(each for each in facts.chain if each != element)
-            remedy = f"; without it: `--by {rest}`" if rest else ""
+            remedy = f"; to remove it: `--by {rest}`" if rest else ""
             yield Sign(
                 f"idle element {element}",
                 f"`{element}` of the key chain has found no key in {seen.routed} connections",
-                f"`limpet explain` shows for a request what it looks for{remedy}",
+                f"`limpet explain` shows for a request what the element looks for{remedy}",
             )
 
 
@@ -151,9 +156,9 @@ def _cannot_move(facts: Facts, seen: Seen) -> Iterator[Sign]:
         return
     yield Sign(
         "cannot move",
-        f"each of the last {requests} requests needed a connection of its own: {facts.server} cannot move connections "
-        "between workers",
-        "`--server uvicorn` moves them, and keeps them open",
+        f"each of the last {requests} requests needed its own connection, because {facts.server} cannot move "
+        "connections between workers",
+        "`--server uvicorn` moves connections and keeps them open",
     )
 
 
@@ -162,13 +167,13 @@ def _limits(facts: Facts, seen: Seen) -> Iterator[Sign]:
     if most >= _NEARLY_FULL * facts.descriptors:
         yield Sign(
             "descriptors",
-            f"worker {slot} has {most} connections and copies, and may have {facts.descriptors} descriptors",
-            f"`ulimit -n {16 * facts.descriptors}` before the start; in a unit of systemd "
+            f"worker {slot} has {most} connections and copies, and its limit is {facts.descriptors} descriptors",
+            f"`ulimit -n {16 * facts.descriptors}` before the start; in a systemd unit "
             f"`LimitNOFILE={16 * facts.descriptors}`",
         )
     if facts.clock not in _FAST_CLOCKS:
         yield Sign(
             "clock",
-            f"this machine tells the time by `{facts.clock}`, which costs each request microseconds",
-            "`cat /sys/devices/system/clocksource/clocksource0/available_clocksource` shows what else there is",
+            f"the clock source of this machine is `{facts.clock}`, which costs each request microseconds",
+            "`cat /sys/devices/system/clocksource/clocksource0/available_clocksource` shows the alternatives",
         )

@@ -1,8 +1,9 @@
-"""Warnings that help: figures looked at from time to time, and what operate/advice.py makes of them logged.
+"""Helpful warnings: it looks at the figures from time to time and logs what operate/advice.py makes of them.
 
-Owns when it looks, and how often it says the same: once an hour for each cause. Reads the scoreboard; changes nothing.
+Owns when it looks, and how often it repeats a warning: once an hour for each cause. Reads the scoreboard and changes
+nothing. supervisor/companions.py calls it in each turn.
 
-1. A while lasts until there is enough to judge, _LONGEST_S at most.
+1. An interval lasts until there is enough to judge, but at most _LONGEST_S.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ class Adviser:
         self._keys_set = False
 
     def look(self, now: float) -> None:
-        """Warn of what is to be seen now. *now* is monotonic."""
+        """Log the warnings that are due. *now* is monotonic."""
         if now < self._look_at or not self._fleet.is_serving or self._fleet.is_stopping:
             return
         self._look_at = now + _LOOK_S
         slots, dispatchers = status.counted(self._fleet)
-        if not self._keys_set and any(slot["keys_set"] for slot in slots):  # at once, and once: it is a matter of code
+        if not self._keys_set and any(
+            slot["keys_set"] for slot in slots
+        ):  # At once, and only once: this is a matter of the application's code.
             self._keys_set = True
             sign = advice.key_is_set(self._facts())
             log.warning("%s (hint: %s)", sign.text, sign.hint)

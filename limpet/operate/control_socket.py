@@ -1,14 +1,15 @@
-"""The control socket: how `limpet status` and its like talk to a running server.
+"""The control socket: how commands such as `limpet status` talk to a running server.
 
-Owns both ends of the conversation and the place of the socket: one JSON object a line in each direction, on a unix
-socket that only its owner may use (0600 in a 0700 directory). What a command means is the supervisor's business.
+Owns both ends of the conversation and the place of the socket. Each side sends one JSON object on a line, over a unix
+socket that only its owner may use (0600 in a 0700 directory). supervisor/commands.py gives the commands their meaning.
 
-Who calls is known by the kernel, whatever rights the file has got: root, the user of the supervisor, and the one of its
-children, whose file it is.
+The kernel reports who calls, whatever the permissions of the file. Allowed are root, the user of the supervisor, and
+the user of its children, who owns the file.
 
-1. The supervisor's side never blocks: a caller that sends half a line, or nothing, is dropped after _PATIENCE_S.
-2. A caller that asked to stop is told when that has begun, and sees the end of the line when it is done.
-3. A command whose caller has gone is not carried out: nobody would learn what came of it.
+1. The supervisor's side never waits for a caller's line. A caller that sends half a line or nothing is dropped after
+   _PATIENCE_S.
+2. A caller that asked to stop gets an answer when the stop has begun. Its connection closes when the server has ended.
+3. A command whose caller has gone is not carried out, because no one would learn the result.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ Answer = Callable[[Message], Message]
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _PATIENCE_S: Final = 5.0
 _CONNECT_S: Final = 5.0
-_LONGEST_LINE: Final = 1 << 20  # bytes; `limpet where` may carry many keys
+_LONGEST_LINE: Final = 1 << 20  # bytes; `limpet where` may send many keys
 _LONGEST_ANSWER: Final = 64 << 20  # bytes; `limpet where` may ask for a million keys
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MOST_CALLERS: Final = 64
-_ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, as without free descriptors
+_ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, for example without free descriptors
 log = logging.getLogger("limpet")
 
 
@@ -58,7 +59,7 @@ class _Caller:
 
 
 class ControlServer:
-    """The supervisor's side. Owns the socket and its file; `close` removes it."""
+    """The supervisor's side. Owns the socket and its file; `close` removes the file."""
 
     def __init__(
         self,
@@ -68,9 +69,10 @@ class ControlServer:
         selector: selectors.BaseSelector,
         owner: Identity | None = None,
     ) -> None:
-        """Answer who calls at *listener*, the socket at *path*: root, this user, and its *owner*.
+        """Answer callers at *listener*, the socket at *path*: root, this user, and *owner*.
 
-        The keys it registers with *selector* carry a function to call with the monotonic time when they are readable.
+        Each key that it registers with *selector* has as its data a function, to be called with the monotonic time when
+        the key is readable.
         """
         self.path = path
         self._answer = answer
@@ -83,7 +85,10 @@ class ControlServer:
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def pack(self) -> dict[str, Any]:
-        """Return what `adopt` needs in another program of this process: who is in mid-question is not forgotten."""
+        """Return what `adopt` needs in another program in this process.
+
+        Callers in the middle of a request are included.
+        """
         asking = [(caller, state.unread) for caller, state in self._callers.items() if state.deadline != float("inf")]
         callers = [{"fd": caller.fileno(), "unread": unread.hex()} for caller, unread in asking]
         return {"path": str(self.path), "fd": self._listener.fileno(), "callers": callers}
@@ -104,7 +109,7 @@ class ControlServer:
         return server
 
     def expire(self, now: float) -> None:
-        """Drop the callers whose time is over, and listen again after there was no free descriptor."""
+        """Drop the callers whose time is over. Accept again after a pause because of missing descriptors."""
         if 0 < self._listen_again_at <= now:
             self._listen_again_at = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -117,7 +122,7 @@ class ControlServer:
             self._drop(caller)
         if not self._listen_again_at:
             self._selector.unregister(self._listener)
-        # As long as the socket is open no other file can have its inode: a file that has replaced it stays.
+        # While the socket is open, no other file can have its inode. So a file that has replaced it is kept.
         if inode_of(str(self.path)) == self._inode:
             self.path.unlink(missing_ok=True)
         self._listener.close()
@@ -127,14 +132,14 @@ class ControlServer:
             caller, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):
             return
-        except OSError:  # as without free descriptors: the caller waits, and would wake the loop all the time
+        except OSError:  # for example no free descriptor: the caller stays in the backlog and keeps waking the loop
             self._selector.unregister(self._listener)
             self._listen_again_at = now + _ACCEPT_PAUSE_S
             return
         credentials = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(credentials)
         if uid not in self._allowed:
-            log.warning("user %d (pid %d) may not ask at the control socket", uid, pid)
+            log.warning("user %d (pid %d) may not use the control socket", uid, pid)
             caller.close()
             return
         caller.setblocking(False)
@@ -169,7 +174,7 @@ class ControlServer:
                 self._drop(caller)
                 return
             state.deadline = float("inf")  # rule 2: it stays until the caller closes, or this server ends
-            with contextlib.suppress(OSError):  # an answer fits into the socket's buffer, or the caller is reading it
+            with contextlib.suppress(OSError):  # the answer fits into the socket's buffer, or the caller reads it
                 caller.settimeout(_PATIENCE_S)
                 caller.sendall(json.dumps(self._respond(line)).encode() + b"\n")
                 caller.setblocking(False)
@@ -177,22 +182,22 @@ class ControlServer:
     def _respond(self, line: bytes) -> Message:
         try:
             request = json.loads(line)
-        except (ValueError, RecursionError):  # the latter for thousands of brackets
+        except (ValueError, RecursionError):  # RecursionError: thousands of brackets
             return {"error": "not a JSON object"}
         return self._answer(request) if isinstance(request, dict) else {"error": "not a JSON object"}
 
 
 def _has_gone(caller: socket.socket) -> bool:
-    """Return whether *caller* has closed its socket, and not only said that it will send no more."""
+    """Return whether *caller* has closed its socket, and has not only shut down its sending side."""
     poll = select.poll()
     poll.register(caller, 0)
-    return bool(poll.poll(0))  # POLLHUP: for a unix socket both directions are closed then
+    return bool(poll.poll(0))  # POLLHUP on a unix socket means that both directions are closed
 
 
 def listen(path: str | None, name: str, owner: Identity | None = None) -> tuple[Path, socket.socket]:
     """Return a socket that listens on *path*, by default a new file in the runtime directory. Raises ListenError.
 
-    The file is *owner*'s, by default this user's.
+    The file belongs to *owner*, by default to this user.
     """
     where = Path(path) if path else runtime_dir() / f"{name}-{os.getpid()}.sock"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -208,22 +213,22 @@ def listen(path: str | None, name: str, owner: Identity | None = None) -> tuple[
         if owner is not None:
             give(str(where), owner)
             if path is None:
-                where.parent.chmod(0o711)  # the owner has to reach the file, by its name
+                where.parent.chmod(0o711)  # the owner must be able to reach the file by its name
         listener.listen(_MOST_CALLERS)
     except OSError as error:
         listener.close()
         reason = (error.strerror or str(error)).lower()
-        hint = "`--control PATH` puts the control socket elsewhere"
+        hint = "`--control PATH` puts the control socket somewhere else"
         raise ListenError(f"cannot open the control socket `{where}`: {reason}", hint=hint) from None
     listener.setblocking(False)
     return where, listener
 
 
 def ask(path: str | None, request: Message, *, timeout_s: float = 10.0, until_end: float | None = None) -> Message:
-    """Return a running server's answer to *request*.
+    """Return a running server's answer to *request*. Raises ControlError. Blocks until the answer, at most *timeout_s*.
 
-    *path* is its control socket, by default the only one in the runtime directory. With *until_end* also wait at most
-    that many seconds until the server has ended. Raises ControlError. Blocks until the answer, at most *timeout_s*.
+    *path* is the server's control socket, by default the only one in the runtime directory. With *until_end*, also
+    waits up to that many seconds until the server has ended.
     """
     if path:
         connection = _trusted(Path(path), _connect(Path(path), min(timeout_s, _CONNECT_S)), is_named=True)
@@ -243,7 +248,7 @@ def ask(path: str | None, request: Message, *, timeout_s: float = 10.0, until_en
                 "the server did not finish in time", hint="`limpet status` shows what it is doing"
             ) from None
         except OSError as error:
-            raise ControlError(f"the server went away: {error.strerror}") from None
+            raise ControlError(f"the connection to the server was lost: {error.strerror}") from None
     if "error" in answer:
         raise ControlError(answer["error"], hint=answer.get("hint"))
     return answer
@@ -257,7 +262,7 @@ def _read_line(connection: socket.socket) -> Message:
             raise ControlError("the server ended before it answered")
         data += part
         if len(data) > _LONGEST_ANSWER:
-            raise ControlError("the server does not stop talking")
+            raise ControlError("the answer of the server is too long")
     try:
         answer = json.loads(data)
     except (ValueError, RecursionError):
@@ -268,7 +273,7 @@ def _read_line(connection: socket.socket) -> Message:
 
 
 def _printable(value: Any) -> Any:
-    """Return *value* with the control characters of all its strings escaped: a terminal would obey them."""
+    """Return *value* with the control characters in all its strings escaped, because a terminal would obey them."""
     match value:
         case str():
             return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
@@ -281,13 +286,13 @@ def _printable(value: Any) -> Any:
 
 def _connect(path: Path, timeout_s: float = _CONNECT_S) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(timeout_s)  # a server that is stopped has a backlog, and that may be full
+    connection.settimeout(timeout_s)  # the backlog of a stopped server may be full
     try:
         connection.connect(str(path))
     except OSError as error:
         connection.close()
         is_full = isinstance(error, TimeoutError | BlockingIOError)
-        why = "it does not accept" if is_full else (error.strerror or str(error)).lower()
+        why = "it does not accept connections" if is_full else (error.strerror or str(error)).lower()
         raise ControlError(
             f"no server answers on `{path}`: {why}",
             hint="`limpet run APP` starts one; `--control PATH` names another",
@@ -296,7 +301,7 @@ def _connect(path: Path, timeout_s: float = _CONNECT_S) -> socket.socket:
 
 
 def _connect_to_only() -> socket.socket:
-    """Return a connection to the only running server of this user. Raises ControlError if there is none, or several."""
+    """Return a connection to the only running server of this user. Raises ControlError if none runs, or several."""
     directory = runtime_dir()
     if directory.exists() and (why := _not_private(directory)):
         raise ControlError(f"`{directory}` {why}", hint="`--control PATH` names the control socket of the server")
@@ -310,30 +315,32 @@ def _connect_to_only() -> socket.socket:
         connection.close()
     if alive:
         names = ", ".join(f"`{path}`" for path, _ in alive)
-        raise ControlError(f"{len(alive)} servers run: {names}", hint=f"`--control {alive[0][0]}` takes the first")
-    raise ControlError(f"no server runs: `{directory}` has no control socket", hint="`limpet run APP` starts one")
+        raise ControlError(
+            f"{len(alive)} servers are running: {names}", hint=f"`--control {alive[0][0]}` chooses the first"
+        )
+    raise ControlError(f"no server is running: `{directory}` has no control socket", hint="`limpet run APP` starts one")
 
 
 def _make_private(directory: Path) -> None:
-    """Make *directory* if it is not there. Raises PermissionError when somebody else could write into it."""
+    """Make *directory* if it does not exist. Raises PermissionError if other users could write into it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if why := _not_private(directory):
         raise PermissionError(1, f"{directory} {why}")
 
 
 def _not_private(directory: Path) -> str | None:
-    """Return why others could have put something into *directory*, None if only this user can."""
+    """Return why other users could have put something into *directory*, or None if only this user can."""
     found = directory.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
-        return "is not a directory of this user alone"
+        return "is not a directory that only this user can write to"
     return None
 
 
 def _trusted(path: Path, connection: socket.socket, *, is_named: bool) -> socket.socket:
-    """Return *connection* if the server at its other end may read keys. Raises ControlError, and closes it, otherwise.
+    """Return *connection* if the server at its other end may read keys. Otherwise close it and raise ControlError.
 
-    The kernel says as whom that process began to listen: it has to be root or this user. Root may name the socket of
-    any user's server.
+    The kernel reports the user of the process that began to listen. It must be root or this user. Root may name the
+    socket of any user's server.
     """
     _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     if uid in (0, os.geteuid()) or (is_named and os.geteuid() == 0):
@@ -343,7 +350,10 @@ def _trusted(path: Path, connection: socket.socket, *, is_named: bool) -> socket
 
 
 def _remove_dead(path: Path, owner: Identity | None) -> None:
-    """Remove the socket file of a server that was killed. Another user's stays, and one in use: bind says so."""
+    """Remove the socket file of a server that was killed.
+
+    A file of another user, or one in use, stays; `bind` then fails.
+    """
     with contextlib.suppress(FileNotFoundError):
         found = path.lstat()
         ours = {os.geteuid(), *(owner or ())[:1]}

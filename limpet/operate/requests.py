@@ -1,10 +1,10 @@
-"""What may be asked at the control socket: for each command, its fields and what they hold.
+"""What clients can ask at the control socket: for each command, its fields and their types.
 
-Owns the one table by which every request is checked before anybody acts on it. Pure. What a command means is
-supervisor/commands.py's.
+Owns the one table that every request is checked against before anything acts on it. Pure. supervisor/commands.py gives
+the commands their meaning.
 
 1. `checked` returns a request whose fields have the types of the table, or raises ControlError in the words of the
-   table. Fields that the table does not name are left out: a newer client may send them.
+   table. It drops fields that the table does not name, because a newer client may send them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LONGEST_KEY: Final = 65_536  # bytes: no request head is longer
 class Field(NamedTuple):
     """One field of a request."""
 
-    what: str  # in words, for who sends something else
+    what: str  # in words, for the error message
     fits: Callable[[object], bool]
     is_needed: bool = True
 
@@ -45,7 +45,7 @@ def _is_hex(found: object, sizes: tuple[int, ...] = ()) -> bool:
 
 
 def _is_key(found: object) -> bool:
-    """Return whether *found* is a key as text, as cli/explain.py has found it, or an affinity cookie."""
+    """Return whether *found* is a key as text, a key that cli/explain.py has found, or an affinity cookie."""
     if isinstance(found, str):
         return len(found) <= _LONGEST_KEY
     if not isinstance(found, dict):
@@ -79,7 +79,7 @@ _COMMANDS: Final[Mapping[str, Mapping[str, Field]]] = {
 
 
 def checked(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of *request* that its command has, and `command`. Raises ControlError."""
+    """Return `command` and those fields of *request* that its command has. Raises ControlError."""
     command = request.get("command")
     fields = _COMMANDS.get(command) if isinstance(command, str) else None
     if fields is None:
@@ -90,7 +90,7 @@ def checked(request: Mapping[str, Any]) -> dict[str, Any]:
         if value is None and not field.is_needed:
             continue
         if not field.fits(value):
-            raise ControlError(f"`{command}` needs `{name}`: {field.what}, not {_shown(value)}")
+            raise ControlError(f"`{command}`: `{name}` must be {field.what}, not {_shown(value)}")
         found[name] = value
     return found
 

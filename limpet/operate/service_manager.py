@@ -1,17 +1,17 @@
 """What the service manager is told: the notify protocol of systemd.
 
-Owns the datagrams and when they are due. Looks at the supervisor at each turn of its loop and says what has changed;
-the supervisor knows nothing of it. A library would save the lines of `_flush` and could not send descriptors.
+Owns the datagrams and when they are sent. supervisor/companions.py calls `look` in each turn of the loop; it compares
+the fleet with what was sent last. A library would only replace `_flush`, and could not send descriptors.
 
-1. READY is said when clients may come, MAINPID with it; RELOADING while workers are renewed; STOPPING at the start of
-   the end.
-2. WATCHDOG is said by the loop itself, at twice the pace that is asked for, and only while at least one slot has a
-   worker or is getting one at the first try: a server that cannot start any is as good as one that hangs.
-3. While it starts or stops, it asks for more time: `--start-timeout` and `--graceful-timeout` bound that, and the
-   manager's own limits should not cut it short.
-4. If it keeps descriptors (FDSTORE), it gets the listeners: should this process be killed, the next one has them from
-   the start, and no client is refused meanwhile.
-5. What cannot be sent now is sent at the next look, in order. Blocks never.
+1. READY, with MAINPID, is sent when clients can connect; RELOADING while workers are renewed; STOPPING when the server
+   begins to stop.
+2. WATCHDOG is sent from the loop itself, twice as often as required. It is sent only while at least one slot has a
+   worker or starts one for the first time: a server that cannot start any worker is as useless as one that hangs.
+3. While the server starts or stops, it asks for more time. `--start-timeout` and `--graceful-timeout` bound these
+   phases; the manager's own limits should not end them earlier.
+4. If the manager keeps descriptors (FDSTORE), it gets the listeners. If this process is killed, the next one has them
+   from the start, and no client is refused in between.
+5. What cannot be sent now is sent at the next look, in order. It never blocks.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from limpet.fleet.fleet import Fleet, Phase
 from limpet.fleet.lifecycle import Life, State
 from limpet.system import activation
 
-_MORE_TIME_S: Final = 30.0  # asked for at once; again when a third of it has passed
-_MOST_UNSENT: Final = 1024  # messages for a manager that does not read
+_MORE_TIME_S: Final = 30.0  # the time asked for, again after each third of it
+_MOST_UNSENT: Final = 1024  # messages, if the manager does not read
 log = logging.getLogger("limpet")
 
 
@@ -47,13 +47,13 @@ class Manager:
         self._more_time_at = 0.0
         self._phase = "starting"
         self._status = ""
-        self._unsent: deque[tuple[str, int]] = deque()  # with a descriptor, or -1
-        self._kept: set[str] = set()  # names of descriptors that it has
+        self._unsent: deque[tuple[str, int]] = deque()  # text and a descriptor, or -1
+        self._kept: set[str] = set()  # names of the descriptors that the manager keeps
         self._to_forget = activation.all_kept()
         self._keeps = activation.keeps(environ)
 
     def look(self, fleet: Fleet, now: float) -> None:
-        """Say what has changed, and what is due. *now* is monotonic."""
+        """Send what has changed and what is due. *now* is monotonic."""
         if self._socket is None:
             return
         lives = [slot.life for slot in fleet.slots]
@@ -77,14 +77,17 @@ class Manager:
             self._flush()
 
     def _keep(self, fleet: Fleet) -> None:
-        """Give it the listeners that it does not have yet; first let it forget those that are of no use any more."""
+        """Give the manager the listeners that it does not have yet.
+
+        First have it drop those that are no longer used.
+        """
         listeners = {
             activation.kept_name(member.bind.text, number): member.sock.fileno()
             for members in fleet.backend.listeners()
             for number, member in enumerate(members)
             if member.bind.kind != "fd"
         }
-        for old in self._to_forget if not fleet.upgrades else ():  # else the last supervisor has done that
+        for old in self._to_forget if not fleet.upgrades else ():  # else the previous supervisor has done that
             if old.name not in listeners:
                 self._say("FDSTOREREMOVE=1", f"FDNAME={old.name}")
                 os.close(old.fd)
@@ -98,7 +101,7 @@ class Manager:
             self._unsent.append(("\n".join(lines), fd))
 
     def _flush(self) -> bool:
-        """Send what can be sent; return whether that was all."""
+        """Send what can be sent. Return whether nothing is left."""
         assert self._socket is not None
         try:
             while self._unsent:
@@ -106,11 +109,11 @@ class Manager:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
                 self._socket.sendmsg([text.encode()], rights, 0, self._address)
                 self._unsent.popleft()
-        except BlockingIOError:  # it does not read as fast as this: at the next look
+        except BlockingIOError:  # the manager reads too slowly: try again at the next look
             return False
         except OSError as error:
             self._unsent.clear()
-            log.warning("the service manager cannot be told anything: %s (hint: see NOTIFY_SOCKET)", reason(error))
+            log.warning("cannot send messages to the service manager: %s (hint: see NOTIFY_SOCKET)", reason(error))
             self._socket.close()
             self._socket = None
             return False
@@ -118,7 +121,7 @@ class Manager:
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float:
-    """Return within how many seconds the manager wants a sign of life from this process; 0 if it wants none."""
+    """Return within how many seconds the manager expects a sign of life from this process; 0 if it expects none."""
     try:
         meant = int(environ.get("WATCHDOG_PID") or os.getpid()) == os.getpid()
         return int(environ.get("WATCHDOG_USEC", "0")) / 1e6 if meant else 0.0

@@ -1,7 +1,8 @@
-"""What a running server says of itself: the answers to `limpet status` and `limpet where`, and its figures.
+"""What a running server reports about itself: the answers to `limpet status` and `limpet where`, and its figures.
 
-Owns the shapes of these answers, a contract: keys may be added, never renamed. Reads the supervisor's state and the
-scoreboard; changes nothing. Figures are called as they are declared, in ipc/scoreboard.py and ipc/figures.py.
+Owns the shapes of these answers. They are a contract: keys may be added, never renamed. Reads the `Fleet` and the
+scoreboard and changes nothing. supervisor/commands.py calls it. Figures have the names of their declarations in
+ipc/scoreboard.py and ipc/figures.py.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from limpet.routing.learned_ids import CAPACITY
 from limpet.system import proc
 from limpet.version import __version__
 
-_MOST_RANKED = 8  # slots that a key's entry names
+_MOST_RANKED = 8  # slots in the `rank` of a key
 
 
 def status(fleet: Fleet, admin_url: str | None) -> dict[str, Any]:
-    """Return the answer to `limpet status`; *admin_url* is where the admin page is."""
+    """Return the answer to `limpet status`. *admin_url* is the address of the admin page."""
     slots = [_slot(fleet, member) for member in fleet.shown()]
     counted = Counter(_of_dispatchers(fleet)) + Counter(fleet.resources.board.supervisor().of_kind(Kind.TOTAL))
     counted.update(_of_terminators(fleet))
@@ -66,8 +67,8 @@ def status(fleet: Fleet, admin_url: str | None) -> dict[str, Any]:
 def where(fleet: Fleet, keys: list[str | dict[str, Any]]) -> dict[str, Any]:
     """Return the answer to `limpet where`: one entry for each of *keys*. Raises SettingsError.
 
-    A key is text, `[ELEMENT=]KEY`, or as cli/explain.py has it: what an element found, or an affinity cookie, whose
-    entry is None if it is not this server's.
+    A key is text, `[ELEMENT=]KEY`, or has the form of cli/explain.py: what an element found, or an affinity cookie. The
+    entry of a cookie is None if this server did not make it.
     """
     return {"keys": [None if (key := _key(fleet, each)) is None else _home(fleet, key) for each in keys]}
 
@@ -82,7 +83,7 @@ def _key(fleet: Fleet, asked: str | dict[str, Any]) -> Key | None:
 
 
 def _home(fleet: Fleet, key: Key) -> dict[str, Any]:
-    """Return where *key* is served, and why there."""
+    """Return where *key* is served, and why."""
     route = fleet.router.where(key)
     member = fleet.slots[route.slot]
     return {
@@ -101,7 +102,10 @@ def _home(fleet: Fleet, key: Key) -> dict[str, Any]:
 
 
 def routing(fleet: Fleet) -> dict[str, Any]:
-    """Return what another process needs to find keys as this server does; where they live only this one can say."""
+    """Return what another process needs to find keys as this server does.
+
+    Only the server can say where they are served.
+    """
     router, settings = fleet.router, fleet.settings
     return {
         "binds": list(settings.bind),
@@ -115,7 +119,7 @@ def routing(fleet: Fleet) -> dict[str, Any]:
 
 
 def figures(fleet: Fleet) -> dict[str, Any]:
-    """Return all figures: of the server, of each slot with what is used of its tables, and of the dispatchers."""
+    """Return all figures: of the server, of each slot and its tables, and of dispatchers and terminators."""
     now, board = time.monotonic(), fleet.resources.board
     awaited = _now(fleet.dispatchers, board.dispatcher)
     return {
@@ -139,7 +143,7 @@ def figures(fleet: Fleet) -> dict[str, Any]:
 
 
 def _ahead(fleet: Fleet, member: Member) -> dict[str, Any]:
-    """Return the figures of a process that connections pass before their worker."""
+    """Return the figures of a process that connections pass before they reach their worker."""
     child, is_dispatcher = member.child, member.role == "dispatcher"
     row_of = fleet.resources.board.dispatcher if is_dispatcher else fleet.resources.board.terminator
     held = row_of(child.row).of_kind(Kind.NOW) if child else Counter[str]()
@@ -160,7 +164,7 @@ def _cpu_s(child: Child | None) -> float:
 
 
 def _figures_of(fleet: Fleet, member: Member, now: float) -> dict[str, Any]:
-    """Return the figures of one slot, and what is used of its tables and may be."""
+    """Return the figures of one slot, and for each of its tables how much is used and the bound."""
     board, number, child = fleet.resources.board, member.number, member.child
     held_back = _held_back(fleet, number)
     in_charge = board.worker(child.row).of_kind(Kind.NOW, Kind.CLOCK) if child else {}
@@ -191,7 +195,7 @@ def _figures_of(fleet: Fleet, member: Member, now: float) -> dict[str, Any]:
 
 
 def counted(fleet: Fleet) -> tuple[list[Counter[str]], Counter[str]]:
-    """Return what the workers of each slot in the table have counted, and all dispatchers."""
+    """Return what the workers of each slot in the table have counted, and what all dispatchers have counted."""
     return [_of_slot(fleet, member) for member in fleet.slots[: fleet.router.slots]], _of_dispatchers(fleet)
 
 
@@ -220,7 +224,7 @@ def _of_terminators(fleet: Fleet) -> Counter[str]:
 
 
 def _now(members: list[Member], row_of: Callable[[int], Row]) -> Counter[str]:
-    """Return what all processes of *members* have in hand, and may have."""
+    """Return the current figures of all processes of *members*, added up."""
     found = Counter(dict.fromkeys(row_of(0).of_kind(Kind.NOW), 0))
     for child in _processes(members):
         found.update(row_of(child.row).of_kind(Kind.NOW))
@@ -228,7 +232,7 @@ def _now(members: list[Member], row_of: Callable[[int], Row]) -> Counter[str]:
 
 
 def _terminator(fleet: Fleet, member: Member) -> dict[str, Any]:
-    """Return what to say of a terminator: of the process in charge, and of those that end with their connections."""
+    """Return the entry of a terminator: the process in charge, and those that end with their connections."""
     board, in_charge = fleet.resources.board, member.child
     return {
         "pid": in_charge.pid if in_charge else None,
@@ -243,7 +247,7 @@ def _terminator(fleet: Fleet, member: Member) -> dict[str, Any]:
 
 
 def _pending(fleet: Fleet, dispatchers: list[Member]) -> int:
-    """Return how many connections wait for their head in *dispatchers*."""
+    """Return how many connections in *dispatchers* wait for their request head."""
     return sum(fleet.resources.board.dispatcher(child.row)["pending"] for child in _processes(dispatchers))
 
 
@@ -252,17 +256,17 @@ def _processes(members: list[Member]) -> list[Child]:
 
 
 def _held_back(fleet: Fleet, number: int) -> int:
-    """Return how many connections dispatchers hold since the channel of slot *number* is full."""
+    """Return how many connections dispatchers hold because the channel of slot *number* is full."""
     return sum(fleet.resources.board.waiting(child.row, number)["waiting"] for child in _processes(fleet.dispatchers))
 
 
 def _queued(fleet: Fleet, number: int) -> int:
-    """Return how many connections wait for the worker of slot *number*, wherever that is."""
+    """Return how many connections wait for the worker of slot *number*, in all places."""
     return fleet.resources.channels[number].queued() + _held_back(fleet, number) + fleet.backend.queued(number)
 
 
 def _slot(fleet: Fleet, member: Member) -> dict[str, Any]:
-    """Return what to say of a slot: of the worker in charge, and what all its workers have counted."""
+    """Return the entry of a slot: the worker in charge, and what all its workers have counted."""
     number, board = member.number, fleet.resources.board
     counted = _of_slot(fleet, member)
     in_charge = board.worker(member.child.row).values() if member.child else {}

@@ -1,11 +1,11 @@
-"""Files watched for `--reload`: when one changes, the supervisor begins a rolling reload. For development.
+"""Watching files for `--reload`: when one changes, the supervisor starts a rolling reload. For development.
 
-Owns both sides: a child that watches (`python -m limpet.operate.watch`, with the library watchfiles) and says what has
-changed, and the supervisor's end of the line to it. What a reload is, the supervisor knows.
+Owns both sides: a child process that watches (`python -m limpet.operate.watch`, using the library watchfiles) and
+reports changes, and the supervisor's end of the line to it. The supervisor does the reload.
 
-1. A Python file that does not compile is no reason to reload: the old version serves on, and the log has the error.
-   What shows only when it is imported ends the reload in the same way, since a worker takes over when it is ready.
-2. Watching never costs the server anything: if the child ends, files are no longer watched, and the log says so.
+1. A Python file that does not compile starts no reload: the old version keeps serving, and the log has the error. An
+   error that shows only during import ends the reload in the same way, because a worker takes over only when ready.
+2. Watching never harms the server. If the child ends, files are no longer watched, and the log says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from limpet.errors import SettingsError
 from limpet.ipc.control_link import Link, LinkClosedError
 from limpet.system import descriptors, signals
 
-_MOST_NAMED: Final = 3  # files in a log line
+_MOST_NAMED: Final = 3  # files named in a log line
 log = logging.getLogger("limpet")
 
 
@@ -36,7 +36,7 @@ def check(folders: Sequence[str]) -> None:
         raise SettingsError("`--reload` needs watchfiles", hint="`pip install 'limpet[reload]'`")
     for folder in folders:
         if not os.path.isdir(folder):
-            raise SettingsError(f"`--reload-dir {folder}`: there is no such directory")
+            raise SettingsError(f"the directory of `--reload-dir {folder}` does not exist")
 
 
 class Watcher:
@@ -45,7 +45,7 @@ class Watcher:
     def __init__(
         self, folders: Sequence[str] | None, selector: selectors.BaseSelector, changed: Callable[[], object]
     ) -> None:
-        """Watch *folders*, none for the current one, while this is a context; None watches nothing.
+        """Watch *folders* while this is a context. An empty list means the current directory; None watches nothing.
 
         *changed* is called when files have changed.
         """
@@ -76,7 +76,7 @@ class Watcher:
 
     @property
     def pids(self) -> set[int]:
-        """The process that this waits for, as long as it has not ended."""
+        """The process that this waits for, until it has ended."""
         return {self._process.pid} if self._process is not None and self._process.poll() is None else set()
 
     def _hang_up(self) -> None:
@@ -88,12 +88,12 @@ class Watcher:
         try:
             news = self._line.receive()
         except LinkClosedError:
-            log.warning("files are no longer watched: the process that did has ended")
+            log.warning("files are no longer watched: the watching process has ended")
             self._hang_up()
             return
         for message in news:
             if message["fault"]:
-                log.error("not reloaded, the old version serves on: %s", message["fault"])
+                log.error("not reloaded, the old version keeps serving: %s", message["fault"])
             else:
                 files = message["files"]
                 more = f" and {len(files) - _MOST_NAMED} more" if len(files) > _MOST_NAMED else ""
@@ -102,7 +102,7 @@ class Watcher:
 
 
 def fault(paths: Iterable[str]) -> str | None:
-    """Return what is wrong with the first of the Python files *paths* that does not compile, None if all do."""
+    """Return what is wrong with the first Python file of *paths* that does not compile, or None if all compile."""
     for path in paths:
         try:
             with open(path, "rb") as file:
@@ -118,7 +118,7 @@ def fault(paths: Iterable[str]) -> str | None:
 
 
 def _end_with(line: Link) -> NoReturn:
-    """End this process when the supervisor, which says nothing on *line*, has ended."""
+    """End this process when the supervisor has ended. It sends nothing on *line*."""
     select.select([line], [], [])
     os._exit(0)
 

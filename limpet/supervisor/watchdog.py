@@ -215,7 +215,7 @@ class Watchdog:
         if member.last_end.endswith("SIGKILL") and child.failure is None:
             before, self._memory_kills = self._memory_kills, memory_kills()
             if before != self._memory_kills:
-                member.last_end += ", most likely by the kernel, because memory ran out"
+                member.last_end += ", most likely by the kernel, which is out of memory"
                 hint = " (hint: `--max-memory` renews a worker in time; `dmesg` shows what the kernel has killed)"
         log.error("%s %s; it is replaced%s", member.name(child), member.last_end, hint)
         if member.life.crashed(now):

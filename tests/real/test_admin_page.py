@@ -184,7 +184,7 @@ def test_wrong_token_is_told(server: Limpet, page: Chrome) -> None:
     page.refresh()
     until(page, "the token is asked for", asks)
     page.find_element("id", "token").send_keys("wrong", "\n")
-    until(page, "it is refused", lambda page: "not the token" in text(page, "toast"))
+    until(page, "it is refused", lambda page: "wrong token" in text(page, "toast"))
     assert not is_enabled(page, "reload")
 
 

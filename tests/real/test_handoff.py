@@ -502,12 +502,12 @@ def test_file_of_a_dead_server_is_replaced_and_a_living_one_is_not(path: Path) -
 def test_commands_find_the_only_server_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one server there is nothing to choose; with several nobody may stop the wrong one."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    with pytest.raises(ControlError, match="no server runs"):
+    with pytest.raises(ControlError, match="no server is running"):
         control_socket.ask(None, {})
     with Server(name="one"):
         assert stat.S_IMODE((tmp_path / "limpet").stat().st_mode) == 0o700
         assert control_socket.ask(None, {}) == {"asked": {}}
-        with Server(name="two"), pytest.raises(ControlError, match=r"2 servers run: .*one-.*two-"):
+        with Server(name="two"), pytest.raises(ControlError, match=r"2 servers are running: .*one-.*two-"):
             control_socket.ask(None, {})
         assert control_socket.ask(None, {}) == {"asked": {}}
 
@@ -517,7 +517,7 @@ def test_runtime_directory_that_others_may_write_to_is_refused(tmp_path: Path, m
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     (tmp_path / "limpet").mkdir()
     (tmp_path / "limpet").chmod(0o777)
-    with pytest.raises(ListenError, match="not a directory of this user alone"):
+    with pytest.raises(ListenError, match="not a directory that only this user can write to"):
         Server()
 
 

@@ -272,7 +272,7 @@ def test_failure_to_start_is_raised_as_the_command_line_would_show_it(
         ({"by": "cookie"}, "`cookie` is not an element"),
         ({"by": [limpet.Ip(), 3]}, "`3` is no element"),
         ({"trust": ["nonsense"]}, "`trust`"),
-        ({"by": lambda request: None}, "no name by which a worker could import it"),
+        ({"by": lambda request: None}, "no name under which a worker could import it"),
     ],
 )
 def test_mistake_is_raised_at_once_in_the_words_of_the_program(options: dict[str, Any], says: str) -> None:

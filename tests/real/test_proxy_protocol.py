@@ -246,4 +246,4 @@ def test_program_on_uvloop_is_refused() -> None:
     """uvloop asks the kernel, which knows the proxy alone; that it is uvloop shows when it accepts in vain."""
     with Limpet(UVLOOP.app, "--server", "script", "--by", "ip", "--workers", "1", *TRUSTING).launched() as server:
         assert server.wait_ended() == 4
-        assert "`--loop asyncio` where it is uvloop's" in server.log
+        assert "if it runs on uvloop, `--loop asyncio`" in server.log

@@ -27,7 +27,8 @@ def test_changed_files_are_served_and_broken_ones_are_not(tmp_path: Path) -> Non
 
         shop.write_text("def broken(:\n")
         wait_until(
-            lambda: "not reloaded, the old version serves on: shop.py, line 1: SyntaxError" in server.log, "it says so"
+            lambda: "not reloaded, the old version keeps serving: shop.py, line 1: SyntaxError" in server.log,
+            "it says so",
         )
         assert server.request().body == b"one"
 

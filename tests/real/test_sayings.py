@@ -118,7 +118,7 @@ def test_application_that_forks_at_import_has_one_worker_in_each_slot(tmp_path: 
         assert len(after) == 2
         assert not before & after
         assert limpet.request().json()["pid"] in after
-        assert "came back: it ends" in limpet.log
+        assert "returned from the import: it ends" in limpet.log
 
 
 def test_workers_follow_a_link_to_the_release_of_now(tmp_path: Path) -> None:

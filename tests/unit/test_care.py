@@ -79,7 +79,7 @@ def test_time_in_which_nobody_could_run_is_no_ones_fault() -> None:
         for _ in range(25):
             stage.clock.now += 0.25
             watching.begin(stage.clock.now)
-        assert "has not moved" in (watching.look_after(dispatcher, stage.clock.now) or "")
+        assert "has made no progress" in (watching.look_after(dispatcher, stage.clock.now) or "")
 
 
 def test_deadlines_of_a_stop_are_put_off_by_a_pause() -> None:

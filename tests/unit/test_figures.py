@@ -71,7 +71,7 @@ def test_slot_that_scaling_left_out_does_not_count() -> None:
 def test_server_that_starts_or_stops_is_not_ready() -> None:
     """Whatever its slots are."""
     assert why_not_ready(figures_of("ready", serving=0)) == ["the server is starting"]
-    assert why_not_ready(figures_of("ready", stopping=1)) == ["the server stops"]
+    assert why_not_ready(figures_of("ready", stopping=1)) == ["the server is stopping"]
 
 
 def test_supervisor_does_not_import_the_monitoring_library() -> None:

@@ -40,7 +40,7 @@ def test_object_without_a_name_is_found_where_it_is_assigned() -> None:
 @pytest.mark.parametrize("found", [lambda request: None, object(), Outer()])
 def test_object_that_nobody_can_import_is_refused_with_the_way_out(found: Any) -> None:
     """A worker is another process: what exists in this one alone cannot be served."""
-    with pytest.raises(SettingsError, match="no name by which a worker could import it") as raised:
+    with pytest.raises(SettingsError, match="no name under which a worker could import it") as raised:
         import_string(found, "key function")
     assert "top level" in str(raised.value.hint)
 

@@ -1,4 +1,4 @@
-"""The entry of the admin process."""
+"""The entry point of the admin process."""
 
 from __future__ import annotations
 

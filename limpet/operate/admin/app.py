@@ -1,10 +1,11 @@
-"""The pages of the admin process, as a small ASGI application: health, metrics, and the page for operators.
+"""The pages of the admin process as a small ASGI application: health checks, metrics, and the page for operators.
 
-Owns the paths and what each answers. A page is a coroutine function from a Call to a Page; whom to ask is asking.py's.
+Owns the paths and what each one answers. A page is a coroutine function from a Call to a Page. asking.py asks the
+server; serving.py runs the application.
 
-1. A page that needs the server answers 503 with the reason when that does not answer.
-2. What a caller sends is neither logged nor believed: guard.py says who may act.
-3. The page is three files beside this one, and fetches nothing else: its Content-Security-Policy forbids it.
+1. A page that needs the server answers 503 with the reason if the server does not answer.
+2. What a caller sends is neither logged nor trusted: guard.py decides who may act.
+3. The page consists of three files beside this one and loads nothing else: its Content-Security-Policy forbids it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _FILES: Final = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
-_HEALTH: Final = ("/live", "/ready")  # say nothing that a stranger may not know
+_HEALTH: Final = ("/live", "/ready")  # these tell nothing that a stranger may not know
 _COMMANDS: Final = ("reload", "scale", "drain", "undrain")
 _HARDENED: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -42,7 +43,7 @@ _HARDENED: Final = {
 
 
 class Call(NamedTuple):
-    """One request: its headers by their names in lower case, its body whole."""
+    """One request. The names of its headers are in lower case; its body is complete."""
 
     method: str
     path: str
@@ -97,7 +98,7 @@ class App:
             return (
                 Page(405, b"", headers={"allow": ", ".join(allowed)})
                 if allowed
-                else Page(404, f"there are {paths}\n".encode())
+                else Page(404, f"not found; the pages are {paths}\n".encode())
             )
         if call.path not in _HEALTH and (refusal := self._guard.unreadable(call.headers)):
             return Page(refusal.status, f"{refusal.why}\n".encode())
@@ -107,12 +108,12 @@ class App:
             return Page(503, f"{error.message}\n".encode())
 
     async def _live(self, call: Call) -> Page:
-        """200 while the supervisor answers: 503 means that it hangs, or has ended."""
+        """Answer 200 while the supervisor answers. 503 means that it hangs or has ended."""
         await self._server.figures()
         return Page(200, b"live\n")
 
     async def _ready(self, call: Call) -> Page:
-        """200 while clients may come, else 503 with a line for each reason."""
+        """Answer 200 while new clients may come, else 503 with one line for each reason."""
         reasons = why_not_ready(await self._server.figures())
         return Page(503, "".join(f"{line}\n" for line in reasons).encode()) if reasons else Page(200, b"ready\n")
 
@@ -129,7 +130,7 @@ class App:
 
     async def _stream(self, call: Call) -> Page:
         if self.live.watchers >= MOST_WATCHERS:
-            return Page(503, f"{MOST_WATCHERS} pages are open: close one\n".encode())
+            return Page(503, f"{MOST_WATCHERS} admin pages are open already: close one\n".encode())
         return Page(200, self.live.stream(self._guard.how), "text/event-stream")
 
     async def _check(self, call: Call) -> Page:
@@ -137,7 +138,7 @@ class App:
         return self._refused(call) or Page(200, b"{}", _JSON)
 
     async def _where(self, call: Call) -> Page:
-        """Say where the key in the body lives: not in the address, since those are kept in histories and logs."""
+        """Say where the key in the body is served. Keys are not sent in URLs, because histories and logs keep URLs."""
         return self._refused(call) or await self._asked({"command": "where", "keys": [_object(call).get("key")]})
 
     async def _do(self, call: Call) -> Page:
@@ -146,7 +147,7 @@ class App:
             return refused
         asked = _object(call)
         if asked.get("command") not in _COMMANDS:
-            return Page(400, f"there are the commands {', '.join(_COMMANDS)}\n".encode())
+            return Page(400, f"unknown command; the commands are {', '.join(_COMMANDS)}\n".encode())
         return await self._asked({name: asked.get(name) for name in ("command", "slot", "slots")})
 
     def _refused(self, call: Call) -> Page | None:
@@ -161,13 +162,14 @@ class App:
 
 
 def why_not_ready(figures: Mapping[str, Any]) -> list[str]:
-    """Return why no new client should come, a line for each reason; nothing when all is well.
+    """Return why no new client should come, one line for each reason; an empty list if all is well.
 
-    A slot whose worker is just being replaced is no reason: its clients wait for a second, and a balancer that sent
-    everybody elsewhere meanwhile would cost all of them their sessions. One that cannot get a worker is.
+    A slot whose worker is just being replaced is not a reason. Its clients wait for about a second. A balancer that
+    sent all clients elsewhere because of it would cost them their sessions. A slot that cannot get a worker is a
+    reason.
     """
     if figures["server"]["stopping"]:
-        return ["the server stops"]
+        return ["the server is stopping"]
     if not figures["server"]["serving"]:
         return ["the server is starting"]
     return [
@@ -178,7 +180,7 @@ def why_not_ready(figures: Mapping[str, Any]) -> list[str]:
 
 
 async def _body(receive: Any) -> bytes:
-    """Return what the caller has sent, cut off where it is too long for any page."""
+    """Return what the caller has sent, cut off at a length that no page needs."""
     body, more = b"", True
     while more and len(body) <= _MOST_BODY:
         message = await receive()
@@ -188,7 +190,7 @@ async def _body(receive: Any) -> bytes:
 
 
 def _object(call: Call) -> dict[str, Any]:
-    """Return the object of JSON in the body, an empty one if it holds something else."""
+    """Return the JSON object in the body, or an empty one if the body holds something else."""
     try:
         found = json.loads(call.body)
     except (ValueError, RecursionError):
@@ -203,7 +205,7 @@ async def _send(receive: Any, send: Any, page: Page) -> None:
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": page.status, "headers": encoded})
     if not isinstance(page.body, bytes):
-        gone = asyncio.ensure_future(receive())  # the next message can only be that the caller has gone
+        gone = asyncio.ensure_future(receive())  # the next message can only say that the caller has gone
         try:
             async with aclosing(page.body) as pieces:  # type: ignore[type-var]
                 async for piece in pieces:

@@ -1,6 +1,6 @@
 """The server as the admin process sees it: questions at its control socket.
 
-Owns how often it is asked. Answers are operate/status.py's.
+Owns how often the server is asked. operate/status.py makes the answers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from limpet.operate import control_socket
 
-_FRESH_S: Final = 0.25  # figures are asked for at most that often
+_FRESH_S: Final = 0.25  # figures younger than this are not asked for again
 _TIMEOUT_S: Final = 5.0
 
 
@@ -31,10 +31,10 @@ class Server:
         return await asyncio.to_thread(control_socket.ask, self._control, asked, timeout_s=_TIMEOUT_S)
 
     async def figures(self) -> dict[str, Any]:
-        """Return all figures, of now or a moment ago. Raises ControlError."""
+        """Return all figures, at most _FRESH_S old. Raises ControlError."""
         async with self._one_at_a_time:
             if time.monotonic() - self._asked_at > _FRESH_S:
-                now = time.monotonic()  # the answer may be as old as the question
+                now = time.monotonic()  # the answer is at most as old as the question
                 self._figures = await self.ask("figures")
                 self._asked_at = now
             return self._figures

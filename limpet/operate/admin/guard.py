@@ -1,15 +1,16 @@
-"""Who may act by the admin page, and ask where a key lives.
+"""Who may act through the admin page and ask where a key is served.
 
-Owns that decision, and nothing else: pure.
+Owns this decision. Pure: it only looks at headers. app.py calls it.
 
-1. Whoever knows the token of `--admin-token` may; it comes in a header, which no browser sends by itself, so that no
-   other page can make an operator's browser act.
-2. On a unix socket its owner may, without a token: who can connect could as well ask the control socket. Then the
-   request has to be for this machine by name, and of JSON: a page elsewhere cannot send such a one, whatever its name
-   resolves to.
-3. Else nobody may, and the answer says why.
-4. Whoever can connect may read. But where only this machine can, a page elsewhere could give its name this machine's
-   address (DNS rebinding) and read by an operator's browser: there the request has to be for an address or `localhost`.
+1. A request with the token of `--admin-token` may act. The token comes in a header, which no browser sends by itself,
+   so another page cannot make an operator's browser act.
+2. On a unix socket, the owner may act without a token: a process that can connect there could also use the control
+   socket. The request must name this machine as its host and must be JSON. A page from elsewhere cannot send such a
+   request, whatever its name resolves to.
+3. Otherwise no request may act, and the answer says why.
+4. Every client that can connect may read. If only this machine can connect, a page from elsewhere could give its own
+   name this machine's address (DNS rebinding) and read through an operator's browser. There the request must be for an
+   IP address or `localhost`.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ READ_ONLY: Final = "read only: start the server with --admin-token FILE, or with
 
 
 class Refusal(NamedTuple):
-    """Why not, as a status and a line."""
+    """Why a request is refused, as a status and a line."""
 
     status: int
     why: str
 
 
 def _part(url: str, name: Literal["netloc", "hostname"]) -> str | None:
-    """Return the part *name* of *url*, None where it has none or is no URL."""
+    """Return the part *name* of *url*, or None if the URL has no such part or is invalid."""
     try:
         found: str | None = getattr(urlsplit(url), name)
-    except ValueError:  # as of `http://[`
+    except ValueError:  # for example `http://[`
         return None
     return found
 
@@ -58,25 +59,29 @@ class Guard:
         self.how: Literal["token", "socket", "nothing"] = "token" if token else "socket" if is_unix else "nothing"
 
     def unreadable(self, headers: Mapping[str, str]) -> Refusal | None:
-        """Return why a request with these *headers* may not read; None if it may (rule 4)."""
+        """Return why a request with these *headers* may not read, or None if it may (rule 4)."""
         host = _part(f"//{headers.get('host', '')}", "hostname") or ""
         if not self._is_local or host in _LOCAL or _is_address(host):
             return None
-        return Refusal(403, f"ask for one of {', '.join(_LOCAL)}, not for a name that could lead anywhere")
+        return Refusal(
+            403, f"use one of the hosts {', '.join(_LOCAL)}, or an IP address: another name could be another site's"
+        )
 
     def refusal(self, headers: Mapping[str, str]) -> Refusal | None:
-        """Return why a request with these *headers* may not act; None if it may."""
+        """Return why a request with these *headers* may not act, or None if it may."""
         if self.how == "nothing":
             return Refusal(403, READ_ONLY)
         host, origin = headers.get("host", ""), headers.get("origin")
         if origin is not None and _part(origin, "netloc") != host:
-            return Refusal(403, "another page has sent this request")
+            return Refusal(403, "this request comes from another page")
         if headers.get("content-type") != "application/json":
             return Refusal(415, "send JSON, as content-type: application/json")
         if self.how == "socket":
             local = _part(f"//{host}", "hostname") in _LOCAL
-            return None if local else Refusal(403, f"ask for one of {', '.join(_LOCAL)}")
+            return None if local else Refusal(403, f"use one of the hosts {', '.join(_LOCAL)}")
         given = headers.get("authorization", "").removeprefix("Bearer ")
         if hmac.compare_digest(given.encode(), (self._token or "").encode()):
             return None
-        return Refusal(401, "this is not the token in the file of --admin-token" if given else "a token is needed")
+        return Refusal(
+            401, "wrong token: expected the one in the file of --admin-token" if given else "a token is needed"
+        )

@@ -2,9 +2,10 @@
 
 Owns the samples of those minutes and the stream to each page. asking.py asks the server; page.js draws.
 
-1. Samples are taken whether or not anybody looks: who opens the page wants to know what happened before. All else is
-   asked for only while somebody looks.
-2. All pages get the same bytes. One that does not read gets the next ones later, and no more than there is room for.
+1. Samples are taken even while no page is open, because an operator who opens the page wants to know what happened
+   before. Everything else is asked for only while a page is open.
+2. All pages get the same events. A page that does not read gets the next ones later, and only what fits into its
+   buffer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MOST_WATCHERS: Final = 32
 
 
 class Live:
-    """The samples, and those who watch."""
+    """The samples, and the open pages."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -52,13 +53,13 @@ class Live:
         return {"status": await self._server.ask("status"), "events": (await self._server.ask("events"))["events"]}
 
     async def stream(self, access: str) -> AsyncIterator[bytes]:
-        """Yield what a page needs: first the past and its *access*, then once in each period how it is now."""
+        """Yield what a page needs: first the past and its *access*, then the present once in each period."""
         self.watchers += 1
         seen = 0
         try:
             yield _event("past", {"access": access, "samples": list(self._samples)})
             while True:
-                with contextlib.suppress(TimeoutError):  # a server that hangs: say what is known
+                with contextlib.suppress(TimeoutError):  # the server hangs: send what is known
                     async with self._turn:
                         await asyncio.wait_for(self._turn.wait(), 10 * PERIOD_S)
                 events = [event for event in self._now.get("events", []) if event["number"] > seen]
@@ -69,7 +70,7 @@ class Live:
 
 
 def sample(figures: Mapping[str, Any], at: float) -> dict[str, Any]:
-    """Return what is kept of *figures* for the past: by slot, its connections and what it has counted."""
+    """Return the part of *figures* that is kept: for each slot, its connections and what it has counted."""
     names = ("connections", "requests", "returns", "cpu_s", "queued")
     return {
         "at": round(at, 3),

@@ -1,11 +1,11 @@
-"""Figures as metrics: their names and units by the conventions of OpenMetrics, and docs/metrics.md.
+"""Figures as metrics: their names and units in the conventions of OpenMetrics, and docs/metrics.md.
 
-Owns how a figure is called outside. What figures there are, and what they mean, stands where each is declared
-(ipc/scoreboard.py, ipc/figures.py). tools/docs/metrics_page.py prints the page.
+Owns the public name of each figure. The declarations in ipc/scoreboard.py and ipc/figures.py say which figures exist
+and what they mean. app.py calls `render`; tools/docs/metrics_page.py prints the page.
 
-1. A metric's name is made from the figure's: `limpet_`, `limpet_dispatcher_`, `limpet_terminator_` or `limpet_slot_`,
-   the figure, its unit, and `_total` for what only grows. Labels are slots, statuses and tables: never a pid, never a
-   client.
+1. The name of a metric is built from the figure's name: `limpet_`, `limpet_dispatcher_`, `limpet_terminator_` or
+   `limpet_slot_`, then the figure, its unit, and `_total` if it only grows. Labels are slots, statuses and tables,
+   never a pid and never a client.
 2. prometheus-client is imported only here, and only to render.
 """
 
@@ -24,19 +24,20 @@ _PART: Final = re.compile(r"_(?:\d+|sum_ns)$")
 PREFACE: Final = """\
 # Metrics
 
-What `GET /metrics` at the address of `--admin` answers: OpenMetrics, or the older text format for who asks for that.
-It needs the extra `limpet[metrics]`. Rates are for the reader to compute: what only grows ends in `_total`. A total
-does not go back when a worker or a dispatcher is replaced, but for `limpet_slot_cpu_seconds_total`, which begins anew.
+`GET /metrics` at the address of `--admin` returns these metrics, in OpenMetrics or, if the client asks for it, in the
+older text format. It needs the extra `limpet[metrics]`. Metrics that only grow end in `_total`: compute rates from
+them. Replacing a worker or a dispatcher does not reset a total, except `limpet_slot_cpu_seconds_total`, which starts
+again at zero.
 
-[examples/grafana.json](../examples/grafana.json) is a dashboard of them. The command `figures` of the control socket
-has the same figures under the names by which they are declared.
+[examples/grafana.json](../examples/grafana.json) is a dashboard for these metrics. The command `figures` of the control
+socket returns the same figures under the names in the code.
 """
 
 
 class Family(NamedTuple):
-    """One metric. *sources* are the figures that it is made from, each with its own values of the labels after slot."""
+    """One metric. *sources* are the figures in it, each with its values for the labels after slot."""
 
-    name: str  # without _total
+    name: str  # without `_total`
     kind: str
     unit: str
     factor: float
@@ -46,12 +47,12 @@ class Family(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The name as it is read in a scrape."""
+        """The name as a scrape shows it."""
         return f"{self.name}_total" if self.kind == "counter" else self.name
 
 
 def _families(prefix: str, declared: Mapping[str, Figure], labels: tuple[str, ...]) -> Iterator[Family]:
-    """Yield the metrics that the figures *declared* are shown as."""
+    """Yield the metrics for the figures *declared*."""
     grouped: dict[str, list[tuple[str, Figure]]] = {}
     for name, figure in declared.items():
         if figure.kind is Kind.PART:
@@ -77,7 +78,7 @@ def _families(prefix: str, declared: Mapping[str, Figure], labels: tuple[str, ..
 
 
 def _meaning(members: list[Figure]) -> str:
-    """Return the meaning of figures that are shown as one: what they have in common, then each label's own."""
+    """Return the meaning of figures that form one metric: what they share, then what is special to each label."""
     if members[0].label is None:
         return members[0].meaning
     common = members[0].meaning.partition(": ")[0]
@@ -90,16 +91,16 @@ OF_DISPATCHERS: Final = tuple(_families("limpet_dispatcher", DISPATCHER_CELLS, (
 OF_TERMINATORS: Final = tuple(_families("limpet_terminator", TERMINATOR_CELLS, ()))
 OF_SLOTS: Final = tuple(_families("limpet_slot", {**figures.SLOT, **WORKER_CELLS}, ("slot",)))
 OF_TABLES: Final = (
-    Family("limpet_table_used", "gauge", "", 1, "what is used of a bounded table", ("table", "slot"), ()),
-    Family("limpet_table_bound", "gauge", "", 1, "how much there may be of it", ("table", "slot"), ()),
+    Family("limpet_table_used", "gauge", "", 1, "how many entries of a bounded table are used", ("table", "slot"), ()),
+    Family("limpet_table_bound", "gauge", "", 1, "how many entries the table may have", ("table", "slot"), ()),
 )
 FAMILIES: Final = (*OF_SERVER, *OF_DISPATCHERS, *OF_TERMINATORS, *OF_SLOTS, *OF_TABLES)
 
 
 def render(found: Mapping[str, Any], accept: str) -> tuple[bytes, str]:
-    """Return the metrics for the answer *found* to the command `figures`, and their content type.
+    """Return the metrics for *found*, the answer to the command `figures`, and their content type.
 
-    In OpenMetrics if the header *accept* allows it. Raises ImportError without prometheus-client.
+    The format is OpenMetrics if the header *accept* allows it. Raises ImportError without prometheus-client.
     """
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
@@ -108,7 +109,7 @@ def render(found: Mapping[str, Any], accept: str) -> tuple[bytes, str]:
         def collect(self) -> Iterable[Any]:
             return _collected(found)
 
-        def describe(self) -> Iterable[Any]:  # else the registry would collect to learn the names
+        def describe(self) -> Iterable[Any]:  # otherwise the registry would collect to learn the names
             return ()
 
     registry = CollectorRegistry(auto_describe=False)
@@ -118,7 +119,7 @@ def render(found: Mapping[str, Any], accept: str) -> tuple[bytes, str]:
 
 
 def _collected(found: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield prometheus-client's form of each metric."""
+    """Yield each metric in prometheus-client's form."""
     slots = [((str(slot["slot"]),), slot["figures"]) for slot in found["slots"]]
     for group, rows in (
         (OF_SERVER, [((), found["server"])]),
@@ -152,14 +153,14 @@ def _metric(family: Family) -> Any:
 
 
 def _add(metric: Any, family: Family, labels: tuple[str, ...], values: Mapping[str, float]) -> None:
-    """Add what *values* have of *family* for one set of *labels*."""
+    """Add the values of *family* in *values* for one set of *labels*."""
     if family.kind == "histogram":
         counts, total = figures.cumulative(_PART.sub("", family.sources[0][0]), values)
         buckets = [("+Inf" if bound == float("inf") else repr(bound), count) for bound, count in counts]
         metric.add_metric(labels, buckets, total)
         return
     for name, extra in family.sources:
-        if name in values or family.kind == "counter":  # a total that nobody has begun to count is 0
+        if name in values or family.kind == "counter":  # a total that was never counted is 0
             metric.add_metric(labels + extra, values.get(name, 0) * family.factor)
 
 
@@ -169,6 +170,14 @@ def page() -> str:
     for family in FAMILIES:
         labels = ", ".join(f"`{label}`" for label in family.labels)
         lines.append(f"| `{family.shown}` | {family.kind} | {labels} | {family.meaning} |")
-    lines += ["", "## Tables", "", "What is bounded, by the label `table`:", "", "| Table | What it is |", "|---|---|"]
+    lines += [
+        "",
+        "## Tables",
+        "",
+        "The bounded tables, by the label `table`:",
+        "",
+        "| Table | What it is |",
+        "|---|---|",
+    ]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in figures.TABLES.items()]
     return "\n".join(lines) + "\n"
