@@ -1,13 +1,13 @@
-"""The command line: `limpet run`, `check`, `front`, `presets`, and what is asked of a server, as `limpet status`.
+"""The command line: `limpet run`, `check`, `front` and `presets`, and commands to a running server, as `limpet status`.
 
-Turns arguments into settings or a request to a running server, calls who does the work, prints the answer, and
-turns errors into exit codes. Decides nothing else.
+Owns the arguments, the output and the exit codes. It turns arguments into settings or into a request to a running
+server, calls the code that does the work, and prints the answer. It decides nothing else.
 
-1. Data goes to stdout, errors and logs to stderr. `--json` prints what the server said, as it said it.
-2. A LimpetError is shown as it reads and gives the exit code. Bugs keep their traceback: any other exception, and
-   the cause of a LimpetError, which is an exception of the user's code.
-3. Nothing that is slow to import, and nothing of the user's, is imported with this file: each command imports what
-   it calls, so that `limpet --help` and `limpet status` answer at once.
+1. Data goes to stdout, errors and logs to stderr. `--json` prints the server's answer unchanged.
+2. A LimpetError is printed as an error and sets the exit code. A bug keeps its traceback: any other exception, and the
+   cause of a LimpetError, which is an exception in the user's code.
+3. Slow modules and user code are not imported with this file. Each command imports what it calls, so `limpet --help`
+   and `limpet status` answer at once.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from limpet.config.fields import Setting
 from limpet.errors import INTERRUPTED, AppError, ControlError, LimpetError, SettingsError
 from limpet.version import __version__
 
-_POLL_S = 0.1  # how often a command that waits asks the server how far it is
-_STACK_S = 5.0  # how long a worker may take to write its stacks
-_BAR_WIDTH = 24  # of progress, in characters
+_POLL_S = 0.1  # seconds between two questions about the progress of a change
+_STACK_S = 5.0  # seconds that a worker has to write its stacks
+_BAR_WIDTH = 24  # of the progress bar, in characters
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -63,7 +63,7 @@ def cli(context: click.Context) -> None:
 
 
 def setting_options(command: Command) -> Command:
-    """Give *command* an argument or option for each setting; it gets them by the names of the fields."""
+    """Give *command* an argument or option for each setting. The command gets them by the names of the fields."""
     for each in reversed(settings.SETTINGS):
         command = _option(each)(command)
     return command
@@ -84,14 +84,14 @@ def _option(each: Setting) -> Callable[[Command], Command]:
 
 
 def control_option(command: Command) -> Command:
-    """Give *command* the option that says which server it talks to."""
+    """Give *command* the option that names the server's control socket."""
     [control] = (each for each in settings.SETTINGS if each.name == "control")
-    meaning = "control socket of the server; not needed when only one runs"
+    meaning = "control socket of the server; not needed if only one server is running"
     return click.option(control.flag, envvar=control.variable, metavar=control.kind.metavar, help=meaning)(command)
 
 
-no_wait_option = click.option("--no-wait", is_flag=True, help="return as soon as the server has begun")
-json_option = click.option("--json", "as_json", is_flag=True, help="print the answer of the server as JSON")
+no_wait_option = click.option("--no-wait", is_flag=True, help="return as soon as the server has started the command")
+json_option = click.option("--json", "as_json", is_flag=True, help="print the server's answer as JSON")
 
 
 @cli.command(epilog="Each option is also a variable (--max-head: LIMPET_MAX_HEAD) and a key in a TOML file (max-head).")
@@ -113,20 +113,20 @@ def run(**flags: Any) -> int:
 
 
 @cli.command()
-@click.option("--show-bpf", is_flag=True, help="print the program of the kernel backend, too; its key is masked")
+@click.option("--show-bpf", is_flag=True, help="also print the program of the kernel backend, with its key masked")
 @setting_options
 def check(show_bpf: bool, **flags: Any) -> None:
-    """Import APP, look at all settings of `run` and try the backend; serve nothing."""
+    """Import APP, check all settings of `run`, and try the backend, without serving."""
     from limpet.config import privileges
     from limpet.net import backend, tls
     from limpet.servers import application
     from limpet.worker import user_code
 
     wanted = settings.load(flags, os.environ)
-    tls.read(wanted)  # as the supervisor does
+    tls.read(wanted)  # before the change of user, as in the supervisor
     if (identity := privileges.wanted(wanted)) is not None:
         identity.become()
-    user_code.look_in(wanted.app_dir)  # as in the children: the script's own directory is what Python would take
+    user_code.look_in(wanted.app_dir)  # as in the children; Python itself would use the script's directory
     for line in application.check(wanted):
         click.echo(line)
     if show_bpf:
@@ -135,19 +135,19 @@ def check(show_bpf: bool, **flags: Any) -> None:
 
 @cli.command()
 @click.argument("kind")
-@click.option("--hosts", default="", metavar="HOST:PORT,...", help="where limpet serves, on each machine")
+@click.option("--hosts", default="", metavar="HOST:PORT,...", help="address of limpet on each machine")
 @click.option(
     "--listen",
     metavar="PORT",
     type=click.IntRange(1, 65535),
-    help="port of the front, not of kubernetes  [default: 80]",
+    help="port of the front; not for kubernetes  [default: 80]",
 )
 @click.option(
     "--health",
     metavar="[:PORT]/PATH",
-    help="what the front asks whether a host is ready, not nginx  [default: /ready at the port of --admin]",
+    help="path of the check whether a host is ready; not for nginx  [default: /ready at the port of --admin]",
 )
-@click.option("--image", metavar="IMAGE", help="what the pods of kubernetes run")
+@click.option("--image", metavar="IMAGE", help="image of the pods; only for kubernetes")
 @setting_options
 @click.pass_obj
 def front(
@@ -160,7 +160,7 @@ def front(
     image: str | None,
     **flags: Any,
 ) -> None:
-    """Print the configuration of a front that keeps each client on its machine, by the settings of `run`.
+    """Print the configuration of a front that keeps each client on its machine, for the settings of `run`.
 
     KIND is haproxy, nginx, envoy, traefik, caddy or kubernetes.
     """
@@ -168,7 +168,7 @@ def front(
 
     environ, config = dict(os.environ), flags["config"] or os.environ.get("LIMPET_CONFIG")
     if not config or "app" not in settings.read_file(config):
-        environ.setdefault("LIMPET_APP", "app:app")  # only comments, and the command of pods, name it
+        environ.setdefault("LIMPET_APP", "app:app")  # only comments, and the command of pods, contain it
     text = fronts.configuration(
         kind,
         settings.load(flags, environ),
@@ -184,7 +184,7 @@ def front(
 
 @cli.command()
 def presets() -> None:
-    """List the products that `--for` knows, with what it sets for each."""
+    """List the products that `--for` knows, and what it sets for each."""
     from limpet.config.presets import listing
 
     click.echo(listing())
@@ -194,20 +194,20 @@ def presets() -> None:
 @json_option
 @control_option
 def status(control: str | None, as_json: bool) -> None:
-    """Show the slots of a running server, and how their workers do."""
+    """Show the slots of a running server and the state of their workers."""
     answer = _ask(control, {"command": "status"})
     click.echo(json.dumps(answer, indent=2) if as_json else status_text(answer))
 
 
 @cli.command()
 @click.argument("keys", metavar="[ELEMENT=]KEY...", nargs=-1, required=True)
-@click.option("--why", is_flag=True, help="say of each key why it is served there")
+@click.option("--why", is_flag=True, help="for each key, show why it is served there")
 @json_option
 @control_option
 def where(keys: tuple[str, ...], control: str | None, as_json: bool, why: bool) -> None:
     """Show which slot and worker serve a client with this KEY.
 
-    ELEMENT is one of the key chain of the server, such as cookie:user; without it the first one counts.
+    ELEMENT is an element of the server's key chain, such as cookie:user. By default it is the first one.
     """
     answer = _ask(control, {"command": "where", "keys": keys})["keys"]
     click.echo(json.dumps(answer, indent=2) if as_json else where_text(keys, answer))
@@ -221,15 +221,17 @@ def where(keys: tuple[str, ...], control: str | None, as_json: bool, why: bool) 
 @cli.command()
 @click.argument("file", default="-")
 @click.option(
-    "--address", metavar="ADDRESS", help="where the client connects from; alone: a connection without request"
+    "--address", metavar="ADDRESS", help="address of the client; without FILE: a connection without a request"
 )
-@click.option("--bind", "bind", type=int, default=0, help="number of the bind that it comes to  [default: 0]")
+@click.option(
+    "--bind", "bind", type=int, default=0, help="number of the bind that the client connects to  [default: 0]"
+)
 @json_option
 @control_option
 def explain(file: str, address: str | None, bind: int, control: str | None, as_json: bool) -> None:
-    """Show why a request goes where it goes: which element of the key chain finds a key, and where that lives.
+    """Show how a request is routed: which element of the key chain finds a key, and which slot that key has.
 
-    FILE, or stdin, has what `curl -v` printed, or a raw request head. Key functions are asked by this command.
+    FILE, or stdin, contains the output of `curl -v` or a raw request head. This command runs the key functions itself.
     """
     from limpet.cli.explain import explain, read, text_of
 
@@ -239,11 +241,11 @@ def explain(file: str, address: str | None, bind: int, control: str | None, as_j
 
 
 @cli.command()
-@click.option("--wait-for-connections", is_flag=True, help="let clients finish, however long their connections last")
+@click.option("--wait-for-connections", is_flag=True, help="wait for open connections, however long they last")
 @no_wait_option
 @control_option
 def stop(control: str | None, wait_for_connections: bool, no_wait: bool) -> None:
-    """Stop a running server; return when it has ended."""
+    """Stop a running server, and return when it has ended."""
     request = {"command": "stop", "wait_for_connections": wait_for_connections}
     _ask(control, request, until_end=None if no_wait else settings.DAY_S)
 
@@ -254,9 +256,9 @@ def stop(control: str | None, wait_for_connections: bool, no_wait: bool) -> None
 @json_option
 @control_option
 def reload(control: str | None, as_json: bool, no_wait: bool, slot: int | None) -> None:
-    """Give each slot a new worker, or SLOT alone, without losing a request; return when that is done.
+    """Give each slot, or only SLOT, a new worker without losing a request, and return when that is done.
 
-    A new worker that does not become ready ends it: the old ones go on, and the exit code is 4.
+    If a new worker does not become ready, the reload ends. The old workers stay, and the exit code is 4.
     """
     only = {} if slot is None else {"slot": slot}
     _follow(control, {"command": "reload", **only}, as_json=as_json, no_wait=no_wait)
@@ -268,7 +270,7 @@ def reload(control: str | None, as_json: bool, no_wait: bool, slot: int | None) 
 @json_option
 @control_option
 def scale(control: str | None, as_json: bool, no_wait: bool, workers: int) -> None:
-    """Have WORKERS workers; return when the new ones serve, or those left out have drained."""
+    """Change the number of workers to WORKERS. Return when the new ones serve, or the removed ones have drained."""
     _follow(control, {"command": "scale", "slots": workers}, as_json=as_json, no_wait=no_wait)
 
 
@@ -278,7 +280,7 @@ def scale(control: str | None, as_json: bool, no_wait: bool, workers: int) -> No
 @json_option
 @control_option
 def drain(control: str | None, as_json: bool, no_wait: bool, slot: int) -> None:
-    """Send no new clients to SLOT; those who are at home there stay."""
+    """Stop sending new clients to SLOT. Clients that already belong to it stay."""
     _hold(control, {"command": "drain", "slot": slot}, as_json=as_json)
 
 
@@ -301,10 +303,10 @@ def _hold(control: str | None, request: dict[str, Any], *, as_json: bool) -> Non
 
 
 @cli.command()
-@click.option("--once", is_flag=True, help="print a table of the next second, and end")
+@click.option("--once", is_flag=True, help="print a table for the next second, and exit")
 @control_option
 def top(control: str | None, once: bool) -> None:
-    """Watch the slots of a running server: load, balance, events; drain and reload by keys."""
+    """Watch the slots of a running server: load, balance, events. Keys drain and reload slots."""
     from limpet.cli import top as view
 
     def ask(request: dict[str, Any]) -> dict[str, Any]:
@@ -321,25 +323,25 @@ def top(control: str | None, once: bool) -> None:
 @click.argument("slot", type=int)
 @control_option
 def stack(control: str | None, slot: int) -> None:
-    """Show where the worker of SLOT is in its code, whether or not its event loop is blocked."""
+    """Show what the worker of SLOT is executing, even if its event loop is blocked."""
     request = {"command": "stack", "slot": slot}
     _ask(control, request)
     before, deadline = "", time.monotonic() + _STACK_S
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
         found = _ask(control, request | {"read": True})["stack"]
-        if found and found == before:  # it is written line by line
+        if found and found == before:  # the stacks are written line by line: complete once nothing changes
             click.echo(found, nl=False)
             return
         before = found
     raise ControlError(
-        f"the worker of slot {slot} does not answer: it is stopped, or waits in the kernel",
-        hint="`limpet status --json` shows its pid; `ps -o stat,wchan PID` what it waits for",
+        f"the worker of slot {slot} does not answer: it is stopped or waits in the kernel",
+        hint="`limpet status --json` shows its pid; `ps -o stat,wchan PID` shows what it waits for",
     )
 
 
 def status_text(answer: dict[str, Any]) -> str:
-    """Return the answer to `status` as people read it."""
+    """Return the answer to `status` as text for people."""
     columns = ("slot", "state", "pid", "generation", "connections", "requests", "queued")
     behind, fronts = answer.get("dispatchers", ()), answer.get("terminators", ())
     totals = ", ".join(f"{name} {value}" for name, value in answer["totals"].items() if value) or "all 0"
@@ -361,7 +363,7 @@ def status_text(answer: dict[str, Any]) -> str:
 
 
 def where_text(keys: Sequence[str], answer: Sequence[dict[str, Any]]) -> str:
-    """Return the answer to `where` as people read it: a line for each key."""
+    """Return the answer to `where` as text for people, with a line for each key."""
     return "\n".join(
         f"{key}: {_slot(home)}, {_worker(home)}, bucket {home['bucket']}, digest {home['digest']}"
         + (", learned" if home.get("learned") else "")
@@ -379,7 +381,10 @@ def _worker(home: dict[str, Any]) -> str:
 
 
 def _aligned(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Return the lines of a table: text to the left, numbers to the right, `-` for what there is not."""
+    """Return the lines of a table.
+
+    Text is aligned to the left, numbers to the right; `-` stands for a missing value.
+    """
     cells = [titles, *(["-" if value is None else str(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     is_text = [isinstance(value, str) for value in rows[0]]
@@ -393,7 +398,7 @@ def _aligned(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> list[st
 
 
 def _follow(control: str | None, request: dict[str, Any], *, as_json: bool, no_wait: bool) -> None:
-    """Ask for a change and wait for its end, with progress on a terminal. Raises AppError if it fails."""
+    """Ask for a change and wait until it is over, with progress on a terminal. Raises AppError if it fails."""
     change = _ask(control, request)
     shows = sys.stderr.isatty() and not as_json
     while not no_wait and change["state"] in ("waiting", "running"):
@@ -410,7 +415,7 @@ def _follow(control: str | None, request: dict[str, Any], *, as_json: bool, no_w
 
 
 def progress(change: dict[str, Any]) -> str:
-    """Return one line that shows how far *change* is."""
+    """Return one line that shows the progress of *change*."""
     done, of = change["renewed"], change["slots"]
     filled = _BAR_WIDTH * done // max(1, of)
     return f"{change['why']} [{'#' * filled}{'-' * (_BAR_WIDTH - filled)}] {done}/{of} {change['state']}"
@@ -423,7 +428,7 @@ def _ask(control: str | None, request: dict[str, Any], **waiting: Any) -> dict[s
 
 
 def _restated(error: click.ClickException) -> SettingsError:
-    """Return what click has to say about the arguments in our own words."""
+    """Return click's error about the arguments in limpet's own form."""
     context = getattr(error, "ctx", None)
     hint = f"`{context.command_path if context else 'limpet'} --help`"
     if isinstance(error, click.NoSuchOption):

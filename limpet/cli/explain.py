@@ -1,11 +1,11 @@
-"""`limpet explain`: why a request goes where it goes, from its text.
+"""`limpet explain`: how a request is routed and why, from the request's text.
 
-Owns the reading of what people paste, and the words. Which element finds a key is asked of the elements themselves,
-where that key lives of the running server: the same code as routes. Runs in the process of the command, which may
-import key functions; the server is only asked.
+Owns the parsing of pasted text, and the words of the explanation. The elements of the key chain find the key, and the
+running server says where that key is served: it is the same code that routes. It runs in the process of the command,
+which may import key functions; the server only answers questions.
 
-1. The output has no key: the request was typed by who asks, but reports are passed on.
-2. The affinity cookie can be read with the server's secret only, so the server opens it.
+1. The output contains no key. The user has typed the request, but reports are passed on.
+2. Only the server has the secret to read an affinity cookie, so the server opens it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _CURL: Final = re.compile(r"^> ?(.*)$", re.MULTILINE)
 _CURL_FROM: Final = re.compile(r"^\* .*\bfrom ([0-9a-fA-F.:]+) port \d+", re.MULTILINE)
 _HTTP_2: Final = re.compile(r"^(\S+ \S+) HTTP/[23](?:\.0)?$")
 _HINT: Final = (
-    "`curl -sv URL 2>&1 | limpet explain` explains what curl has sent; a raw head begins with `GET / HTTP/1.1`"
+    "`curl -sv URL 2>&1 | limpet explain` explains the request of curl; a raw head begins with `GET / HTTP/1.1`"
 )
 
 
 class Look(NamedTuple):
-    """What one element of the chain did with the request."""
+    """The result of asking one element of the chain."""
 
     element: str
     outcome: str  # in words
@@ -41,14 +41,17 @@ class Look(NamedTuple):
 
 
 def head_of(text: str) -> tuple[bytes, str | None]:
-    """Return the first request head in *text*, what `curl -v` prints or a raw one, and the address that curl names."""
+    """Return the first request head in *text*, and the client address if curl shows it.
+
+    *text* is the output of `curl -v`, or a raw request head.
+    """
     sent = _CURL.findall(text)
     source = _CURL_FROM.search(text) if sent else None
     lines = [line.rstrip("\r") for line in sent or text.strip("\r\n").split("\n")]
     if "" in lines:
         lines = lines[: lines.index("")]
     if lines:
-        lines[0] = _HTTP_2.sub(r"\1 HTTP/1.1", lines[0])  # a proxy would pass it on as that
+        lines[0] = _HTTP_2.sub(r"\1 HTTP/1.1", lines[0])  # as a proxy would pass it on
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode(errors="surrogateescape"), source and source[1]
 
 
@@ -60,17 +63,17 @@ def request_of(head: bytes, peer: Peer) -> Request:
             return parser.request(peer)
     except BadHead as bad:
         raise SettingsError(f"limpet would answer {bad.status}: {bad.reason}", hint=_HINT) from None
-    raise SettingsError("that is no request head", hint=_HINT)
+    raise SettingsError("the text is not a complete request head", hint=_HINT)
 
 
 def explain(ask: Ask, text: str | None, address: str | None, bind: int) -> dict[str, Any]:
-    """Return what becomes of the request in *text*, None for a bare connection, from *address* at the bind *bind*.
+    """Return how the request in *text* from *address* is routed at bind number *bind*. Raises LimpetError.
 
-    *ask* asks the server. Raises LimpetError.
+    Without *text* it is a connection without a request. *ask* asks the server.
     """
     routing = ask({"command": "routing"})
     if not 0 <= bind < len(routing["chains"]):
-        raise SettingsError(f"there is no bind number {bind}: they are 0 to {len(routing['chains']) - 1}")
+        raise SettingsError(f"there is no bind number {bind}: expected 0 to {len(routing['chains']) - 1}")
     user_code.look_in(routing["app_dir"])
     raised: dict[str, str] = {}
     chain = KeyChain.parse(
@@ -109,7 +112,7 @@ def _sockaddr(address: str | None) -> tuple[str, int] | None:
 def _home(
     ask: Ask, element: Element, peer: Peer, request: Request | None, cookies: Iterable[str]
 ) -> dict[str, Any] | None:
-    """Return where the key lives that *element* finds, None if it finds none."""
+    """Return where the key is served that *element* finds, or None if it finds none."""
     if element.spec == AFFINITY:
         for name in cookies if request is not None else ():
             values = request.cookie_values(name.encode()) if request is not None else []
@@ -127,7 +130,7 @@ def _packed(key: Key) -> dict[str, Any]:
 
 
 def text_of(found: dict[str, Any]) -> str:
-    """Return what `explain` has found as people read it."""
+    """Return the result of `explain` as text for people."""
     width = max(len(look["element"]) for look in found["chain"])
     source = found["address"] or "an unknown address"
     return "\n".join(
@@ -141,7 +144,7 @@ def text_of(found: dict[str, Any]) -> str:
 
 
 def route_lines(home: dict[str, Any]) -> list[str]:
-    """Return the lines that say where a key is served, and why there."""
+    """Return the lines that say where a key is served, and why."""
     worker = f"pid {home['pid']}" if home["pid"] else "no worker"
     away = f" in place of {home['home']}, which is down" if home["home"] != home["slot"] else ""
     rank = " ".join(map(str, home["rank"]))

@@ -1,11 +1,13 @@
-"""`limpet top`: the slots of a running server, and what is before them, live in a terminal.
+"""`limpet top`: the slots of a running server and the processes in front of them, live in a terminal.
 
-Owns what is shown and the keys. Asks the control socket for figures and events once a second; the server does nothing
-that it would not do for `limpet status`. Drawn with rich, which is an extra; `--once` prints a table without it.
+Owns what is shown, and the keys. It asks the control socket for figures and events once a second, which costs the
+server no more than `limpet status`. cli/commands.py calls it. The live view uses rich, which is an extra; `--once`
+prints a table without it.
 
-1. Rates are from the difference of two answers. The load of a slot is drawn against the busiest one, so that even load
-   is a straight edge.
-2. A key acts on the selected slot and says so in the line below; nothing is asked back: drain and reload lose nobody.
+1. Rates come from the difference of two answers. The load of each slot is drawn relative to the busiest slot, so even
+   load looks like a straight edge.
+2. A key acts on the selected slot, and the line at the bottom says so. There is no confirmation, because drain and
+   reload lose no request.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ Ask = Callable[[dict[str, Any]], dict[str, Any]]
 _PERIOD_S: Final = 1.0
 _LEVELS: Final = " ▁▂▃▄▅▆▇█"
 _HISTORY: Final = 240  # samples
-_FIXED: Final = 62  # columns that all but the graphs take, with room for larger numbers
+_FIXED: Final = 62  # columns of everything but the graphs, with room for larger numbers
 _LEAST_GRAPH: Final = 8
-_MOST_AHEAD: Final = 4  # lines on what is before the workers: 24 are all that a terminal may have
+_MOST_AHEAD: Final = 4  # lines about the processes in front of the workers: a terminal may only have 24 lines
 _UP: Final = {"\x1b[A", "\x1bOA", "k"}
 _DOWN: Final = {"\x1b[B", "\x1bOB", "j"}
 _HELP: Final = "↑↓ slot  d drain or undrain  r reload slot  R reload all  q quit"
@@ -47,7 +49,7 @@ COLUMNS: Final = ("slot", "state", "pid", "conns", "req/s", "moved/s", "queue", 
 
 @dataclass(slots=True)
 class Row:
-    """One slot, as it is shown."""
+    """One slot as it is shown."""
 
     slot: int
     state: str
@@ -57,11 +59,11 @@ class Row:
     moved: float  # a second
     queued: int
     lag_ms: float
-    cpu: float  # of one CPU
+    cpu: float  # share of one CPU
     mib: float
 
     def cells(self) -> list[object]:
-        """Return what stands in COLUMNS."""
+        """Return the values of COLUMNS."""
         return [
             *(self.slot, self.state, self.pid, self.connections, round(self.requests), round(self.moved), self.queued),
             *(f"{self.lag_ms:.1f}", f"{self.cpu:.0%}"[:-1], round(self.mib)),
@@ -69,7 +71,7 @@ class Row:
 
 
 def rows(before: dict[str, Any] | None, now: dict[str, Any]) -> list[Row]:
-    """Return the slots of the answer *now* to `figures`, with rates since *before*."""
+    """Return the slots of *now*, an answer to `figures`, with rates since *before*."""
     earlier = {slot["slot"]: slot for slot in (before or now)["slots"]}
     passed_s = _passed_s(before, now)
 
@@ -95,10 +97,10 @@ def rows(before: dict[str, Any] | None, now: dict[str, Any]) -> list[Row]:
 
 
 def ahead(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
-    """Return a line on each process that connections pass before their worker, its use of a CPU since *before*."""
+    """Return a line for each process that connections pass before their worker. Its use of CPU is since *before*."""
     passed_s, lines = _passed_s(before, now), []
     earlier = {each["pid"]: each["cpu_s"] for each in (before or now).get("processes", ())}
-    for each in now.get("processes", ()):  # a server of an older version does not say
+    for each in now.get("processes", ()):  # older servers do not report them
         used_s = each["cpu_s"] - earlier.get(each["pid"], each["cpu_s"])
         lines.append(
             f"{each['name']} {each['state']}, pid {each['pid']}, cpu {used_s / passed_s if passed_s else 0.0:.0%}, "
@@ -113,14 +115,14 @@ def _passed_s(before: dict[str, Any] | None, now: dict[str, Any]) -> float:
 
 
 def sparkline(values: Sequence[float], width: int, most: float) -> str:
-    """Return the last *width* of *values* as a line of bars, of which *most* is a full one."""
+    """Return the last *width* of *values* as a line of bars. *most* is the value of a full bar."""
     shown = list(values)[-width:]
     bars = [_LEVELS[min(8, -(-int(value * 8) // max(1, int(most))))] if value > 0 else " " for value in shown]
     return "".join(bars).rjust(width)
 
 
 def bar(value: float, most: float, width: int) -> str:
-    """Return a bar of *width* characters, full for *most*."""
+    """Return a bar of *width* characters, which is full if *value* is *most*."""
     filled = round(width * value / most) if most > 0 else 0
     return "█" * filled + "·" * (width - filled)
 
@@ -135,7 +137,7 @@ def balance(found: Sequence[Row]) -> str:
 
 
 def once(ask: Ask) -> list[Row]:
-    """Return the slots with their rates over a second. Blocks for that long."""
+    """Return the slots with their rates over one second. Blocks for that second."""
     before = ask({"command": "figures"})
     time.sleep(_PERIOD_S)
     return rows(before, ask({"command": "figures"}))
@@ -157,7 +159,7 @@ class View:
     said: str = _HELP
 
     def refresh(self) -> None:
-        """Ask the server. Raises ControlError."""
+        """Ask the server for new figures. Raises ControlError."""
         before, self.figures = self.figures, self.ask({"command": "figures"})
         if not self.status or self.figures["server"]["upgrades"] != self.status["upgrades"]["done"]:
             self.status = self.ask({"command": "status"})
@@ -171,7 +173,7 @@ class View:
         self.selected = min(self.selected, len(self.shown) - 1)
 
     def press(self, key: str) -> bool:
-        """Do what *key* says; return False for the one that ends it."""
+        """Do what *key* says. Return False if it ends the view."""
         slot = self.shown[self.selected].slot if self.shown else 0
         if key in ("q", "\x03"):
             return False
@@ -223,7 +225,7 @@ class View:
         return Group(head, second, self._table(width, visible), *lines, *free, Text(self.said, "reverse", no_wrap=True))
 
     def _table(self, width: int, visible: int) -> Table:
-        """Return the slots, *visible* of them around the selected one, in a terminal of this *width*."""
+        """Return the table of slots for a terminal of this *width*: *visible* slots around the selected one."""
         from rich.table import Table
         from rich.text import Text
 
@@ -266,7 +268,10 @@ def _event(event: dict[str, Any]) -> RenderableType:
 
 
 def live(ask: Ask) -> None:
-    """Show it until a key ends it. Raises LimpetError; the server's end is said, and ends it too."""
+    """Show the live view until a key ends it. Raises LimpetError.
+
+    If the server ends later, the view says so and stays open.
+    """
     try:
         from rich.console import Console
         from rich.live import Live
@@ -292,13 +297,13 @@ def live(ask: Ask) -> None:
 
 
 def keys_in(text: str) -> list[str]:
-    """Return the keys that have sent *text*: an arrow sends three characters, and several keys may come at once."""
+    """Return the keys that sent *text*. An arrow key sends three characters, and several keys may arrive together."""
     return _KEY.findall(text)
 
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], list[str]]]:
-    """Let a function return the keys that are pressed within some seconds; the terminal is restored after."""
+    """Yield a function that returns the keys pressed within some seconds. The terminal is restored afterwards."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
 

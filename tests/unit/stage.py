@@ -1,7 +1,7 @@
-"""A server without processes, for tests of those who act: real actors and a real fleet, and children that are values.
+"""A server without processes, for tests of the actors: the actors and the fleet are real, and the children are values.
 
-`Stage` starts nobody: a process is a `Child` with a real line, whose far end the test reads, and a number that stands
-for its exit. The clock is the test's.
+`Stage` starts no process. A child is a `Child` with a real line, whose far end the test reads, and a number that stands
+for its exit. The test controls the clock.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from limpet.supervisor.shutdown import Shutdown
 
 
 def state(member: Member) -> State:
-    """Return the state of *member*: a call, so that types know that it may have changed."""
+    """Return the state of *member*. It is a function so that the type checker knows that the state may have changed."""
     return member.life.state
 
 
 class Clock:
-    """The monotonic time, which passes when the test says so."""
+    """The monotonic time. It passes when the test says so."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -49,23 +49,23 @@ class Clock:
 
 @dataclass
 class Process:
-    """What stands for an operating system's process."""
+    """Stands for a process of the operating system."""
 
     pid: int
     returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return the exit code, None while it runs."""
+        """Return the exit code, or None while it runs."""
         return self.returncode
 
     def kill(self) -> None:
-        """End it, as SIGKILL does."""
+        """End it as SIGKILL does."""
         self.returncode = -9 if self.returncode is None else self.returncode
 
 
 @dataclass
 class Channel:
-    """What waits in a slot's channel."""
+    """Stands for a slot's channel, with the number of connections that wait in it."""
 
     waiting: int = 0
     fds: tuple[int, int] = (0, 1)
@@ -77,7 +77,7 @@ class Channel:
 
 @dataclass
 class Backend:
-    """A backend that keeps what it was told."""
+    """A backend that records what it was told."""
 
     name: str = "dispatcher"
     urls: list[str] = field(default_factory=lambda: ["http://127.0.0.1:8000"])
@@ -93,26 +93,26 @@ class Backend:
         return self.waiting[slot]
 
     def grow(self, slots: int) -> None:
-        """Have room for *slots* slots."""
+        """Make room for *slots* slots."""
         if self.refusal is not None:
             raise self.refusal
         self.slots = slots
 
     def follow(self, owners: Any) -> None:
-        """Send clients to *owners*."""
+        """Record that clients are sent to *owners*."""
         self.follows.append(list(owners))
 
     def listen(self) -> None:
-        """Let clients in."""
+        """Let clients connect."""
         self.is_listening = True
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Let no more clients connect."""
         self.is_closed = True
 
 
 class Resources:
-    """What children are equipped with, without a process being started."""
+    """What children are given, without starting a process."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.settings = settings
@@ -128,14 +128,14 @@ class Resources:
         self.grow(settings.workers)
 
     def grow(self, slots: int) -> None:
-        """Have room for *slots* slots."""
+        """Make room for *slots* slots."""
         while len(self.channels) < slots:
             self.channels.append(Channel())
             self.moves.append(Channel())
         self.past.grow(slots)
 
     def waits(self, slot: int) -> bool:
-        """Return whether something waits in a channel of *slot*."""
+        """Return whether a connection waits in the channel of *slot*."""
         return self.channels[slot].waiting > 0
 
     def spawn(self, member: Member) -> Child:
@@ -165,7 +165,7 @@ class Resources:
         self._far_ends.pop(child.pid).close()
 
     def told(self, child: Child) -> list[dict[str, Any]]:
-        """Return what *child* was told since this was last asked."""
+        """Return what *child* was told since the last call."""
         far_end = self._far_ends.get(child.pid)
         if far_end is None:
             return []
@@ -187,7 +187,7 @@ class Resources:
 
 
 class Stage:
-    """A server of values, with its actors. `close` it at the end, or use it as a context."""
+    """A server made of values, with its actors. `close` its resources at the end, or use it as a context."""
 
     def __init__(self, workers: int = 2, dispatchers: int = 1, terminators: int = 0, **given: Any) -> None:
         settings = Settings(app="app:app", workers=workers, **given)
@@ -243,7 +243,7 @@ class Stage:
         self.processes.let_take(member)
 
     def start(self) -> Stage:
-        """Start all members, have them ready, and let clients in."""
+        """Start all members, make them ready, and let clients connect."""
         for member in self.fleet.members():
             self.processes.apply(member, Event.START)
         for member in self.fleet.members():
@@ -257,21 +257,21 @@ class Stage:
         return self
 
     def ready(self, member: Member) -> None:
-        """Have the process of *member* that is starting say READY."""
+        """Let the starting process of *member* say READY."""
         child = member.starting()
-        assert child is not None, f"nobody is starting in {member}"
+        assert child is not None, f"no process of {member} is starting"
         event = member.announced(child)
         assert event is not None
         self.processes.apply(member, event)
 
     def die(self, member: Member, child: Child, code: int = -9) -> None:
-        """Have *child* end."""
+        """End *child* with the exit *code*, and reap it."""
         assert isinstance(child.process, Process)
         child.process.returncode = code
         self.processes.reap(member, child)
 
     def leave(self) -> None:
-        """Have all who were told to drain end, as often as that makes others drain."""
+        """End all processes that were told to drain, until none is left that drains."""
         while leaving := [
             (member, child)
             for member, child in self.fleet.processes()
@@ -281,6 +281,6 @@ class Stage:
                 self.die(member, child, code=0)
 
     def told(self, member: Member) -> list[dict[str, Any]]:
-        """Return what the process in charge of *member* was told since this was last asked."""
+        """Return what the process in charge of *member* was told since the last call."""
         assert member.child is not None
         return self.resources.told(member.child)
