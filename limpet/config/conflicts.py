@@ -75,9 +75,9 @@ AT_START: Final[Sequence[Conflict]] = (
     ),
     Conflict(
         _odd_bind,
-        "the bind `{found}` differs from the others: with `--server {settings.server}` all binds must have the same "
-        "application, key chain and server",
-        "`--server uvicorn` can serve several in one worker; or start a separate server for each",
+        "the bind `{found}` differs from the others in its application, key chain or server, and "
+        "`--server {settings.server}` cannot serve both in one worker",
+        "`--server uvicorn` can serve several applications, by several key chains; or start a separate server for each",
     ),
     Conflict(
         lambda settings, _: (

@@ -1,6 +1,7 @@
 """Where `--learn` finds ids in a response.
 
-Owns the meaning of the text of a `--learn`. Pure. sessions/ finds the ids of each response with it.
+Owns the meaning of the text of a `--learn`. Pure: it sees one header's value at a time. config/checks.py parses the
+text to check it; sessions/sessions.py parses it again and finds the ids of each response with it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Kind:
     hears: str = "never"  # when applications see the client of a PROXY header: "always", on "asyncio" only, or "never"
     closes: bool = True  # can end each connection with its response
     websocket: bool = False
-    http: bool = True  # serves only HTTP; False: connections of any protocol, so requests hold no key
+    http: bool = True  # serves only HTTP; False: any protocol, so no key can be looked for in requests
     runs_hooks: bool = False  # calls the functions of worker/hooks.py itself, on its event loop
     extra: str | None = None  # the extra of limpet that installs it
 

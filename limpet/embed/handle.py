@@ -1,7 +1,7 @@
 """A server that runs beside the program that started it, and the program's handle of it.
 
-Owns the supervisor's process as the program sees it: it starts it as a fresh interpreter, tells it to stop, and sees it
-end. It knows nothing about settings or how the server works. supervisor/program_link.py is the other side;
+Owns the supervisor's process on the program's side: starting it as a fresh interpreter, telling it to stop, and waiting
+for its end. It knows nothing about settings or how the server works. supervisor/program_link.py is the other side;
 operate/control_socket.py carries questions to the server.
 
 How it works: the supervisor is a child process with one line to this program (supervisor/program_link.py has the

@@ -139,7 +139,7 @@ class Changes:
         return self.current
 
     def end(self) -> Change:
-        """Take the current change, which is over, out and return it."""
+        """Remove and return the current change, which is over."""
         assert self.current is not None
         over, self.current = self.current, None
         return over

@@ -102,7 +102,7 @@ class Fleet:
         ]
 
     def up(self, now: float) -> list[bool]:
-        """Return for each slot whether its clients are sent to it, which includes waiting there for its next worker."""
+        """Return for each slot whether its clients are sent to it, also if they wait there for its next worker."""
         return [slot.is_up(self.settings, now) for slot in self.slots]
 
     def resized(self, slots: int) -> Settings:

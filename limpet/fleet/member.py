@@ -63,7 +63,7 @@ class Member:
         return [child for child in (self.child, self.successor, *self.predecessors) if child is not None]
 
     def is_up(self, settings: Settings, now: float) -> bool:
-        """Return whether clients of this slot are sent here, also to wait for its next worker."""
+        """Return whether clients of this slot are sent here, also if they wait for its next worker."""
         if self.life.state.serves:
             self.down_since = None
             return True
@@ -78,7 +78,7 @@ class Member:
         return is_free and self.life.state.serves and self.child is not None and not self.child.is_open
 
     def has_left(self, now: float) -> bool:
-        """Return whether none of its processes, which were told to stop, passes on any more connections."""
+        """Return whether none of its processes passes on connections any more. They were told to stop."""
         if self.role == "terminator":  # its clients' bytes pass through it until they disconnect
             is_stopping = self.life.state in (State.DRAINING, State.STOPPED)
             return is_stopping and all(child.leaves_by <= now for child in self.children)

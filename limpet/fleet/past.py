@@ -1,6 +1,8 @@
 """What ended processes had counted, so that no total decreases when a process is replaced.
 
-fleet/resources.py adds the figures of a process after it was reaped. operate/status.py reads the totals.
+Owns these sums: for the workers of each slot, for all dispatchers and for all terminators. It knows no processes, only
+rows of the scoreboard. fleet/resources.py adds the row of a process after it was reaped; operate/status.py reads the
+sums; supervisor/snapshot.py passes them on in an upgrade.
 """
 
 from __future__ import annotations

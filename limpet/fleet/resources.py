@@ -109,7 +109,7 @@ class Resources:
 
     def _place(self, member: Member, link_fd: int, row: int) -> boot.Boot:
         settings = self.settings
-        if member.number >= settings.workers and member.role == "worker":  # a removed slot: it serves who still waits
+        if member.number >= settings.workers and member.role == "worker":  # a removed slot: clients still wait in it
             settings = dataclasses.replace(settings, workers=member.number + 1)
         common = boot.Boot(
             settings=settings,

@@ -1,8 +1,8 @@
 """What all children are told: which slots are up, which worker is in each slot, and the channels of new slots.
 
 Owns these messages and when they are sent. Dispatchers use them to route connections, workers to pass connections on.
-supervisor.py calls it when a slot goes up or down, processes.py after each death and each READY, scaling.py after a
-change of the table.
+Called by supervisor.py when a slot goes up or down, by processes.py after each death and each READY, by scaling.py
+after a change of the table, and by commands.py when a slot is drained.
 
 1. The router of this process is updated first, so `limpet where` never answers with an older table than a child's.
 2. A child that reads slowly only gets the latest message (ipc/control_link.py).

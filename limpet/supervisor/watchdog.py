@@ -1,10 +1,11 @@
 """Whether processes still work, and whether a worker must be recycled.
 
 Owns these decisions, and the observations behind them: the scoreboard, and what the kernel reports about a process. The
-supervisor calls it at each tick, and kills the processes that it names. It warns and requests renewals itself.
+supervisor calls it at each tick, and kills the processes that it names. The watchdog itself logs warnings and requests
+renewals.
 
 1. A worker's heartbeat runs on its event loop and is missing while the loop is blocked. That is a warning, because all
-   clients of the slot wait. It is no reason to kill the worker: code in C may be busy for seconds.
+   clients of the slot wait. It is not a reason to kill the worker: code in C may be busy for seconds.
 2. A worker hangs if it has no heartbeat and uses no CPU time for `--hang-timeout`; a stopped worker is one case.
    Dispatchers and terminators have no heartbeat, because they sleep while nothing arrives. For them the kernel is asked
    whether they are stopped. A terminator also hangs if one turn of its loop takes that long.
@@ -93,7 +94,7 @@ class Health:
         return None
 
     def _look_whether_still(self, role: str, child: Child, now: float) -> str | None:
-        """Return what is wrong if *child* was stopped for too long. A terminator must also finish turns of its loop."""
+        """Return what is wrong if *child* was stopped, or stayed in one turn of its loop as a terminator, too long."""
         turn_ns = self._board.terminator(child.row)["busy_since_ns"] if role == "terminator" else 0
         sign = (is_stopped(child.pid), turn_ns)
         seen, since = self._still.get(child.pid, (None, now))

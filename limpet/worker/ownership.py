@@ -1,7 +1,7 @@
 """Whether a request belongs to this worker.
 
 Owns what a worker knows about where requests belong. The server adapter asks for every request except the first one of
-a connection, which the dispatcher has already decided. The router gives the answer. Pure, apart from random choices.
+a connection, which the dispatcher has already decided. The router gives the answer. It moves no connection itself.
 """
 
 from __future__ import annotations

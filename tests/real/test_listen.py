@@ -270,7 +270,7 @@ def test_failure_to_start_is_raised_as_the_command_line_would_show_it(
         ({"workers": 0}, "`workers` must be a whole number from 1 to 256"),
         ({"graceful_timout": 3}, "unknown setting `graceful_timout`"),
         ({"by": "cookie"}, "`cookie` is not an element"),
-        ({"by": [limpet.Ip(), 3]}, "`3` is no element"),
+        ({"by": [limpet.Ip(), 3]}, "`3` is not an element"),
         ({"trust": ["nonsense"]}, "`trust`"),
         ({"by": lambda request: None}, "no name under which a worker could import it"),
     ],

@@ -1,6 +1,9 @@
 """The server as the admin process sees it: questions at its control socket.
 
-Owns how often the server is asked. operate/status.py makes the answers.
+Owns how often the server is asked. operate/status.py makes the answers. app.py and live.py ask; each question runs in a
+thread, because the control socket's client blocks.
+
+1. Figures are shared: however many callers ask for them, the server is asked once in _FRESH_S.
 """
 
 from __future__ import annotations
