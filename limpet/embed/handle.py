@@ -44,7 +44,7 @@ from limpet.system import activation
 
 Callback = Callable[["Handle"], object]
 _POLL_S: Final = 0.1  # between two questions whether a change is over
-_END_S: Final = 5.0  # that a supervisor has which was told to end at once
+_END_S: Final = 5.0  # how long a supervisor that was told to end at once may take
 log = logging.getLogger("limpet")
 
 
