@@ -1,1 +1,1 @@
-"""Wire formats, pure: bytes of clients and proxies in, values out."""
+"""Wire formats: bytes of clients and proxies in, values out. All modules here are pure."""

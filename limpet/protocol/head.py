@@ -1,26 +1,28 @@
-"""Reading one request head, with the parser that the worker uses too.
+"""Reading one request head, with the same parser as the worker.
 
-Owns where a head ends, what is refused before a worker sees it, and the limits. Refuses to know where the
-bytes come from (dispatch/peek.py takes them off a socket) and what they mean (protocol/request.py). Pure.
+This file owns three things: where a head ends, which heads are refused before a worker sees them, and the limits. It
+does not know where the bytes come from (dispatch/peek.py reads them from a socket) nor what they mean
+(protocol/request.py). Pure.
 
-1. What is accepted here the worker accepts, with the same method, target and headers: both run llhttp, strict, and
-   what uvicorn's protocol checks on top is checked here as well. So dispatcher and worker never disagree about
-   the key of a request. `_begin` and `_finish` refuse a little more than the worker would.
-2. llhttp gets no byte behind the blank line: it reports no offsets, and would take a body or the next request
-   for its own. A head ends only at CRLF CRLF, since llhttp refuses a bare LF.
-3. The outcome does not depend on how the bytes were divided among calls of `feed`.
-4. Linear in the size of the head however it is divided, and bounded by `max_head`.
-5. The usual head is known by its look: what `plain` takes, llhttp would take as well, and find the same in it.
+1. The worker accepts every head that is accepted here, and reads the same method, target and headers from it. Both run
+   llhttp in its strict mode, and the further checks of uvicorn's protocol are repeated here. So the dispatcher and the
+   worker never disagree about the key of a request. `_begin` and `_finish` refuse a little more than the worker would.
+2. llhttp gets no byte after the blank line. It reports no offsets, and it would read a body or the next request as a
+   part of this one. A head ends only at CRLF CRLF, because llhttp refuses a bare LF.
+3. The result does not depend on how the bytes were divided among calls of `feed`.
+4. The time is linear in the size of the head, however the head is divided. `max_head` limits the size.
+5. `plain` recognises a usual head by its form. llhttp accepts every head that `plain` accepts, and reads the same from
+   it.
 
 How it works
 ------------
 
-llhttp gets the request line as it comes, so that what is no HTTP at all is refused at its first byte. It gets
-the header section in whole lines: httptools joins the pieces of a header by copying what it has for each new
-piece, which would be quadratic for bytes that come one by one.
+llhttp gets the request line as it comes, so that bytes that are not HTTP are refused at the first byte. It gets the
+headers in whole lines. httptools joins the pieces of a header by copying what it has for each new piece, so a header
+that comes byte by byte would take quadratic time.
 
-`plain` leaves out whatever has rules of its own: framing, absolute targets, bytes that are not ASCII. It is one regular
-expression, which takes a third of the time of a parser with its callbacks.
+`plain` leaves out everything that has rules of its own: framing headers, absolute targets, bytes outside ASCII. It is
+one regular expression, and takes a third of the time of a parser with callbacks.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import httptools
 
 from limpet.protocol.request import Peer, Request
 
-_EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")  # some clients send one behind the body of a POST
+_EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")  # some clients send one after the body of a POST
 _TLS_HANDSHAKE: Final = 0x16  # the first byte of a ClientHello
 _VERSIONS: Final = frozenset({"1.0", "1.1"})  # llhttp also takes 0.9, which has no headers, and 2.0
 
@@ -47,7 +49,7 @@ _FRAMED: Final = re.compile(rb"\n(?i:content-length|transfer-encoding):")
 
 
 def plain(data: bytes, max_headers: int) -> int:
-    """Return how long the request head at the start of *data* is, if it is whole and a plain one, else 0."""
+    """Return the length of the request head at the start of *data*; 0 if the head is incomplete or not plain."""
     found = _plain_pattern(max_headers).match(data)
     return 0 if found is None or _FRAMED.search(data, 0, found.end()) else found.end()
 
@@ -58,7 +60,7 @@ def _plain_pattern(max_headers: int) -> re.Pattern[bytes]:
 
 
 class BadHead(Exception):
-    """These bytes are not, and will not become, a request head that a worker should see."""
+    """The bytes are not a request head that a worker should see, and more bytes cannot change that."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"{status}: {reason}")
@@ -67,18 +69,18 @@ class BadHead(Exception):
 
 
 class _Stage(Enum):
-    START = auto()  # nothing but empty lines has come
+    START = auto()  # only empty lines have come
     REQUEST_LINE = auto()
     HEADERS = auto()
     DONE = auto()
 
 
-# In CPython 3.11 each `_Stage.X` costs 0.1 us; the usual head would pay it six times.
+# In CPython 3.11 each `_Stage.X` costs 0.1 us, and a usual head needs six of them.
 _START, _REQUEST_LINE, _HEADERS, _DONE = _Stage
 
 
 class _Sink:
-    """What llhttp reports. Not the HeadParser: that would make a reference cycle of each connection."""
+    """What llhttp reports. Not HeadParser itself: that would make a reference cycle for each connection."""
 
     __slots__ = ("complete", "headers", "target")
 
@@ -98,7 +100,7 @@ class _Sink:
 
 
 class HeadParser:
-    """Reads one request head from bytes in any portions."""
+    """Reads one request head from bytes that come in any portions."""
 
     __slots__ = (
         "_held", "_max_headers", "_parser", "_sink", "_stage", "_taken", "_target", "head_length", "max_head"
@@ -106,17 +108,17 @@ class HeadParser:
 
     def __init__(self, max_head: int = 65536, max_headers: int = 256) -> None:
         self.max_head = max_head
-        self.head_length = 0  # bytes up to and including the blank line, once it is there
+        self.head_length = 0  # bytes up to the end of the blank line; 0 until the head is complete
         self._max_headers = max_headers
         self._sink = _Sink()
         self._parser = httptools.HttpRequestParser(self._sink)
         self._stage = _START
         self._taken = 0  # bytes of all calls of `feed`
-        self._held = bytearray()  # those at the end that llhttp does not have yet: less than a line
+        self._held = bytearray()  # the last bytes, which llhttp does not have yet: less than a line
         self._target = ""
 
     def feed(self, data: bytes) -> bool:
-        """Take *data*, the bytes since the last call; return whether the head is complete. Raises BadHead."""
+        """Read *data*, the bytes since the last call, and return whether the head is complete. Raises BadHead."""
         if self._stage is _DONE:
             return True
         new = data[: self.max_head - self._taken]
@@ -130,13 +132,16 @@ class HeadParser:
         return False
 
     def request(self, peer: Peer) -> Request:
-        """Return the request of *peer*, whose head is complete."""
+        """Return the request, which came from *peer*. Raises RuntimeError unless the head is complete."""
         if self._stage is not _DONE:
             raise RuntimeError("the request head is not complete")
         return Request(self._parser.get_method().decode(), self._target, peer, self._sink.headers)
 
     def _advance(self, text: bytes) -> bool:
-        """Parse *text*, which begins where llhttp stopped; hold back what it should not have yet."""
+        """Parse *text*, which begins where llhttp stopped, and return whether the head is complete.
+
+        Bytes that llhttp should not have yet are held back.
+        """
         if self._stage is _START:
             text = self._begin(text)
             if not text:
@@ -156,7 +161,7 @@ class HeadParser:
         return False
 
     def _begin(self, text: bytes) -> bytes:
-        """Return *text* from the request line on; refuse what its first byte gives away."""
+        """Return *text* from the request line on; empty if the line has not begun. Raises BadHead."""
         if text[0] in b"\r\n":
             text = _EMPTY_LINES.sub(b"", text)
             self._held = bytearray(text if text == b"\r" else b"")
@@ -170,29 +175,29 @@ class HeadParser:
         return text
 
     def _end(self, text: bytes) -> int:
-        """Return the offset in *text* behind the blank line, 0 when it is not there."""
+        """Return the offset in *text* just after the blank line; 0 if there is no blank line."""
         if self._stage is _HEADERS and text.startswith(b"\r\n"):
             return 2
         blank = text.find(b"\n\r\n")
         return blank + 3 if blank >= 0 else 0
 
     def _parse(self, text: bytes) -> None:
-        """Feed llhttp, and say what it found."""
+        """Give *text* to llhttp. Raises BadHead for what llhttp refuses and for too many headers."""
         malformed = None
         try:
             self._parser.feed_data(text)
         except httptools.HttpParserUpgrade:
-            pass  # raised behind a complete head that asks for an upgrade: a request like any other
+            pass  # raised after a complete head that asks for an upgrade, which is a request like any other
         except httptools.HttpParserError as error:
             malformed = str(error)
-        if len(self._sink.headers) > self._max_headers:  # first, for they came before what is malformed
+        if len(self._sink.headers) > self._max_headers:  # checked first: these headers came before the malformed part
             raise BadHead(431, f"the request has more than {self._max_headers} headers")
         if malformed is not None:
             raise BadHead(400, f"malformed request head: {malformed}")
 
     def _finish(self) -> None:
-        """Check the complete head for what llhttp lets pass."""
-        if not self._sink.complete:  # only `PRI` waits for more than its blank line
+        """Refuse a complete head that llhttp accepts and a worker should not see. Raises BadHead."""
+        if not self._sink.complete:  # only after `PRI` does llhttp wait for more than the blank line
             raise BadHead(400, "an HTTP/2 preface on an HTTP/1 port")
         version = self._parser.get_http_version()
         if version not in _VERSIONS:
@@ -202,7 +207,7 @@ class HeadParser:
             path = httptools.parse_url(target).path
         except httptools.HttpParserInvalidURLError:
             path = None
-        if path is None:  # uvicorn answers 400 as well, except that it lets websockets have no path
+        if path is None:  # uvicorn answers 400 too, except to a websocket, which may have no path
             raise BadHead(400, "malformed request target")
-        self._target = target.decode("latin-1")  # all of it ASCII: llhttp has seen to that
+        self._target = target.decode("latin-1")  # all of it is ASCII: llhttp accepts nothing else
         self._stage = _DONE

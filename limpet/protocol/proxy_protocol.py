@@ -1,19 +1,19 @@
-"""The PROXY protocol, versions 1 and 2: what a proxy says of a connection before its client's first byte.
+"""The PROXY protocol, versions 1 and 2: what a proxy says about a connection before the client's first byte.
 
-Owns the form of such a header, read and written, and what is known of a connection by it. Refuses to know who may send
-one (the dispatcher asks `Trust`) and where the bytes come from (dispatch/peek.py looks at them, ipc/channel.py takes
-them). Pure.
+This file owns the format of a PROXY header, for reading and for writing, and the `Origin` that a header gives. It does
+not know which peers may send a header: the dispatcher and the terminator ask `Trust`. Nor does it know where the bytes
+come from: dispatch/peek.py looks at them, and ipc/channel.py takes them off the socket. Pure.
 
-1. Nothing is guessed: bytes that cannot become a header are refused as soon as that is sure.
-2. The outcome depends neither on how the bytes were divided nor on what comes behind the header.
-3. A header has MAX_BYTES at most. What is not known in it (TLVs) is skipped by its length.
+1. Nothing is guessed. Bytes that cannot become a header are refused as soon as that is certain.
+2. The result depends neither on how the bytes were divided nor on what follows the header.
+3. A header has at most MAX_BYTES. A TLV of unknown type is skipped by its length.
 
 How it works
 ------------
 
-Version 1 is a line: `PROXY TCP4 source destination port port`. Version 2 is a signature, a command, a family and the
-length of the rest: addresses, and behind them TLVs (type, length, value). By LOCAL and UNKNOWN the proxy says that it
-speaks for itself, as in a health check: then the connection's own peer is the client.
+Version 1 is a line: `PROXY TCP4 source destination port port`. Version 2 is a signature, a command, a family, and the
+length of the rest. The rest is the addresses, followed by TLVs (type, length, value). LOCAL in version 2 and UNKNOWN in
+version 1 say that the proxy speaks for itself, as in a health check: then the peer of the connection is the client.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, NamedTuple
 
-MAX_BYTES: Final = 4096  # of a header; one with all that HAProxy can tell has some 600
-_V1_MAX_BYTES: Final = 107  # of the longest line, its end included
+MAX_BYTES: Final = 4096  # of a header; one with everything that HAProxy can send has about 600
+_V1_MAX_BYTES: Final = 107  # of the longest line, including its CRLF
 _V1_START: Final = b"PROXY "
 _V1_LINE: Final = re.compile(
     rb"PROXY (?:UNKNOWN(?: [^\r\n]*)?"
@@ -41,47 +41,47 @@ _TCP6: Final = 0x21
 _UNIX: Final = 0x31
 _ADDRESS_BYTES: Final = {_UNSPECIFIED: 0, _TCP4: 12, _TCP6: 36, _UNIX: 216}
 _TLV: Final = struct.Struct(">BH")
-_AUTHORITY: Final = 0x02  # the name that the client asked for: SNI
+_AUTHORITY: Final = 0x02  # the server name that the client asked for (SNI)
 _SSL: Final = 0x20
 _CLIENT_SSL: Final = 0x01  # in the first byte of _SSL: the client came by TLS
 
 
 class BadHeaderError(Exception):
-    """These bytes are not, and will not become, a header of the PROXY protocol."""
+    """The bytes are not the start of a PROXY header, and more bytes cannot change that."""
 
 
 class Origin(NamedTuple):
-    """Where a connection comes from, as a trusted proxy says."""
+    """Where a connection comes from, as a trusted proxy said in a PROXY header."""
 
     address: str | None  # None: a unix socket
     port: int | None
-    is_tls: bool = False  # the client came by TLS, which ended at the proxy
-    server_name: str | None = None  # that the client asked for in its TLS handshake
+    is_tls: bool = False  # whether the client used TLS, which ended at the proxy
+    server_name: str | None = None  # the name that the client asked for in its TLS handshake
 
     @property
     def client(self) -> tuple[str, int] | None:
-        """Return the client as applications are told of it, None for a unix socket."""
+        """Return the client's address and port as applications get them; None for a unix socket."""
         return None if self.address is None or self.port is None else (self.address, self.port)
 
 
 class Header(NamedTuple):
-    """A whole header: how many bytes it has, and what it says; *origin* is None where the peer itself is the client."""
+    """A whole header: its length in bytes, and what it says. *origin* is None if the peer itself is the client."""
 
     length: int
     origin: Origin | None
 
 
 def parse(data: bytes) -> Header | None:
-    """Return the header with which *data* begins, None when more bytes must come. Raises BadHeaderError."""
+    """Return the header at the start of *data*; None if more bytes must come. Raises BadHeaderError."""
     if _V1_START.startswith(data[: len(_V1_START)]):
         return _parse_line(data)
     if _SIGNATURE.startswith(data[: len(_SIGNATURE)]):
         return _parse_binary(data)
-    raise BadHeaderError("it does not begin with a PROXY header")
+    raise BadHeaderError("the first bytes are not a PROXY header")
 
 
 def write(origin: Origin) -> bytes:
-    """Return a header of version 2 that says *origin*; of the destination it says nothing."""
+    """Return a header of version 2 for *origin*. The header does not name the destination."""
     source = None if origin.address is None else ip_address(origin.address)
     if source is None:
         family, addresses = _UNIX, bytes(216)
@@ -101,17 +101,17 @@ def _parse_line(data: bytes) -> Header | None:
     end = data.find(b"\n", 0, _V1_MAX_BYTES) + 1
     if not end:
         if len(data) >= _V1_MAX_BYTES:
-            raise BadHeaderError(f"the line of its PROXY header is longer than {_V1_MAX_BYTES} bytes")
+            raise BadHeaderError(f"the line of the PROXY header is longer than {_V1_MAX_BYTES} bytes")
         return None
     found = _V1_LINE.fullmatch(data[:end])
     if found is None:
-        raise BadHeaderError("the line of its PROXY header is malformed")
+        raise BadHeaderError("the line of the PROXY header is malformed")
     if found[1] is None:
         return Header(end, None)
     source, destination = (_address(text, 4 if found[1] == b"TCP4" else 6) for text in found.group(2, 3))
     ports = int(found[4]), int(found[5])
     if source is None or destination is None or max(ports) > 65535:
-        raise BadHeaderError("the addresses of its PROXY header are none")
+        raise BadHeaderError("invalid address or port in the PROXY header")
     return Header(end, Origin(_canonical(source), ports[0]))
 
 
@@ -120,12 +120,12 @@ def _parse_binary(data: bytes) -> Header | None:
         return None
     _, command, family, size = _V2.unpack_from(data)
     if command not in (_LOCAL, _PROXY):
-        raise BadHeaderError("its PROXY header has another version, or a command that there is not")
+        raise BadHeaderError("unsupported version or unknown command in the PROXY header")
     end = _V2.size + size
     if end > MAX_BYTES:
-        raise BadHeaderError(f"its PROXY header is longer than {MAX_BYTES} bytes")
+        raise BadHeaderError(f"the PROXY header is longer than {MAX_BYTES} bytes")
     if command == _PROXY and size < _ADDRESS_BYTES.get(family, end):
-        raise BadHeaderError("its PROXY header is of no stream that there is, or has no room for its addresses")
+        raise BadHeaderError("the PROXY header is not for a stream socket, or is too short for its addresses")
     if len(data) < end:
         return None
     if command == _LOCAL or family == _UNSPECIFIED:
@@ -141,7 +141,7 @@ def _parse_binary(data: bytes) -> Header | None:
 
 
 def _source(data: bytes, family: int) -> tuple[str | None, int | None]:
-    """Return address and port of the client in *data*, a whole header of *family*."""
+    """Return the client's address and port from *data*, a whole header of *family*."""
     if family == _UNIX:
         return None, None
     size = 4 if family == _TCP4 else 16
@@ -151,15 +151,15 @@ def _source(data: bytes, family: int) -> tuple[str | None, int | None]:
 
 
 def _tlvs(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and value of each TLV in *data*. Raises BadHeaderError."""
+    """Yield the type and the value of each TLV in *data*. Raises BadHeaderError."""
     at = 0
     while at < len(data):
         if len(data) - at < _TLV.size:
-            raise BadHeaderError("its PROXY header ends within a TLV")
+            raise BadHeaderError("the PROXY header ends within a TLV")
         kind, size = _TLV.unpack_from(data, at)
         at += _TLV.size + size
         if at > len(data):
-            raise BadHeaderError("its PROXY header ends within a TLV")
+            raise BadHeaderError("the PROXY header ends within a TLV")
         yield kind, data[at - size : at]
 
 
@@ -172,6 +172,6 @@ def _address(text: bytes, version: int) -> IPv4Address | IPv6Address | None:
 
 
 def _canonical(address: IPv4Address | IPv6Address) -> str:
-    """Return *address* as text; IPv4 where IPv6 maps it, so that a client has one address however it came."""
+    """Return *address* as text. An IPv4-mapped IPv6 address becomes IPv4, so that each client has one address."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return str(mapped or address)

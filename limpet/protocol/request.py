@@ -1,14 +1,14 @@
-"""What a key is looked for in: the `Peer` of a connection and one `Request` on it.
+"""What a key is taken from: the `Peer` of a connection and one `Request` on it.
 
-Owns how the bytes of a request head are read as headers, cookies, query and path. Refuses to know how a head is parsed
-(protocol/head.py), which of these values is the key (routing/key_chain.py), and every body. Pure. Called by the key
-chain and by users' key functions.
+This file owns how headers, cookies, query and path are read from a request head. It does not know how a head is parsed
+(protocol/head.py), nor which value is the key (routing/key_chain.py), and it never sees a body. Pure. The key chain and
+users' key functions call it.
 
-1. Nothing is decoded that is not asked for: a `Request` is four references, its views are made at each access.
-2. The `*_bytes` methods and the text views agree: `query_bytes(b"sid")` is `query["sid"]` before it became text.
-   The former search in C, since a client may send 64 KiB of nothing but `;` or `&`.
-3. Of several cookies or parameters of one name the first wins; several lines of one header are one value.
-4. No `repr` shows target, headers or cookies: keys are secrets of the users.
+1. Nothing is decoded before it is asked for. A `Request` is four references, and each access makes a view.
+2. The `*_bytes` methods and the text views agree: `query_bytes(b"sid")` equals `query["sid"]` before its conversion to
+   text. The `*_bytes` methods search in C, because a client may send 64 KiB of nothing but `;` or `&`.
+3. Of several cookies or parameters with one name the first wins. Several lines of one header are one value.
+4. No `repr` shows the target, headers or cookies: keys are secrets of the users.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, AnyStr, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes
 
 _BLANKS: Final = b" \t"
-_NAMES: Final = 256  # patterns kept: names come from key chains and code, never from clients, so they are few
-# How a character appears in a query when it is not percent-encoded, if not as itself: `(?!)` is never.
+_NAMES: Final = 256  # patterns kept. Names come from key chains and code, never from clients, so they are few
+# Characters of a name that appear in a query as something else if they are not percent-encoded. `(?!)` matches nothing.
 _BARE: Final = {
     ord(" "): r"\+",
     ord("%"): "%(?![0-9A-Fa-f]{2})",
@@ -30,23 +30,23 @@ _BARE: Final = {
 
 
 class Peer(NamedTuple):
-    """The far end of a client connection, and the listener that it came in by."""
+    """The far end of a client connection, and the listener by which the connection came."""
 
     address: str | None  # None: a unix socket
     port: int | None
     listener: str
-    bind: int = 0  # which of the server's binds that is, counted from 0
-    server_name: str | None = None  # that the client asked for in its TLS handshake
+    bind: int = 0  # index of that listener's bind
+    server_name: str | None = None  # the name that the client asked for in its TLS handshake
 
     def __repr__(self) -> str:
         return f"Peer(address={self.address!r}, port={self.port!r}, listener={self.listener!r})"
 
     @classmethod
     def of(cls, sockaddr: Any, listener: str, bind: int = 0) -> Peer:
-        """Return the peer that `accept()` or `getpeername()` named *sockaddr*.
+        """Return the peer for *sockaddr*, a result of `accept()` or `getpeername()`.
 
-        An IPv4 client of a dual-stack listener is shown as IPv4 and a zone (`%eth0`) is dropped, so that a
-        client has one address however the listener was bound.
+        An IPv4 client of a dual-stack listener is shown as IPv4, and a zone (`%eth0`) is dropped. So a client has one
+        address, however the listener was bound.
         """
         if not isinstance(sockaddr, tuple):
             return cls(None, None, listener, bind)
@@ -58,11 +58,11 @@ class Peer(NamedTuple):
         return _new_peer((address, sockaddr[1], listener, bind, None))
 
 
-_new_peer: Final = partial(tuple.__new__, Peer)  # skips the Python function that `Peer()` is: once for each connection
+_new_peer: Final = partial(tuple.__new__, Peer)  # once for each connection: `Peer()` is a Python function
 
 
 class Headers(Mapping[str, str]):
-    """The headers of one request as text; names in any case, several lines of one name joined with ", "."""
+    """The headers of one request as text. Names ignore case; several lines of one name are joined with ", "."""
 
     __slots__ = ("_raw",)
 
@@ -82,12 +82,12 @@ class Headers(Mapping[str, str]):
         return len({name for name, _ in self._raw})
 
     def get_all(self, name: str) -> list[str]:
-        """Return the value of each line of *name*, in wire order; an empty list when there is none."""
+        """Return the value of each line of header *name*, in wire order; an empty list if there is none."""
         return [value.decode("latin-1") for value in _lines(self._raw, name.lower().encode())]
 
 
 class Request:
-    """One request head: what a key function gets."""
+    """One request head. Key functions get it as their argument."""
 
     __slots__ = ("method", "peer", "raw_headers", "target")
 
@@ -102,7 +102,7 @@ class Request:
 
     @property
     def listener(self) -> str:
-        """The listener that the connection came in by."""
+        """The listener by which the connection came."""
         return self.peer.listener
 
     @property
@@ -112,15 +112,15 @@ class Request:
 
     @property
     def path(self) -> str:
-        """The path as the application sees it: percent-decoded, without query."""
+        """The path as the application sees it: percent-decoded, and without the query."""
         path = self.target.partition("#")[0].partition("?")[0]
-        if "://" in path and not path.startswith(("/", "*")):  # absolute-form, what a client sends to a proxy
+        if "://" in path and not path.startswith(("/", "*")):  # absolute-form, which clients send to proxies
             path = "/" + path.partition("://")[2].partition("/")[2]
         return unquote(path)
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The query, percent- and plus-decoded; the first value of a name wins, one without `=` is empty."""
+        """The query, percent- and plus-decoded. The first value of a name wins; a name without `=` has value ""."""
         pairs: dict[str, str] = {}
         for name, value in parse_qsl(self._query(), keep_blank_values=True):
             pairs.setdefault(name, value)
@@ -128,7 +128,7 @@ class Request:
 
     @property
     def cookies(self) -> Mapping[str, str]:
-        """The cookies; the first value of a name wins."""
+        """The cookies. The first value of a name wins."""
         pairs: dict[str, str] = {}
         for line in self.headers.get_all("cookie"):
             for pair in line.split(";"):
@@ -138,11 +138,11 @@ class Request:
         return pairs
 
     def header_bytes(self, name: bytes) -> bytes | None:
-        """Return the value of the header *name* (in lower case), None when it is absent."""
+        """Return the value of the header *name* (in lower case); None if there is none."""
         return _joined(self._lines(name))
 
     def cookie_bytes(self, name: bytes) -> bytes | None:
-        """Return the value of the first cookie *name*, None when it is absent."""
+        """Return the value of the first cookie *name*; None if there is none."""
         pattern = _cookie_pattern(name)
         for line in self._lines(b"cookie"):
             if match := pattern.search(b";" + line):
@@ -150,11 +150,11 @@ class Request:
         return None
 
     def cookie_values(self, name: bytes) -> list[bytes]:
-        """Return the different values of all cookies *name*, in wire order."""
+        """Return the distinct values of all cookies *name*, in wire order."""
         return cookie_values(self._lines(b"cookie"), name)
 
     def query_bytes(self, name: bytes) -> bytes | None:
-        """Return the decoded value of the first query parameter *name*, None when it is absent."""
+        """Return the decoded value of the first query parameter *name*; None if there is none."""
         match = _query_pattern(name).search("&" + self._query())
         return match and unquote_to_bytes((match[1] or "").replace("+", " "))
 
@@ -162,17 +162,17 @@ class Request:
         return _lines(self.raw_headers, name)
 
     def _query(self) -> str:
-        # llhttp lets a fragment pass, and uvicorn takes it neither for path nor for query.
+        # llhttp accepts a fragment. uvicorn counts it neither as path nor as query.
         return self.target.partition("#")[0].partition("?")[2]
 
 
 class UnparsedRequest(Request):
-    """A request read from the bytes of its head as they lie on the wire, and only as far as it is asked.
+    """A request that is read from the raw bytes of its head, and only as far as it is asked.
 
-    For a *head* that llhttp accepts it is equal to what `HeadParser.request` returns: lines end in CRLF and nothing
-    else, a name stands at the start of its line and ends at the colon, and no value goes on in the next line. For any
-    other head it is some answer or other: whoever acts on it gives the head to a parser before serving the request.
-    A search for one header costs 1 us, parsing a head with 10 headers 7 us.
+    For a head that llhttp accepts this equals the result of `HeadParser.request`: lines end only in CRLF, a name stands
+    at the start of its line and ends at the colon, and no value continues on the next line. For any other head the
+    result may be wrong: a caller that acts on it must give the head to a parser before the request is served. A search
+    for one header takes 1 us; to parse a head with 10 headers takes 7 us.
     """
 
     __slots__ = ("_head",)
@@ -182,7 +182,7 @@ class UnparsedRequest(Request):
         self.peer = peer
 
     def __getattr__(self, name: str) -> Any:
-        """Fill the attribute *name* of `Request`, which nobody has asked for yet."""
+        """Compute the attribute *name* of `Request` at its first access."""
         if name == "raw_headers":
             lines = [line.partition(b":") for line in self._head.lstrip(b"\r\n").split(b"\r\n")[1:] if line]
             self.raw_headers = [(key.lower(), value.lstrip(_BLANKS)) for key, _, value in lines]
@@ -194,7 +194,7 @@ class UnparsedRequest(Request):
         return getattr(self, name)
 
     def header_bytes(self, name: bytes) -> bytes | None:
-        """Return the value of the header *name* (in lower case), None when it is absent."""
+        """Return the value of the header *name* (in lower case); None if there is none."""
         values = _line_pattern(name).findall(self._head)
         return values[0].strip(_BLANKS) if len(values) == 1 else _joined([value.strip(_BLANKS) for value in values])
 
@@ -203,23 +203,23 @@ class UnparsedRequest(Request):
 
 
 def cookie_values(lines: Iterable[bytes], name: bytes) -> list[bytes]:
-    """Return the different values of all cookies *name* in the Cookie headers *lines*, in wire order."""
+    """Return the distinct values of all cookies *name* in the Cookie headers *lines*, in wire order."""
     pattern = _cookie_pattern(name)
     found = [_unquoted(value.strip(_BLANKS), b'"') for line in lines for value in pattern.findall(b";" + line)]
     return list(dict.fromkeys(found)) if len(found) > 1 else found
 
 
 def set_cookie_value(line: bytes, name: bytes) -> bytes | None:
-    """Return the key that the Set-Cookie header *line* gives a client by the cookie *name*, None if it is of another.
+    """Return the value that the Set-Cookie header *line* gives to the cookie *name*; None if it sets another cookie.
 
-    The value as the client will send it, read as `cookie_bytes` reads it: up to the `;`, without a pair of quotes.
+    It is the value that `cookie_bytes` will find in the client's requests: up to the `;`, without a pair of quotes.
     """
     found, equals, value = line.partition(b";")[0].partition(b"=")
     return _unquoted(value.strip(_BLANKS), b'"') if equals and found.strip(_BLANKS) == name else None
 
 
 def _lines(raw: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
-    # llhttp strips the blanks before a value and leaves those behind it.
+    # llhttp strips the blanks before a value and leaves those after it.
     return [value.strip(_BLANKS) for key, value in raw if key == name]
 
 
@@ -235,18 +235,18 @@ def _line_pattern(name: bytes) -> re.Pattern[bytes]:
 
 
 def _unquoted(value: AnyStr, quote: AnyStr) -> AnyStr:
-    """Return *value* without the pair of quotes around it; they protect nothing, a `;` inside has split it."""
+    """Return *value* without a pair of quotes around it. Quotes protect nothing: a `;` within them ends the value."""
     return value[1:-1] if len(value) > 1 and value[:1] == value[-1:] == quote else value
 
 
 @lru_cache(maxsize=_NAMES)
 def _cookie_pattern(name: bytes) -> re.Pattern[bytes]:
-    # The literal `;` in front lets the search skip from pair to pair; callers put one before the first pair.
+    # The literal `;` at the start lets the search skip from pair to pair. Callers add one before the first pair.
     return re.compile(rb";[ \t]*" + re.escape(name) + rb"[ \t]*=([^;]*)")
 
 
 @lru_cache(maxsize=_NAMES)
 def _query_pattern(name: bytes) -> re.Pattern[str]:
-    """Return what finds *name* behind a `&`, however its characters were encoded."""
+    """Return a pattern that finds *name* after a `&`, however its characters are encoded."""
     encodings = (f"(?:{_BARE.get(byte) or re.escape(chr(byte))}|%(?i:{byte:02x}))" for byte in name)
     return re.compile("&" + "".join(encodings) + r"(?:=([^&]*)|(?=&)|\Z)")

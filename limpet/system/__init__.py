@@ -1,1 +1,1 @@
-"""Thin wrappers of the kernel and of the service manager's environment."""
+"""Thin wrappers around kernel interfaces and around the environment that a service manager sets."""

@@ -1,11 +1,11 @@
-"""The sockets that a service manager passes on: LISTEN_FDS, and by name LISTEN_FDNAMES.
+"""The sockets that a service manager passes to this process: LISTEN_FDS, and their names in LISTEN_FDNAMES.
 
-Owns how they are found in the environment. What becomes of them is net/listener.py's business; the manager keeps
-copies.
+This file owns how those sockets are found in the environment. net/listener.py decides what to do with them. The service
+manager keeps copies of all of them.
 
-1. They are meant for the process that LISTEN_PID names: children of it, and commands that it starts, have none.
-2. The names that `kept_name` makes are those of our own listeners, which a supervisor that was killed had given to the
-   manager to keep (FDSTORE). They are no binds by themselves: who has the same bind again takes them.
+1. The sockets are for the process that LISTEN_PID names. Its children, and the commands that it starts, have none.
+2. `kept_name` names our own listeners, which a supervisor gave to the manager to keep (FDSTORE) before it was killed.
+   Such a socket is not a bind by itself. A server that has the same bind takes it over.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import os
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-_FIRST_FD: Final = 3  # by the protocol
+_FIRST_FD: Final = 3  # fixed by the protocol
 _KEPT: Final = "limpet/"
 
 
 class Passed(NamedTuple):
-    """One socket that was passed on."""
+    """One socket that the service manager passed."""
 
     fd: int
     name: str
 
 
 def passed(environ: Mapping[str, str] = os.environ) -> list[Passed]:
-    """Return the sockets that were passed to this very process."""
+    """Return the sockets that were passed to this process, not to its parent."""
     try:
         if int(environ.get("LISTEN_PID", "")) != os.getpid():
             return []
@@ -38,27 +38,27 @@ def passed(environ: Mapping[str, str] = os.environ) -> list[Passed]:
 
 
 def binds(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Return a bind for each socket that was passed on to be served."""
+    """Return a bind for each passed socket that is to be served, so not for kept listeners."""
     return tuple(f"fd:{each.fd}" for each in passed(environ) if not each.name.startswith(_KEPT))
 
 
 def named(name: str, environ: Mapping[str, str] = os.environ) -> list[int]:
-    """Return the descriptors of the sockets that were passed on under *name*."""
+    """Return the descriptors of the sockets that were passed under *name*."""
     return [each.fd for each in passed(environ) if each.name == name]
 
 
 def keeps(environ: Mapping[str, str] = os.environ) -> bool:
-    """Return whether the manager keeps descriptors for this service: systemd says how many, 254 and newer by itself."""
+    """Return whether the service manager keeps descriptors for this service: systemd 254 and newer sets `FDSTORE`."""
     return environ.get("FDSTORE", "0").isdecimal() and int(environ.get("FDSTORE", "0")) > 0
 
 
 def kept_name(bind: str, member: int) -> str:
-    """Return under which name the manager keeps a listener of *bind*: its only one, or that of slot *member*."""
+    """Return the name under which the manager keeps a listener of *bind*: the only one, or the one of slot *member*."""
     return f"{_KEPT}{member}/{bind.replace(':', '=')}"  # a name must not have a colon
 
 
 def kept(bind: str) -> list[int]:
-    """Return the listeners of *bind* that the manager has kept, in the order of their slots."""
+    """Return the descriptors of the listeners of *bind* that the manager has kept, in the order of their slots."""
     found: list[int] = []
     while fds := named(kept_name(bind, len(found))):
         found.append(fds[0])
@@ -73,7 +73,7 @@ def all_kept() -> list[Passed]:
 NOT_FOR_CHILDREN: Final = (
     *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"),
 )
-"""What the manager tells the supervisor, and no child must believe to be meant for itself."""
+"""Variables of the manager for the supervisor only. A child must not take them as meant for itself."""
 
 VARIABLES: Final = (*NOT_FOR_CHILDREN, "FDSTORE")
-"""All that it tells. Workers hear that it keeps descriptors: an orphan does not close the door at those."""
+"""All variables of the manager. Workers get `FDSTORE`: an orphan does not close the door at listeners that are kept."""

@@ -1,17 +1,19 @@
-"""What a process does about its descriptors: how many it may have, which are never free, and which no program gets.
+"""The descriptors of a process: how many it may have, which numbers are never free, and what its programs inherit.
 
-Owns the soft limit, which a process may raise by itself to the hard one, and the making of memory files.
+This file owns the soft limit of descriptors, which a process may raise to its hard limit by itself. It also makes
+memory files.
 
-Service managers and shells set the soft limit to 1024 for the sake of programs that use select(), which cannot see
-descriptors above 1023 and in C may write beyond its array; who knows that he does not use it raises the limit himself.
+Service managers and shells set the soft limit to 1024 for programs that use select(). select() cannot watch descriptors
+above 1023, and in C it may write beyond its array. A program that does not use select() raises the limit itself.
 
-1. The supervisor does, and so do all that it starts, but for workers.
-2. A worker has what the server was started with: its application may use select(), and so may what that starts. Who
-   wants more for it says so before the start, by `ulimit -n` or LimitNOFILE.
-3. Descriptors 0, 1 and 2 are open in every process before it opens anything else. The kernel gives out the lowest free
-   number: with `2>&-` the scoreboard would be descriptor 2, and whatever a C library says would be written into it.
-4. A child inherits descriptors by an exec, so they are inheritable at first. It makes them close-on-exec before it
-   imports the application: a program that the application starts would keep the port, long after the server's end.
+1. The supervisor raises its limit, and every process that it starts inherits that, except workers.
+2. A worker has the limit that the server was started with, because the application, or a program that it starts, may
+   use select(). To give workers more, raise the limit before the start: `ulimit -n`, or LimitNOFILE.
+3. Descriptors 0, 1 and 2 are open in each process before it opens anything else. The kernel gives out the lowest free
+   number. With `2>&-` the scoreboard would be descriptor 2, and messages of C libraries would be written into it.
+4. A child inherits descriptors across an exec, so they are inheritable at first. The child makes them close-on-exec
+   before it imports the application. Otherwise a program that the application starts would keep the port long after
+   the end of the server.
 """
 
 from __future__ import annotations
@@ -26,36 +28,36 @@ from typing import Final
 
 from limpet.errors import LimpetError, reason
 
-_STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # by their numbers
+_STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # in the order of their descriptors
 
 
 def take_all() -> int:
-    """Let this process, and what it starts, have as many as it may; return how many it might have until now."""
+    """Raise the limit of descriptors, which children inherit, to the hard limit. Return the former limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     _set(hard, hard)
     return soft
 
 
 def be_content_with(number: int) -> None:
-    """Let this process have *number* at most; 0 leaves it as it is."""
+    """Limit this process to *number* descriptors, or to the hard limit if that is lower. 0 changes nothing."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if number:
         _set(min(number, hard) if hard != resource.RLIM_INFINITY else number, hard)
 
 
 def have_standard_streams() -> None:
-    """Open /dev/null in place of each standard stream that this process was started without. Runs first of all."""
+    """Open /dev/null in place of each standard stream that was closed at the start. Runs before anything is opened."""
     for number, (name, mode) in enumerate(_STREAMS):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free is this one
-        if getattr(sys, name) is None:  # so Python marks one that was closed
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets this number, the lowest free one
+        if getattr(sys, name) is None:  # Python sets None for a stream that was closed
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for the process's whole life
 
 
 def above_standard_streams(fd: int) -> int:
-    """Return *fd*, or in place of a number below 3, which is closed, a new one. For programs that call limpet."""
+    """Return *fd* if it is above 2; otherwise close it and return a copy above 2. For programs that call limpet."""
     if fd > 2:
         return fd
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -64,25 +66,25 @@ def above_standard_streams(fd: int) -> int:
 
 
 def keep_from_programs(fds: Iterable[int]) -> None:
-    """Keep *fds*, which this process has inherited, from the programs that it starts."""
+    """Make the inherited descriptors *fds* close-on-exec, so that programs that this process starts do not get them."""
     for fd in fds:
         os.set_inheritable(fd, False)
 
 
 def _set(soft: int, hard: int) -> None:
-    with contextlib.suppress(ValueError, OSError):  # the kernel's own bound, fs.nr_open, may be lower meanwhile
+    with contextlib.suppress(ValueError, OSError):  # fs.nr_open may now be below the hard limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def memory_file(name: str) -> int:
-    """Return a descriptor of an empty memory file that may be sealed. Raises LimpetError where there are none.
+    """Return a descriptor of an empty memory file that may be sealed. Raises LimpetError if the system refuses one.
 
-    The first call of a start finds out whether the system has memory files: later ones may just call `memfd_create`.
+    The first call after a start shows whether the system allows memory files. Later code may call `memfd_create`.
     """
     try:
         return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as error:
         raise LimpetError(
             f"cannot make a memory file: {reason(error)}",
-            hint="allow `memfd_create` in the seccomp profile: limpet tells its processes their settings by such files",
+            hint="allow `memfd_create` in the seccomp profile: limpet passes settings to its processes in memory files",
         ) from None

@@ -1,8 +1,8 @@
-"""Which process has a TCP port, for the message that it is taken.
+"""Which process listens on a TCP port, for the message that the port is in use.
 
-Owns what `ss -ltnp` would say, as far as this user may know: sockets of others show no process, so there is no answer.
-Called by net/listener.py when an address is in use. Blocks for as long as it takes to look at all processes: tens of
-ms.
+This file owns the answer that `ss -ltnp` would give, as far as this user may see it: the sockets of other users show no
+process, so for those there is no answer. net/listener.py calls it when an address is in use. A call blocks while it
+looks at all processes, which takes tens of ms.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Final
 
 _TABLES: Final = ("/proc/net/tcp", "/proc/net/tcp6")
 _LISTENS: Final = "0A"
-_SHOWN: Final = 60  # characters of a command line
+_SHOWN: Final = 60  # characters of a command line in the message
 
 
 def who_has(port: int) -> str | None:
-    """Return in words which other process listens on TCP *port* and since when it runs, None if that is not known.
+    """Return text that names the other process on TCP *port* and its start time; None if none is found.
 
-    Of several, such as the processes of one server, it is the one that runs longest.
+    If several processes listen, such as those of one server, it is the one that started first.
     """
     wanted = {f"socket:[{inode}]" for inode in _listening(port)}
     found = [(_started_at(pid), pid) for pid in _pids() if pid != os.getpid() and wanted & _open_in(pid)]
@@ -30,7 +30,7 @@ def who_has(port: int) -> str | None:
         return None
     started_at, pid = min(found)
     since = datetime.fromtimestamp(started_at, UTC).astimezone().isoformat(" ", timespec="seconds")
-    return f"process {pid} (`{_command(pid)}`), which runs since {since}"
+    return f"process {pid} (`{_command(pid)}`), running since {since}"
 
 
 def _listening(port: int) -> set[str]:
@@ -50,7 +50,7 @@ def _pids() -> list[int]:
 
 def _open_in(pid: int) -> set[str]:
     found = set()
-    with contextlib.suppress(OSError):  # another user's, or it has ended
+    with contextlib.suppress(OSError):  # the process is another user's, or has ended
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
                 found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
@@ -58,7 +58,7 @@ def _open_in(pid: int) -> set[str]:
 
 
 def _started_at(pid: int) -> float:
-    """Return when process *pid* began, as a time of day; now if it has ended."""
+    """Return when process *pid* started, in seconds since the epoch; the current time if it has ended."""
     try:
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:

@@ -1,6 +1,11 @@
-"""What the kernel tells of a process: CPU time, memory, whether it is stopped.
+"""What the kernel says about a process: CPU time, memory, whether it is stopped. Also this process's own directory.
 
-Owns the reading of /proc. A process that is no more has used nothing; no function here raises or blocks."""
+This file owns the reading of /proc for figures and for the watchdog. It does not judge what it reads: supervisor/ and
+operate/ do.
+
+1. For a process that has ended every function returns 0, or False. No function blocks, and only `working_directory`
+   can raise: OSError if the directory is gone.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +15,18 @@ from pathlib import Path
 
 
 def cpu_ticks(pid: int) -> int:
-    """Return the CPU time that process *pid* has used, in ticks; 0 when it is no more."""
+    """Return the CPU time that process *pid* has used, in ticks; 0 if it has ended."""
     fields = _stat(pid)
     return int(fields[11]) + int(fields[12]) if fields else 0
 
 
 def is_stopped(pid: int) -> bool:
-    """Return whether a signal, or a debugger, has stopped process *pid*."""
+    """Return whether a signal or a debugger has stopped process *pid*."""
     return _stat(pid)[:1] in (["T"], ["t"])
 
 
 def _stat(pid: int) -> list[str]:
-    """Return what the kernel says of process *pid* from its state on; nothing when it is no more."""
+    """Return the fields of /proc/PID/stat from the state on; an empty list if process *pid* has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:
@@ -29,7 +34,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def memory(pid: int) -> int:
-    """Return how many bytes of memory process *pid* has resident; 0 when it is no more."""
+    """Return the resident memory of process *pid*, in bytes; 0 if it has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -37,7 +42,7 @@ def memory(pid: int) -> int:
 
 
 def memory_kills() -> int:
-    """Return how many processes the kernel of this machine has killed since it ran out of memory."""
+    """Return how many processes the kernel of this machine has killed for lack of memory since it booted."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -46,10 +51,10 @@ def memory_kills() -> int:
 
 
 def working_directory() -> str:
-    """Return the current directory by the name that it was entered by, with the links in it.
+    """Return the current directory under the name by which it was entered, with its symbolic links.
 
-    The kernel knows it without them; shells and service managers leave the name in `PWD`. With the name, a link such
-    as `current/` is followed anew at each start of a worker.
+    The kernel knows only the name without links. Shells and service managers put the other name into `PWD`. With that
+    name a link such as `current/` is followed again at each start of a worker.
     """
     name = os.environ.get("PWD", "")
     with contextlib.suppress(OSError):

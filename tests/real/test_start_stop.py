@@ -107,7 +107,7 @@ def test_address_that_is_taken_is_an_error_with_a_hint() -> None:
                 assert second.wait_ended() == 3
                 expected = (
                     rf"^error: cannot listen on `127\.0\.0\.1:{owner.port}`: address already in use by "
-                    rf"process {owner.pid} \(`[^`]+ -m limpet run [^`]+`\), which runs since 20\S+ \S+\n\nhint: `ss "
+                    rf"process {owner.pid} \(`[^`]+ -m limpet run [^`]+`\), running since 20\S+ \S+\n\nhint: `ss "
                 )
                 assert re.search(expected, second.log, re.MULTILINE), second.log
                 assert second.processes() == set()

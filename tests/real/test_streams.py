@@ -193,4 +193,4 @@ def test_worker_that_was_left_behind_is_named_by_the_next_start() -> None:
             with Limpet(bind=f"127.0.0.1:{port}").launched() as second:
                 assert second.wait_ended() == 3
                 assert f"address already in use by process {worker} (`" in second.log
-                assert ", which runs since 20" in second.log
+                assert ", running since 20" in second.log
