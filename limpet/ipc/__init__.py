@@ -1,1 +1,1 @@
-"""What travels between limpet's own processes: boot files, lines, channels, shared memory."""
+"""What limpet's own processes exchange: boot files, messages on lines, channels, shared memory."""

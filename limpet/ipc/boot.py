@@ -1,7 +1,11 @@
-"""What a child process is told at birth: its place, its settings and the numbers of the descriptors it inherits.
+"""What a child process gets at its start: its place, its settings, and the numbers of its inherited descriptors.
 
-Owns the form in which this travels: a sealed memory file whose descriptor number is the child's only argument. So
-neither `ps` nor the environment ever shows the secret. Written by the supervisor, read once by the child.
+This file owns the form in which that travels: a memory file, whose descriptor number is an argument of the child. So
+neither `ps` nor the environment ever shows the secret. It does not know what a child does with its place. The
+supervisor writes the file (fleet/resources.py), and the child reads it once (entry/child.py).
+
+1. After an update on disk, a running supervisor of an older version starts children with the new code. So a new field
+   needs a default value, and no field may be removed.
 """
 
 from __future__ import annotations
@@ -18,25 +22,25 @@ from limpet.system import descriptors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boot:
-    """A child's place. Descriptor numbers are the same in parent and child."""
+    """The place of a child. The numbers of descriptors are the same in parent and child."""
 
     settings: Settings
     secret: str  # hex
-    pem: str  # certificate and key of TLS, "" for none
+    pem: str  # certificate and key of TLS; "" if there are none
     link_fd: int
     scoreboard_fd: int
-    # (sending, receiving): of all slots for a dispatcher, its own for a worker, inner ones of all binds for terminators
+    # (sending, receiving). Dispatcher: channels of all slots. Worker: of its slot. Terminator: inner ones of all binds.
     channel_fds: tuple[tuple[int, int], ...]
-    listeners: tuple[tuple[int, str], ...]  # (descriptor or -1, text of each bind); a worker's are its slot's own
-    index: int  # of the dispatcher or terminator, or the worker's slot
-    generation: int = 0  # how many workers the slot has had, this one included
-    row: int = 0  # of the scoreboard
-    serial: int = 0  # of the worker, in the order in which all workers of the server were started
-    descriptors: int = 0  # that a worker may have; 0: as many as the supervisor
-    is_inner: bool = False  # for a dispatcher: its listeners are channels, by which terminators pass connections on
-    stack_fd: int = -1  # for a worker: where its stacks are written (system/stack.py)
-    log_fd: int = -1  # a description of stderr that the supervisor has opened: `--user` may not open it (logs.py)
-    move_fds: tuple[int, ...] = ()  # for a worker: the sending ends of all slots' move channels, then its receiving one
+    listeners: tuple[tuple[int, str], ...]  # (descriptor or -1, text) of each bind; for a worker those of its slot
+    index: int  # number of the dispatcher or terminator; for a worker its slot
+    generation: int = 0  # how many workers the slot has had, including this one
+    row: int = 0  # row of the scoreboard
+    serial: int = 0  # serial number of the worker, counted over all workers of the server
+    descriptors: int = 0  # how many a worker may have; 0: as many as the supervisor
+    is_inner: bool = False  # for a dispatcher: its listeners are inner channels, on which terminators send connections
+    stack_fd: int = -1  # for a worker: the file for its stacks (system/stack.py)
+    log_fd: int = -1  # open file description of stderr from the supervisor: `--user` may not open one (logs.py)
+    move_fds: tuple[int, ...] = ()  # for a worker: sending ends of all slots' move channels, then its own receiving end
 
     @property
     def inherited_fds(self) -> tuple[int, ...]:
@@ -48,7 +52,7 @@ class Boot:
 
 
 def write(boot: Boot) -> int:
-    """Return a descriptor of a memory file that holds *boot*; the caller passes it on and closes it."""
+    """Return a descriptor of a memory file that holds *boot*. Owns: the caller passes it to the child and closes it."""
     fields: dict[str, Any] = {field.name: getattr(boot, field.name) for field in dataclasses.fields(boot)}
     fields["settings"] = boot.settings.to_json()
     fd = os.memfd_create("limpet-boot", os.MFD_CLOEXEC)
@@ -59,9 +63,9 @@ def write(boot: Boot) -> int:
 
 
 def read(fd: int) -> Boot:
-    """Return what the supervisor wrote into *fd*, and close it. Runs in a child, first of all.
+    """Return what the supervisor wrote into *fd*, and close *fd*. Runs in a child, before all else.
 
-    From then on no program that the child starts inherits any of its descriptors.
+    The inherited descriptors become close-on-exec, so that no program that the child starts gets any of them.
     """
     with open(fd, "rb") as file:
         fields = json.loads(file.read())

@@ -1,17 +1,19 @@
-"""The channel of a slot: how a client connection passes from a dispatcher to the worker that owns it.
+"""The channel of a slot: how a client connection passes from a dispatcher to the slot's worker.
 
-Owns the wire format of a hand-over and the rules for the descriptors in it. Knows nothing of keys, heads or servers.
-Called by the dispatcher (send) and the worker (receive); the supervisor creates channels and keeps both ends open for
-life, so a connection in a channel survives the death of either side (20 of 20 in a kill test).
+This file owns the wire format of a handoff and the rules for the descriptors in it. It does not know keys, heads or
+servers. Dispatchers and terminators send, workers receive, and dispatchers receive on inner channels. The supervisor
+creates the channels and keeps both ends open for life, so a connection in a channel survives the death of either side
+(20 of 20 in a kill test).
 
-How it works: a SEQPACKET socketpair; one message of SIZE bytes carries one descriptor (SCM_RIGHTS). The message also
-carries the decision (slot, digest), so that the worker need not, and cannot, come to another one, and how many bytes of
-a PROXY header are still in front of the client's: `receive` takes them, so exactly one process does.
+How it works: a channel is a SEQPACKET socketpair. One message of SIZE bytes carries one descriptor (SCM_RIGHTS) and the
+decision (slot and digest), so the worker cannot come to a different decision. The message also says how many bytes of a
+PROXY header are still before the client's bytes. `receive` takes that header, so exactly one process does.
 
-1. Whoever holds the descriptor closes it. `send` leaves the caller's copy open: close it after success, since a copy
-   that stays open would hold back the FIN at the end of the connection.
-2. `receive` never reads a message without a free descriptor number: the kernel would drop the connection silently.
-3. All messages have SIZE bytes, so the kernel's count of unread bytes tells how many connections wait.
+1. The process that holds a descriptor closes it. `send` leaves the caller's copy open. Close that copy after success:
+   while it is open, it holds back the FIN at the end of the connection.
+2. `receive` reads a message only when a descriptor number is free. Without one the kernel would silently drop the
+   connection.
+3. All messages have SIZE bytes. So the kernel's count of unread bytes gives the number of waiting connections.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ from limpet.protocol.proxy_protocol import MAX_BYTES, BadHeaderError, Origin, pa
 
 _MESSAGE: Final = struct.Struct("<HHIQQH6x")  # listener, slot, header, digest, accepted at, family
 SIZE: Final = _MESSAGE.size
-FORM: Final = _MESSAGE.format  # what two versions must agree on
+FORM: Final = _MESSAGE.format  # two versions that share channels must agree on it
 _DESCRIPTOR: Final = struct.Struct("i")
 _NO_SIGNAL: Final = int(socket.MSG_NOSIGNAL)
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_DESCRIPTOR.size)
 _RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
-_ONE: Final = [(*_RIGHTS, _DESCRIPTOR.size)]  # what comes with a hand-over
+_ONE: Final = [(*_RIGHTS, _DESCRIPTOR.size)]  # the ancillary data of a handoff
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _CUT: Final = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
@@ -49,28 +51,28 @@ _STREAM: Final = int(socket.SOCK_STREAM)
 _TCP: Final = int(socket.IPPROTO_TCP)
 _UNIX: Final = int(socket.AF_UNIX)
 _FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS})
-_SEND_BUFFER_BYTES: Final = 4 << 20  # 10,923 connections where net.core.wmem_max allows it, else what it allows
-_SO_SNDBUFFORCE: Final = 32  # Linux; beyond wmem_max for CAP_NET_ADMIN
+_SEND_BUFFER_BYTES: Final = 4 << 20  # 10,923 connections, or fewer if net.core.wmem_max is lower
+_SO_SNDBUFFORCE: Final = 32  # Linux; with CAP_NET_ADMIN it may exceed wmem_max
 
 
 class Handoff(NamedTuple):
-    """What travels with a connection: where it was accepted and what was decided."""
+    """What travels with a connection: the bind and time at which it was accepted, and the decision about it."""
 
     listener: int  # index of the bind
     slot: int
     digest: int  # of the key; 0 without one
     accepted_ns: int  # monotonic
-    header: int = 0  # bytes of a PROXY header that come first
-    origin: Origin | None = None  # what it says, once `receive` has taken it
+    header: int = 0  # bytes of a PROXY header before the client's bytes
+    origin: Origin | None = None  # what that header says, once `receive` has taken it
 
 
-_new_handoff: Final = partial(tuple.__new__, Handoff)  # skips the Python function that `Handoff()` is
+_new_handoff: Final = partial(tuple.__new__, Handoff)  # faster: `Handoff()` is a Python function
 _PROBE: Final = Handoff(listener=0xFFFF, slot=0, digest=0, accepted_ns=0)
-"""Carries no client: a worker sends it to itself, to see whether its server accepts."""
+"""Marks a message without a client. A worker sends it to itself to see whether its server accepts."""
 
 
 class Bare(socket.socket):
-    """A connection for who asks for its kind often, as event loops do: numbers, not enum members made each time."""
+    """A socket whose `family` and `type` are plain numbers. Event loops read them often, and enum members cost time."""
 
     __slots__ = ()
 
@@ -79,19 +81,19 @@ class Bare(socket.socket):
 
 
 class ChannelFullError(Exception):
-    """The channel takes no message now; the connection is still the caller's."""
+    """The channel has no room for a message now. The connection is still the caller's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Both ends of one slot's channel. The supervisor keeps them for life; each child inherits what it uses."""
+    """Both ends of one slot's channel. The supervisor keeps both for life; a child inherits the ends that it uses."""
 
     sending: socket.socket
     receiving: socket.socket
 
     @classmethod
     def create(cls) -> Channel:
-        """Return a new channel, both ends non-blocking."""
+        """Return a new channel. Both ends are non-blocking."""
         sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sending.setblocking(False)
         receiving.setblocking(False)
@@ -107,15 +109,15 @@ class Channel:
 
     @property
     def fds(self) -> tuple[int, int]:
-        """The numbers of both ends, sending first."""
+        """The descriptors of both ends, the sending one first."""
         return self.sending.fileno(), self.receiving.fileno()
 
     def queued(self) -> int:
-        """Return how many connections wait to be received. Counted by the kernel, so no death makes it drift."""
+        """Return how many connections wait in the channel. The kernel counts, so deaths of processes do not matter."""
         return self._unread() // SIZE
 
     def has_bytes(self) -> bool:
-        """Return whether anything waits to be received, whatever the size of its messages."""
+        """Return whether anything waits in the channel, whatever the size of its messages."""
         return self._unread() > 0
 
     def _unread(self) -> int:
@@ -124,10 +126,10 @@ class Channel:
         return unread[0]
 
     def send(self, connection: socket.SocketType, handoff: Handoff) -> None:
-        """Put a copy of *connection* into the channel; the caller's own stays open.
+        """Put a copy of *connection* into the channel. Owns: the caller's own copy stays open (rule 1).
 
-        Raises ChannelFullError when the buffer is full or the kernel has too many descriptors in flight (they are
-        counted per user against RLIMIT_NOFILE). Blocks never.
+        Raises ChannelFullError if the buffer is full, or if too many descriptors are in flight. The kernel counts those
+        for each user, against RLIMIT_NOFILE. Blocks never.
         """
         listener, slot, digest, accepted_ns, header, _ = handoff
         message = _MESSAGE.pack(listener, slot, header, digest, accepted_ns, connection.family)
@@ -140,12 +142,12 @@ class Channel:
             raise
 
     def take_back(self) -> Iterator[tuple[socket.SocketType, Handoff]]:
-        """Yield who waits in the channel now, the caller's to pass on. EMFILE ends it early."""
+        """Yield each connection that waits in the channel now. Owns: the caller. EMFILE ends it early."""
         receiver = Receiver(self.receiving)
         for _ in range(self.queued()):
             try:
                 connection, handoff = receiver.take()
-            except OSError:  # BlockingIOError as well: somebody else has taken the rest
+            except OSError:  # including BlockingIOError, if another process has taken the rest
                 break
             if handoff.listener == _PROBE.listener:
                 connection.close()
@@ -154,26 +156,27 @@ class Channel:
 
 
 class Outbox:
-    """A dispatcher's side of one slot: its channel, and in order those for whom the channel has no room now.
+    """A dispatcher's side of one slot: its channel, and the connections for which the channel has no room now.
 
-    Closes the connections that it has handed over. `waiting` has a bound and a deadline for each: see `put`, `flush`.
+    It closes its copy of each connection that it has handed over. The number that wait here is bounded (`put`), and
+    each of them has a deadline (`flush`).
     """
 
     __slots__ = ("_channel", "_room", "_waiting", "row")
 
     def __init__(self, channel: Channel | None, row: Row) -> None:
-        """Without *channel* all wait until `attach`."""
+        """Without a *channel* all connections wait until `attach`."""
         self._channel = channel
-        self.row = row  # what this dispatcher counts of the slot
+        self.row = row  # the cells in which this dispatcher counts for the slot
         self._waiting: deque[tuple[socket.SocketType, Handoff, float]] = deque()
-        self._room = 0  # for so many more there is room, whatever has been taken since it was looked at
+        self._room = 0  # a lower bound: how many more fit, even if none has been taken since `queued`
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     @property
     def has_channel(self) -> bool:
-        """Whether connections can leave here."""
+        """Whether there is a channel, so that connections can leave."""
         return self._channel is not None
 
     def attach(self, channel: Channel) -> None:
@@ -185,9 +188,12 @@ class Outbox:
         return (self._channel.queued() if self._channel is not None else 0) + len(self._waiting)
 
     def put(self, connection: socket.SocketType, handoff: Handoff, deadline: float, bound: int) -> bool:
-        """Hand *connection* over, or keep it until *deadline*. False, and still the caller's, if *bound* wait."""
+        """Hand *connection* over, or keep it until *deadline*; return whether that was done.
+
+        It is not done if *bound* connections wait for the slot already. Then *connection* is still the caller's.
+        """
         if self._room <= 0:
-            self._room = bound - self.queued()  # not for each one: it is a call of the kernel
+            self._room = bound - self.queued()  # not for each connection: it is a system call
         if self._room <= 0:
             return False
         self._room -= 1
@@ -198,7 +204,7 @@ class Outbox:
         return True
 
     def flush(self, now: float) -> list[socket.SocketType]:
-        """Hand over what fits now; return those whose deadline has passed, now the caller's to answer and close."""
+        """Hand over what fits now; return connections whose deadline has passed. Owns: the caller closes those."""
         while self._waiting and self._send(*self._waiting[0][:2]):
             self._waiting.popleft()
         late = []
@@ -208,9 +214,9 @@ class Outbox:
         return late
 
     def take_back(self) -> Iterator[tuple[socket.SocketType, Handoff]]:
-        """Yield those who wait now, the caller's to pass on, with what was decided. EMFILE ends it early.
+        """Yield each connection that waits for the slot, with its handoff. Owns: the caller. EMFILE ends it early.
 
-        For a slot without a worker: what one that reads meanwhile takes is not yielded.
+        Meant for a slot without a worker. A connection that a worker takes in the meantime is not yielded.
         """
         if self._channel is not None:
             yield from self._channel.take_back()
@@ -234,14 +240,14 @@ class Receiver:
     """The worker's end of its slot's channel."""
 
     def __init__(self, receiving: socket.socket, sending: socket.socket | None = None, row: Row | None = None) -> None:
-        """*sending*, the channel's other end, is for `probe` alone. How long connections waited is counted in *row*."""
+        """Only `probe` needs *sending*, the channel's other end. *row* counts how long connections waited."""
         self._row = row
         self._socket = receiving
         self._channel = Channel(sending or receiving, receiving)
         self.queued = self._channel.queued
 
     def probe(self) -> None:
-        """Make the channel readable, if it is not, by a message that `receive` drops. Blocks never."""
+        """Make the channel readable with a message that `receive` drops. Blocks never."""
         with socket.socket() as nobody, contextlib.suppress(ChannelFullError):
             self._channel.send(nobody, _PROBE)
 
@@ -250,18 +256,18 @@ class Receiver:
         return self._socket.fileno()
 
     def receive(self) -> tuple[socket.socket, Handoff]:
-        """Return the next connection, non-blocking, now the caller's to close, and what came with it.
+        """Return the next connection, non-blocking, and its handoff. Owns: the caller closes the connection.
 
-        Raises BlockingIOError when none waits, OSError with EMFILE when this process has no free descriptor number:
-        the connection then stays in the channel. Blocks never.
+        Raises BlockingIOError if no connection waits. Raises OSError with EMFILE if this process has no free descriptor
+        number; then the connection stays in the channel. Blocks never.
         """
         connection, handoff = self.receive_bare()
         whole = socket.socket(connection.family, connection.type, connection.proto, connection.detach())
-        whole.setblocking(False)  # lives on the open file description: set it whatever the sender had
+        whole.setblocking(False)  # a flag of the open file description, which the sender may have left blocking
         return whole, handoff
 
     def receive_bare(self) -> tuple[Bare, Handoff]:
-        """As `receive`, for an event loop; the connection may be blocking."""
+        """Do as `receive`, but return a `Bare` socket, for event loops. The connection may be blocking."""
         while True:
             connection, handoff = self.take()
             if handoff.listener != _PROBE.listener:
@@ -269,16 +275,16 @@ class Receiver:
                     self._row.observe("handoff_0", time.monotonic_ns() - handoff.accepted_ns)
                 if not handoff.header:
                     return connection, handoff
-                with contextlib.suppress(OSError, BadHeaderError):  # the client is gone, or that is no hand-over
+                with contextlib.suppress(OSError, BadHeaderError):  # the client is gone, or the header is not one
                     return connection, handoff._replace(origin=_take_header(connection, handoff.header))
             connection.close()
 
     def take(self) -> tuple[Bare, Handoff]:
-        """As `receive_bare`, but take probes as well, and leave a PROXY header where it is.
+        """Do as `receive_bare`, but return probes too, and leave a PROXY header on the connection.
 
-        When nobody is left who could send, nothing waits either.
+        Raises BlockingIOError also if every sending end is closed.
         """
-        os.close(os.dup(self._socket.fileno()))  # rule 2: raises EMFILE here, while nothing is lost yet
+        os.close(os.dup(self._socket.fileno()))  # rule 2: EMFILE is raised here, before anything is lost
         message, ancillary, flags, _ = self._socket.recvmsg(SIZE, _ANCILLARY_BYTES, _CLOEXEC)
         if not message:
             raise BlockingIOError(errno.EAGAIN, "the other end is closed")
@@ -291,18 +297,21 @@ class Receiver:
 
 
 def _reject(message: bytes, ancillary: list[tuple[int, int, bytes]], flags: int) -> NoReturn:
-    """Close what came with a message that is no hand-over."""
+    """Close the descriptors of a message that is not a handoff, and raise RuntimeError."""
     fds = array.array("i")
     for level, kind, data in ancillary:
         if (level, kind) == _RIGHTS:
             fds.frombytes(data[: len(data) // _DESCRIPTOR.size * _DESCRIPTOR.size])
     for fd in fds:
         os.close(fd)
-    raise RuntimeError(f"not a hand-over: {len(message)} bytes with {len(fds)} descriptors, {flags=}")
+    raise RuntimeError(f"not a handoff: {len(message)} bytes with {len(fds)} descriptors, {flags=}")
 
 
 def _take_header(connection: socket.socket, size: int) -> Origin | None:
-    """Take the PROXY header of *size* bytes off *connection*, where all of it was seen; return what it says."""
+    """Take the PROXY header of *size* bytes off *connection*, and return what it says.
+
+    The dispatcher has seen all of it already. Raises OSError, also if it is no longer whole, and BadHeaderError.
+    """
     found = parse(connection.recv(min(size, MAX_BYTES), _DONTWAIT))
     if found is None:
         raise ConnectionResetError(errno.ECONNRESET, "the connection ends within its PROXY header")

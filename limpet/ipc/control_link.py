@@ -1,13 +1,13 @@
-"""The line between the supervisor and one child: commands down, news up, and the child's lifeline.
+"""The line between the supervisor and one child: it carries commands down and news up, and is the child's lifeline.
 
-Owns the framing, one JSON object a line on a stream socketpair, and nothing of what is said. When the supervisor dies
-in whatever way, the kernel closes its end and the child reads the end of the line; the channels cannot tell that,
-since the supervisor keeps both of their ends.
+This file owns the framing: one JSON object a line, on a stream socketpair. It does not know what the messages mean.
+If the supervisor dies, in whatever way, the kernel closes its end, and the child reads the end of the line. A channel
+cannot show that death, since the supervisor has both ends of each channel.
 
-A side that does not read, since it is stopped or busy, loses no message: what finds no room waits here. That is
-bounded: of the news of the workers only the latest waits, and everything else is said a few times in a life.
-
-Down: {"do": "accept" | "workers" | "slot" | "certificate" | "drain" | "stop", ...}. Up: ipc/news.py.
+1. No message is lost while the other side does not read, because it is stopped or busy. What finds no room waits here.
+2. That queue is bounded: of the `workers` messages only the latest waits, and each other message is sent only a few
+   times in the life of a child.
+3. Down: {"do": "accept" | "workers" | "slot" | "certificate" | "drain" | "stop", ...}. Up: ipc/news.py.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 
 
 class LinkClosedError(Exception):
-    """The other side has ended or been killed."""
+    """The process on the other side has ended or was killed."""
 
 
 class Unsent(NamedTuple):
-    """A message that waits for room, or the rest of one."""
+    """A message, or the rest of one, that waits for room in the line."""
 
     line: bytes
-    fds: tuple[int, ...] = ()  # the caller's, who keeps them open
-    is_latest: bool = False  # news that later news of its kind replaces
+    fds: tuple[int, ...] = ()  # owned by the caller of `send`, which keeps them open
+    is_latest: bool = False  # a `workers` message, which a later one replaces
 
 
 class Link:
@@ -49,17 +49,17 @@ class Link:
         self, end: socket.socket, unread: bytes = b"", unsent: Iterable[Unsent] = (), *, takes_fds: bool = True
     ) -> None:
         self._end = end
-        # The supervisor takes none: a child could fill its table of descriptors. Without room the kernel drops them.
+        # The supervisor takes no descriptors: a child could fill its table. The kernel drops those without room.
         self._ancillary_bytes = _ANCILLARY_BYTES if takes_fds else 0
         self._end.setblocking(False)
-        self._fds: deque[list[int]] = deque()  # that came with messages, for each a list
-        self.unread = unread  # the beginning of a message, whose end has not come yet
+        self._fds: deque[list[int]] = deque()  # those that came with messages: one list for each message
+        self.unread = unread  # the beginning of a message whose end has not come yet
         self.unsent = deque(unsent)
-        self._lock = threading.Lock()  # applications may ask for a stop in any thread
+        self._lock = threading.Lock()  # an application may ask for a stop from any thread
 
     @classmethod
     def pair(cls) -> tuple[Link, socket.socket]:
-        """Return the supervisor's end and the child's, which the caller passes on and then closes."""
+        """Return the supervisor's end and the child's. Owns: the caller passes on the child's end, then closes it."""
         ends = (descriptors.above_standard_streams(end.detach()) for end in socket.socketpair())
         ours, theirs = (socket.socket(fileno=fd) for fd in ends)
         return cls(ours, takes_fds=False), theirs
@@ -69,10 +69,10 @@ class Link:
         return self._end.fileno()
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send *message*, and with it copies of *fds*, which its field `fds` has there; without room, by `flush`.
+        """Send *message* with copies of *fds*, which the receiver finds in its field `fds`. Blocks never.
 
-        Blocks never. A side that has ended is not this side's concern: it is seen in `receive` or by the supervisor's
-        wait.
+        What finds no room is sent by a later `flush`. Raises nothing if the other side has ended: `receive`, or the
+        supervisor's wait for its children, shows that.
         """
         line = json.dumps(message | ({"fds": len(fds)} if fds else {})).encode() + b"\n"
         is_latest = message.get("do") == "workers"
@@ -83,7 +83,7 @@ class Link:
             self._flush()
 
     def flush(self) -> None:
-        """Send what waits, as far as there is room. Blocks never."""
+        """Send the messages that wait, as far as there is room. Blocks never."""
         with self._lock:
             self._flush()
 
@@ -103,9 +103,9 @@ class Link:
                 self.unsent.clear()
 
     def receive_lines(self, most_bytes: int) -> list[bytes]:
-        """Return the messages that have arrived, unread, of *most_bytes* or a little more.
+        """Return the messages that have arrived, as lines, up to *most_bytes* or a little more.
 
-        What is left makes the line readable again. Raises LinkClosedError at the end of the line. Blocks never.
+        What is left keeps the line readable. Raises LinkClosedError at the end of the line. Blocks never.
         """
         ended, read = False, 0
         while not ended and read < most_bytes:
@@ -119,12 +119,12 @@ class Link:
             read += len(data)
             ended = not data
         *lines, self.unread = self.unread.split(b"\n")
-        if ended and not lines:  # else it is told by the next call
+        if ended and not lines:  # with lines, the next call raises
             raise LinkClosedError
         return lines
 
     def receive(self) -> list[Message]:
-        """Return all messages that have arrived from a side that is trusted: that is the supervisor, or its program.
+        """Return all messages that have arrived. The other side must be trusted: the supervisor, or the program of one.
 
         Raises LinkClosedError at the end of the line. Blocks never.
         """
@@ -135,7 +135,7 @@ class Link:
         return messages
 
     def _read(self) -> bytes:
-        """Return what has arrived, and keep the descriptors that came with it, which may be fewer than were sent."""
+        """Return the bytes that have arrived, and keep their descriptors, of which the kernel may have dropped some."""
         data, ancillary, flags, _ = self._end.recvmsg(_READ_BYTES, self._ancillary_bytes, socket.MSG_CMSG_CLOEXEC)
         fds = array.array("i")
         for _, _, rights in ancillary:
@@ -150,5 +150,5 @@ class Link:
         return self._end.fileno() < 0
 
     def close(self) -> None:
-        """Close this end: the other side reads the end of the line."""
+        """Close this end, so that the other side reads the end of the line."""
         self._end.close()

@@ -1,10 +1,11 @@
-"""What a child says to the supervisor: a class for each kind of news, and the one place where its words are read.
+"""News: what a child says to the supervisor. Each kind of news is a class.
 
-Owns the form and its limits. A worker runs the user's code, so whatever comes from one may be anything; what follows
-from news is decided by supervisor/lines.py. Pure.
+This file owns the form of news and its limits, and is the only place that parses them. A worker runs the user's code,
+so its messages may contain anything. supervisor/lines.py calls `parse` and decides what follows from the news. Children
+call `message`. Pure.
 
-1. `parse` returns news whose fields have their types and lengths, or raises BadNewsError. It raises nothing else.
-2. Text is for logs: control characters are escaped, and what is too long is cut.
+1. `parse` returns news whose fields have the right types and lengths, or raises BadNewsError. It raises nothing else.
+2. Texts are for logs: control characters are escaped, and a text that is too long is cut.
 """
 
 from __future__ import annotations
@@ -13,48 +14,48 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-LONGEST_LINE: Final = 1 << 17  # bytes of one message: a traceback takes some thousand
+LONGEST_LINE: Final = 1 << 17  # bytes of one message; one with a traceback has some thousand
 _LONGEST_TEXT: Final = 4096  # characters of a message or hint
 _LONGEST_DETAIL: Final = 1 << 16  # characters of a traceback
 _SHOWN: Final = 80  # characters of bad news that a log line shows
 
 
 class BadNewsError(Exception):
-    """A child said what it must not say; the text tells what is wrong with it."""
+    """A child sent an invalid message. The text of the error says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """It serves from now on, or would if it were told to accept."""
+    """The child serves from now on, or will as soon as the supervisor tells it to accept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """It takes nothing more from its slot's channels."""
+    """The child takes nothing more from its channels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """It drains although nobody told it: a signal did."""
+    """The child drains because of a signal, without an order of the supervisor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """It could not take in the channels of *slot*, for want of descriptors, and asks again."""
+    """The child asks again for the channels of *slot*: it had no free descriptors for them."""
 
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The application asks that the server stops."""
+    """The application asks the supervisor to stop the server."""
 
     wait_for_connections: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It could not start: the words of the error, its hint and exit code, and the traceback of the user's own code."""
+    """The child could not start: message, hint and exit code of the error, and the traceback of the user's code."""
 
     message: str
     hint: str | None = None
@@ -75,16 +76,16 @@ _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 
 
 def message(news: News) -> dict[str, Any]:
-    """Return *news* as `Link.send` takes it."""
+    """Return *news* as a message for `Link.send`."""
     return {"news": _NAMES[type(news)], **asdict(news)}
 
 
 def parse(line: bytes) -> News:
-    """Return what *line* says. Raises BadNewsError."""
+    """Return the news in *line*. Raises BadNewsError."""
     try:
         said = json.loads(line)
-    except (ValueError, RecursionError):  # the latter for thousands of brackets
-        raise BadNewsError(f"no JSON: {shown(line)}") from None
+    except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
+        raise BadNewsError(f"something that is not JSON: {shown(line)}") from None
     kind = _KINDS.get(str(said.get("news"))) if isinstance(said, dict) else None
     if kind is Failed:
         return _failed(said, line)
@@ -94,7 +95,7 @@ def parse(line: bytes) -> News:
         return Stop(said["wait_for_connections"])
     if kind is Ready or kind is Left or kind is Leaving:
         return kind()
-    raise BadNewsError(f"nothing that is known: {shown(line)}")
+    raise BadNewsError(f"something unknown: {shown(line)}")
 
 
 def _failed(said: dict[str, Any], line: bytes) -> Failed:
@@ -102,7 +103,7 @@ def _failed(said: dict[str, Any], line: bytes) -> Failed:
     if not (
         isinstance(text, str) and isinstance(hint, str | None) and isinstance(code, int) and isinstance(detail, str)
     ):
-        raise BadNewsError(f"a failure without its parts: {shown(line)}")
+        raise BadNewsError(f"a failure with missing or invalid parts: {shown(line)}")
     return Failed(
         _text(text, _LONGEST_TEXT),
         None if hint is None else _text(hint, _LONGEST_TEXT),
@@ -116,11 +117,11 @@ def _is_number(found: object) -> bool:
 
 
 def _text(text: str, most: int) -> str:
-    """Return *text* on one line, with what a terminal would obey escaped."""
+    """Return up to *most* characters of *text*, with everything escaped that is not printable."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text[:most])
 
 
 def shown(line: bytes) -> str:
-    """Return the beginning of *line* as a log may show it."""
+    """Return the beginning of *line* in a form that is safe in a log."""
     text = _text(line[: 4 * _SHOWN].decode(errors="replace"), _SHOWN)
     return f"`{text}`" + (" ..." if len(line) > _SHOWN else "")

@@ -1,18 +1,18 @@
-"""The shared memory with the counters: who is where, how much passed, what waits.
+"""The scoreboard: shared memory in which every process counts what it does.
 
-Owns the layout of one memory file that the supervisor makes and every child maps. Knows nothing of what the figures
-are for. The supervisor, dispatchers and workers write; `status` reads.
+This file owns the layout of one memory file, which the supervisor makes and every child maps. It does not know what
+the figures are used for. The supervisor, dispatchers, terminators and workers write; `status` reads.
 
-1. Each cell has exactly one writer, the process the row was given to, so no lock is needed; a reader may be one
-   store behind, never in the middle of one (an aligned 8-byte store is one instruction on every 64-bit machine).
-2. A row is given again only after the process that had it was reaped; its totals were added to the slot's before.
-3. A cell is declared once, below, as a figure (ipc/figures.py); everything that shows it derives from there.
+1. Each cell has exactly one writer, the process that got the row, so no lock is needed. A reader may be one store
+   behind, but never sees half a store: an aligned store of 8 bytes is one instruction on every 64-bit machine.
+2. A row is given to another process only after its process was reaped and its totals were added to the slot's.
+3. Each cell is declared once, below, as a figure (ipc/figures.py). Everything that shows it uses that declaration.
+4. A supervisor that replaces itself (supervisor/upgrade.py) keeps the memory, and also processes of another version.
+   So a row has room for more cells than it has now, and `misfit` says whether two versions agree on the cells that
+   both know.
 
-4. A supervisor that replaces itself (supervisor/upgrade.py) keeps the memory, and with it processes of another version.
-   So a row has room for more cells than it has: `misfit` says whether two versions agree on those that both know.
-
-If you add a cell: put it at the end of its table and into `status` or the metrics. A new part of the memory goes to the
-end of _SIZES.
+If you change this, also change: for a new cell, the end of its table, and `status` or the metrics; for a new part of
+the memory, the end of _SIZES.
 """
 
 from __future__ import annotations
@@ -32,119 +32,121 @@ from limpet.system import descriptors
 
 WORKER_CELLS: Final[Mapping[str, Figure]] = {
     "received": Figure("connections taken from the slot's channel or listeners"),
-    "connections": Figure("client connections the worker has now", Kind.NOW),
-    "requests": Figure("requests answered, a websocket counting as one"),
+    "connections": Figure("client connections that the worker has now", Kind.NOW),
+    "requests": Figure("requests answered; a websocket counts as one"),
     "head_timeouts": Figure("connections whose request head did not arrive in time"),
-    "returns": Figure("requests passed on, since they belong to another slot"),
+    "returns": Figure("requests passed to another worker because they belong to its slot"),
     "misrouted": Figure(
-        "requests served here although they seem to belong elsewhere: another worker had sent them here"
+        "requests served here although they seem to belong to another slot: another worker had sent them here"
     ),
     "batons": Figure("requests that came on a connection of which this worker had a copy"),
-    "returns_refused": Figure("requests refused: they belong to another slot, which could not take them in time"),
-    "key_errors": Figure("key functions that raised or answered something that is not a key"),
+    "returns_refused": Figure("requests refused: they belong to another slot, which did not take them in time"),
+    "key_errors": Figure("calls of key functions that raised an exception or returned something that is not a key"),
     "copies": Figure("paused copies of connections that other workers read", Kind.NOW),
     "heads_too_large": Figure("connections refused by a worker: the request head was too large"),
-    "cookies": Figure("cookies of `--by affinity` that were set"),
+    "cookies": Figure("cookies set by `--by affinity`"),
     "learned": Figure("ids learned"),
     "learned_hits": Figure("requests whose key was a learned id"),
-    "learned_evicted": Figure("learned ids that had to make room for others"),
+    "learned_evicted": Figure("learned ids dropped to make room for others"),
     "lost": Figure("requests refused: the worker that made their session is gone"),
     "asking_since_ns": Figure(
-        "monotonic time since which the worker waits for a key function; 0 while it does not", Kind.CLOCK
+        "monotonic time at which the worker's current call of a key function began; 0 without one", Kind.CLOCK
     ),
-    "given": Figure("idle connections given to another worker, as at the end of this one"),
+    "given": Figure("idle connections given to another worker, for example when this one ends"),
     "beat_ns": Figure(
-        "monotonic time of the last heartbeat, which comes through the event loop; 0 where there is none", Kind.CLOCK
+        "monotonic time of the last heartbeat, which comes through the event loop; 0 without an event loop", Kind.CLOCK
     ),
-    "lag_ns": Figure("how late the event loop came to the last heartbeat", Kind.NOW),
-    "late_ns": Figure("how late the event loop came to its heartbeats, added up"),
+    "lag_ns": Figure("delay of the last heartbeat of the event loop", Kind.NOW),
+    "late_ns": Figure("sum of the delays of all heartbeats of the event loop"),
     **histogram("handoff", "time from accepting a connection to its worker taking it from the channel"),
-    "elements": Figure("elements of the key chain that have found a key, a bit for each", Kind.CLOCK),
+    "elements": Figure("elements of the key chain that have found a key, one bit each", Kind.CLOCK),
     "tls_failures": Figure("connections that ended in the TLS handshake"),
-    "address_refused": Figure("connections refused: the worker has `--max-connections-per-address` of the address"),
-    "take_errors": Figure("times taking from a channel failed, as without a descriptor, and was put off"),
-    "log_lines_lost": Figure("log lines lost: stderr could not be written, since nobody read it or a disk was full"),
-    "keys_set": Figure(
-        "workers whose application has set a cookie that is the key, to a value whose home is another slot"
+    "address_refused": Figure(
+        "connections refused: the worker has `--max-connections-per-address` others from the address"
     ),
+    "take_errors": Figure("times taking from a channel failed and was put off, for example without a free descriptor"),
+    "log_lines_lost": Figure("log lines lost: stderr could not be written, as it was not read or a disk was full"),
+    "keys_set": Figure("workers whose application has set the key cookie to a value that belongs to another slot"),
 }
 DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "busy_since_ns": Figure(
         "monotonic time at which the current turn, or its latest search for a key, began; 0 in between", Kind.CLOCK
     ),
     "accepted": Figure("client connections accepted"),
-    "pending": Figure("connections whose request head is awaited now", Kind.NOW),
+    "pending": Figure("connections whose request head the dispatcher waits for now", Kind.NOW),
     "handed": Figure("connections handed to a slot"),
     "keyless": Figure("connections in which the key chain found no key"),
-    "key_errors": Figure("key functions that raised or answered something that is not a key"),
-    "vanished": Figure("connections that the client ended before its request head was complete"),
+    "key_errors": Figure("calls of key functions that raised an exception or returned something that is not a key"),
+    "vanished": Figure("connections that the client closed before its request head was complete"),
     "refused_400": Figure("connections refused: not HTTP, or cut off in the request head", label=("status", "400")),
     "refused_408": Figure(
-        "connections refused: the request head did not arrive in time; without an answer if nothing came",
+        "connections refused: the request head did not arrive in time; closed without a response if nothing came",
         label=("status", "408"),
     ),
     "refused_431": Figure("connections refused: the request head was too large", label=("status", "431")),
     "refused_503": Figure(
-        "connections refused: the slot's queue was full or too slow, or what `crowded_out` and `no_descriptor` say",
+        "connections refused: the slot's queue was full or too slow, or for a reason counted in `crowded_out` or "
+        "`no_descriptor`",
         label=("status", "503"),
     ),
     "accept_errors": Figure("times accepting failed and was put off"),
     "proxy_untrusted": Figure(
-        "connections closed: the bind takes the PROXY protocol alone, and the peer is not in `--trust`"
+        "connections closed: the bind takes only the PROXY protocol, and the peer is not in `--trust`"
     ),
     "proxy_headers_bad": Figure("connections closed: a trusted proxy sent no valid PROXY header, or none in time"),
-    "same_address": Figure("connections of the same client address as the one before"),
-    "elements": Figure("elements of the key chain that have found a key, a bit for each", Kind.CLOCK),
-    "hellos_bad": Figure("connections closed: what came first, where the key chain looks for `sni`, was no TLS"),
+    "same_address": Figure("connections from the same client address as the connection before"),
+    "elements": Figure("elements of the key chain that have found a key, one bit each", Kind.CLOCK),
+    "hellos_bad": Figure("connections closed: the key chain looks for `sni`, and the first bytes were not TLS"),
     "refused_429": Figure(
-        "connections refused: `--max-connections-per-address` others of the address wait for their request head",
+        "connections refused: `--max-connections-per-address` others from the address wait for their request head",
         label=("status", "429"),
     ),
-    "crowded_out": Figure("connections refused: `--max-pending` others came while their request head was awaited"),
-    "no_descriptor": Figure("connections refused: the dispatcher had no free descriptor but those kept for that"),
-    "failed_over": Figure("connections that waited for a slot, and were passed on since it stayed without a worker"),
+    "crowded_out": Figure("connections refused: `--max-pending` newer ones came before their request head did"),
+    "no_descriptor": Figure("connections refused: the dispatcher had only the descriptors reserved for refusals"),
+    "failed_over": Figure("connections passed to another slot because their slot stayed without a worker"),
     "room": Figure(
-        "connections whose request head may be awaited at a time: `--max-pending`, or fewer for lack of descriptors",
+        "connections whose request head a dispatcher may wait for at a time: `--max-pending`, or fewer for lack of "
+        "descriptors",
         Kind.NOW,
     ),
-    "log_lines_lost": Figure("log lines lost: stderr could not be written, since nobody read it or a disk was full"),
+    "log_lines_lost": Figure("log lines lost: stderr could not be written, as it was not read or a disk was full"),
 }
 TERMINATOR_CELLS: Final[Mapping[str, Figure]] = {
     "tls_accepted": Figure("client connections of TLS accepted"),
-    "handshakes": Figure("connections whose TLS handshake is awaited now", Kind.NOW),
+    "handshakes": Figure("connections whose TLS handshake the terminator waits for now", Kind.NOW),
     "relayed": Figure("connections whose TLS ends in the terminators now", Kind.NOW),
-    "waiting": Figure("connections a terminator holds since the channel to the dispatchers is full", Kind.NOW),
+    "waiting": Figure("connections a terminator holds because the channel to the dispatchers is full", Kind.NOW),
     "tls_failures": Figure("connections that ended in the TLS handshake"),
     "accept_errors": Figure("times accepting failed and was put off"),
-    "crowded_out": Figure("connections closed: `--max-pending` others came while their handshake was awaited"),
+    "crowded_out": Figure("connections closed: `--max-pending` newer ones came before their handshake ended"),
     "address_refused": Figure(
-        "connections closed: `--max-connections-per-address` others of the address await their handshake"
+        "connections closed: `--max-connections-per-address` others from the address are in their handshake"
     ),
     "refused_503": Figure("connections refused: no dispatcher took them in time", label=("status", "503")),
     "proxy_untrusted": Figure(
-        "connections closed: the bind takes the PROXY protocol alone, and the peer is not in `--trust`"
+        "connections closed: the bind takes only the PROXY protocol, and the peer is not in `--trust`"
     ),
     "proxy_headers_bad": Figure("connections closed: a trusted proxy sent no valid PROXY header"),
     "busy_since_ns": Figure("monotonic time at which the current turn began; 0 in between", Kind.CLOCK),
-    "room": Figure("connections and handshakes that may be there at a time, each for two descriptors", Kind.NOW),
-    "log_lines_lost": Figure("log lines lost: stderr could not be written, since nobody read it or a disk was full"),
+    "room": Figure("connections and handshakes a terminator may have at a time; each needs two descriptors", Kind.NOW),
+    "log_lines_lost": Figure("log lines lost: stderr could not be written, as it was not read or a disk was full"),
 }
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
-    "waiting": Figure("connections a dispatcher holds since the slot's channel is full", Kind.NOW),
+    "waiting": Figure("connections a dispatcher holds because the slot's channel is full", Kind.NOW),
 }
 SUPERVISOR_CELLS: Final[Mapping[str, Figure]] = {
-    "backlog_drops": Figure("attempts to connect that the kernel dropped, a backlog being full; clients repeat them"),
-    "loops_blocked": Figure("times that the event loop of a worker was blocked for longer than `--block-warning`"),
-    "hung": Figure("workers that were replaced since they hung"),
-    "recycled": Figure("workers that were renewed for `--max-requests` or `--max-memory`"),
-    "log_lines_lost": Figure("log lines lost: stderr could not be written, since nobody read it or a disk was full"),
+    "backlog_drops": Figure("connection attempts the kernel dropped because a backlog was full; clients repeat them"),
+    "loops_blocked": Figure("times a worker's event loop was blocked for longer than `--block-warning`"),
+    "hung": Figure("workers replaced because they hung"),
+    "recycled": Figure("workers replaced because of `--max-requests` or `--max-memory`"),
+    "log_lines_lost": Figure("log lines lost: stderr could not be written, as it was not read or a disk was full"),
 }
 
-DISPATCHER_ROWS: Final = 64  # of 16 dispatchers at most, each with a successor and predecessors that drain
-TERMINATOR_ROWS: Final = 64  # likewise
-MAX_WORKERS: Final = 4 * MAX_SLOTS  # rows: one in charge, one starting, and predecessors that still drain
+DISPATCHER_ROWS: Final = 64  # for at most 16 dispatchers, each with a successor and predecessors that drain
+TERMINATOR_ROWS: Final = 64  # likewise for terminators
+MAX_WORKERS: Final = 4 * MAX_SLOTS  # rows: for each slot its worker, one that starts, and predecessors that still drain
 _CELL_BYTES: Final = 8
-_ROOM: Final = 64  # cells of a row, most of them for later versions
+_ROOM: Final = 64  # cells for a row; the rest of them are for later versions
 _WAITING_ROOM: Final = 4
 _SIZES: Final = (
     MAX_WORKERS * _ROOM,
@@ -159,7 +161,7 @@ Layout = dict[str, list[Any]]
 
 
 def layout() -> Layout:
-    """Return what the memory looks like in this version: the cells of each table by name, and the size of each part."""
+    """Return the layout of the memory in this version: the names of each table's cells, and the size of each part."""
     tables = {"worker": WORKER_CELLS, "dispatcher": DISPATCHER_CELLS, "waiting": WAITING_CELLS}
     tables |= {"supervisor": SUPERVISOR_CELLS, "terminator": TERMINATOR_CELLS}
     return {
@@ -169,9 +171,9 @@ def layout() -> Layout:
 
 
 def misfit(other: Layout) -> str | None:
-    """Return where a version with the layout *other* sees something else than this one in the same place, or None."""
+    """Return the first place where the layout *other* of another version contradicts this one's; None if none does."""
     for name, own in layout().items():
-        theirs = other.get(name, [])  # a version before this one may not have the table
+        theirs = other.get(name, [])  # an older version may lack the table
         both = min(len(own), len(theirs))
         if own[:both] != theirs[:both]:
             return f"the table `{name}` of the scoreboard"
@@ -179,14 +181,14 @@ def misfit(other: Layout) -> str | None:
 
 
 def position(name: str) -> int:
-    """Return where in the row of a worker the cell *name* is."""
+    """Return the position of the cell *name* in the row of a worker."""
     return list(WORKER_CELLS).index(name)
 
 
 class Row:
-    """One row of cells by name. Only the process that the row was given to may `add` or `set`.
+    """One row of cells by name. Only the process that got the row may `add` or `set`.
 
-    Who counts for each move does so in `cells`, at a `position` asked for before: half of what `add` costs.
+    Code that counts once for each move uses `cells` directly, at a `position` looked up before: half the cost of `add`.
     """
 
     __slots__ = ("_figures", "_index", "cells")
@@ -204,7 +206,7 @@ class Row:
         self.cells[self._index[name]] += amount
 
     def set(self, name: str, value: int) -> None:
-        """Make *value* the cell *name*'s."""
+        """Set the cell *name* to *value*."""
         self.cells[self._index[name]] = value
 
     def observe(self, first: str, value_ns: int) -> None:
@@ -219,16 +221,16 @@ class Row:
             self.cells[position] = 0
 
     def values(self) -> dict[str, int]:
-        """Return all cells by name."""
+        """Return the values of all cells by name."""
         return {name: int(self.cells[position]) for name, position in self._index.items()}
 
     def of_kind(self, *kinds: Kind) -> dict[str, int]:
-        """Return the cells whose figures are of one of *kinds*, by name."""
+        """Return the values of the cells of *kinds*, by name."""
         return {name: value for name, value in self.values().items() if self._figures[name].kind in kinds}
 
 
 class Scoreboard:
-    """The mapped memory file. `fd` stays open for the children to inherit; the process's end closes it."""
+    """The mapped memory file. `fd` stays open until the process ends, so that children can inherit it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -236,16 +238,16 @@ class Scoreboard:
 
     @classmethod
     def create(cls) -> Scoreboard:
-        """Return a new scoreboard, all cells 0. Runs in the supervisor."""
+        """Return a new scoreboard with all cells 0. Runs in the supervisor."""
         board = cls.adopt(descriptors.memory_file("limpet-scoreboard"))
-        # A child that could make the file shorter would end every process that has mapped it, by SIGBUS; one that could
-        # add seals would keep the next children out.
+        # A child that could shorten the file would end every process that has mapped it, by SIGBUS. A child that could
+        # add seals could stop later children from mapping it.
         fcntl.fcntl(board.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         return board
 
     @classmethod
     def adopt(cls, fd: int) -> Scoreboard:
-        """Return the scoreboard in the memory file *fd*, which a version that needs less may have made."""
+        """Return the scoreboard in the memory file *fd*. A file from a version that needs less memory is extended."""
         os.ftruncate(fd, max(os.fstat(fd).st_size, sum(_SIZES) * _CELL_BYTES))
         return cls(fd)
 
@@ -258,12 +260,12 @@ class Scoreboard:
         return self._row(_SIZES[0], row, DISPATCHER_CELLS, _ROOM)
 
     def waiting(self, row: int, slot: int) -> Row:
-        """Return what the dispatcher process with that *row* counts of *slot*."""
+        """Return the cells in which the dispatcher process with row *row* counts for *slot*."""
         number = row * MAX_SLOTS + slot
         return self._row(sum(_SIZES[:2]), number, WAITING_CELLS, _WAITING_ROOM)
 
     def batons(self) -> memoryview:
-        """Return the cells of all batons; a worker claims from its own segment. Not rows: see ipc/baton.py."""
+        """Return the cells of all batons (ipc/baton.py). They are not rows: a worker claims from its own segment."""
         return self._cells[sum(_SIZES[:3]) : sum(_SIZES[:4])]
 
     def supervisor(self) -> Row:
@@ -271,7 +273,7 @@ class Scoreboard:
         return self._row(sum(_SIZES[:4]), 0, SUPERVISOR_CELLS, _ROOM)
 
     def learned(self) -> memoryview[int]:
-        """Return the cells of the learned table (routing/learned_ids.py); a worker writes those of its slot."""
+        """Return the cells of the learned table (routing/learned_ids.py). A worker writes only those of its slot."""
         return self._cells[sum(_SIZES[:5]) : sum(_SIZES[:6])]
 
     def terminator(self, row: int) -> Row:
@@ -283,4 +285,4 @@ class Scoreboard:
         return Row(self._cells[begin : begin + len(names)], names)
 
 
-BEAT_S: Final = 0.5  # between two heartbeats
+BEAT_S: Final = 0.5  # seconds between two heartbeats

@@ -214,7 +214,7 @@ def test_message_that_is_no_handover_is_a_bug_and_leaks_nothing(channel: Channel
         socket.send_fds(channel.sending, [b"x"], [one.fileno()])
         channel.sending.send(b"x" * SIZE)
     for _ in range(3):
-        with pytest.raises(RuntimeError, match="not a hand-over"):
+        with pytest.raises(RuntimeError, match="not a handoff"):
             Receiver(channel.receiving).receive()
     assert [client.recv(1) for client in clients] == [b"", b""]
 

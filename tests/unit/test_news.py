@@ -111,7 +111,7 @@ def test_child_that_says_something_odd_is_refused_and_not_heard_any_more() -> No
         heard = Heard(stage)
         heard.say(b'{"news": "left"}\n{"news": 1}\n{"news": "left"}\n')
         assert heard.news == [Left()]
-        assert heard.refused == ['said nothing that is known: `{"news": 1}`']
+        assert heard.refused == ['said something unknown: `{"news": 1}`']
         assert heard.child.link.closed
 
 
