@@ -1,1 +1,1 @@
-"""Listening: sockets, reuseport groups, TLS, and the choice of the backend."""
+"""Listening: sockets, reuseport groups, TLS, and the two backends."""

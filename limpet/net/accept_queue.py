@@ -1,13 +1,14 @@
-"""What waits in the kernel to be accepted, and what the kernel had to turn away.
+"""The accept queue: the connections that wait in the kernel to be accepted, and those that the kernel dropped.
 
-Owns the reading of a listener's accept queue and the warning when one was full. Asked by the supervisor: for
-`limpet status`, and at each tick.
+This file owns the reading of a listener's accept queue, and the warning that a queue was full. It does not own the
+listeners. The supervisor calls it: for `limpet status`, and at each tick.
 
-1. A client that finds the queue full is not refused: the kernel drops its packet, and it tries again after a second,
-   then two, four, .. So the server looks idle and its clients look slow; only these figures tell.
-2. The kernel's own count of overflows is one for the whole machine. The count of packets dropped at one socket is not
-   only for full queues, but the other reasons (a policy of IPsec, no memory) are rare, and a door that we closed
-   (net/reuseport_group.py) is one only before the first look and after the last.
+1. A client that finds the queue full is not refused. The kernel drops its packet, and the client tries again after one
+   second, then two, four, and so on. The server looks idle and its clients look slow: only these figures show the
+   cause.
+2. The kernel's own count of overflows is one number for the whole machine. The count of packets dropped at one socket
+   includes other reasons, but they are rare: an IPsec policy, or no memory. A door that limpet closed
+   (net/reuseport_group.py) also drops packets, but only before the first look and after the last.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Final, NamedTuple
 from limpet.ipc.scoreboard import Row
 from limpet.logs import Hourly
 
-_TCP_INFO: Final = struct.Struct("=24xII")  # of a listener: how many wait (tcpi_unacked), how many may (tcpi_sacked)
+_TCP_INFO: Final = struct.Struct("=24xII")  # of a listener: waiting (tcpi_unacked), allowed (tcpi_sacked)
 _SO_MEMINFO: Final = 55
-_MEMINFO: Final = struct.Struct("=9I")  # the last one counts the packets that were dropped
+_MEMINFO: Final = struct.Struct("=9I")  # the last number counts the dropped packets
 log = logging.getLogger("limpet")
 
 
@@ -32,28 +33,28 @@ class Backlog(NamedTuple):
 
     waiting: int
     bound: int
-    dropped: int  # since the socket was made
+    dropped: int  # packets, since the socket was made
 
 
 def backlog(sock: socket.socket) -> Backlog:
-    """Return what waits at *sock*, a TCP socket that listens."""
+    """Return the accept queue of *sock*, which must be a listening TCP socket."""
     waiting, bound = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
     meminfo = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
     return Backlog(waiting, bound, meminfo[-1])
 
 
 class Watch:
-    """Counts what the kernel drops at some listeners, and warns."""
+    """Counts the packets that the kernel drops at some listeners, and warns."""
 
     def __init__(self, doors: Sequence[tuple[str, socket.socket]], wanted: int, row: Row) -> None:
-        """*doors* are TCP sockets that listen, each with what to call it; *wanted* is the setting `--backlog`."""
+        """*doors* are listening TCP sockets, each with a name for log lines. *wanted* is the setting `--backlog`."""
         self._doors = [(name, sock, backlog(sock).dropped) for name, sock in doors]
         self._wanted = wanted
         self._row = row
         self._hourly = Hourly()
 
     def look(self, now: float) -> None:
-        """Count what was dropped since the last look, and warn at most once an hour. *now* is monotonic."""
+        """Count the packets dropped since the last look, and warn at most once an hour. *now* is monotonic."""
         for number, (name, sock, before) in enumerate(self._doors):
             _, bound, dropped = backlog(sock)
             if dropped == before:
@@ -63,8 +64,9 @@ class Watch:
             self._row.add("backlog_drops", more)
             if self._hourly.allows("backlog", now):
                 log.warning(
-                    "%s: %d attempts to connect were dropped, since its backlog of %d was full (hint: %s)",
+                    "%s: the kernel dropped %d connection attempts, because the backlog of %d was full (hint: %s)",
                     *(name, more, bound, self._hint(bound)),
+                    extra={"event": "attempts_to_connect_were_dropped_since_its_backlog_of_was_full"},
                 )
 
     def _hint(self, bound: int) -> str:

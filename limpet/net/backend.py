@@ -1,12 +1,12 @@
-"""The backends: how connections get to the workers, and which way a server takes.
+"""The two backends, `kernel` and `dispatcher`: how connections get to the workers, and which of the two a server uses.
 
-Owns the choice between `kernel` and `dispatcher`, and what they have in common for the supervisor, which opens one and
-keeps it: sockets for the children to inherit, a moment at which clients may come, and an end. What a group of listeners
-is belongs to net/reuseport_group.py, what a dispatcher does to dispatch/dispatcher.py.
+This file owns the choice between them and the interface that the supervisor uses: sockets for the children to inherit,
+the moment at which clients may come, and the end. The supervisor opens a backend and keeps it. What a group of
+listeners is belongs to net/reuseport_group.py; what a dispatcher does belongs to dispatch/dispatcher.py.
 
-1. Both put a client into the same slot: a backend gets the owners of all buckets and never decides.
-2. The choice is made before anything is started, by the settings and a trial with real connections, and is logged
-   with its reason.
+1. Both backends put a client into the same slot. A backend gets the owner of each bucket, and never decides.
+2. The backend is chosen before anything starts, by the settings and by a trial with real connections. The log names the
+   backend and the reason.
 """
 
 from __future__ import annotations
@@ -30,48 +30,48 @@ from limpet.net.listener import Listener
 from limpet.routing.bpf import Program, placing
 from limpet.routing.router import Router
 
-Inherited = tuple[tuple[int, str], ...]  # for each bind a descriptor, -1 for none, and its text
+Inherited = tuple[tuple[int, str], ...]  # for each bind: a descriptor, or -1, and the text of the bind
 Doors = Sequence[tuple[str, socket.socket]]
 log = logging.getLogger("limpet")
 
 
 class Backend(Protocol):
-    """What the supervisor asks of either backend."""
+    """What the supervisor needs from a backend."""
 
     name: str
     dispatchers: int
-    """How many dispatcher processes it needs."""
+    """How many dispatcher processes the backend needs."""
     terminators: int
-    """How many processes end TLS before the dispatchers."""
+    """How many terminator processes the backend needs."""
     urls: list[str]
 
     def inherited(self, slot: int | None) -> Inherited:
-        """Return what the worker of *slot* inherits, or with None a dispatcher."""
+        """Return what the worker of *slot* inherits; with None, what a dispatcher or terminator inherits."""
 
     def listeners(self) -> list[list[Listener]]:
         """Return the listeners of each bind."""
 
     def listen(self) -> None:
-        """Let clients in; all members are ready. Raises ListenError."""
+        """Let clients in. Called when all workers are ready. Raises ListenError."""
 
     def grow(self, slots: int) -> None:
-        """Make what *slots* slots need. Raises OSError and ListenError."""
+        """Make the listeners that *slots* slots need. Raises OSError and ListenError."""
 
     def follow(self, owners: Sequence[int]) -> None:
         """Send new clients of each bucket to its owner in *owners*."""
 
     def queued(self, slot: int) -> int:
-        """Return how many connections wait in the kernel for the worker of *slot* alone."""
+        """Return how many connections wait in the kernel for the worker of *slot* and no other."""
 
     def doors(self) -> Doors:
-        """Return the TCP sockets that listen, each with what to call it."""
+        """Return the TCP sockets that listen, each with a name for log lines."""
 
     def close(self) -> None:
-        """Let no new client in, and give up the sockets: children have their own copies. Twice is no harm."""
+        """Let no new client in, and close the sockets. Children keep their copies. A second call does nothing."""
 
 
 class DispatcherBackend:
-    """One listener for each bind, all of them for the dispatchers."""
+    """One listener for each bind. The dispatchers inherit all of them, or the terminators do if there are any."""
 
     name = "dispatcher"
 
@@ -109,10 +109,10 @@ class DispatcherBackend:
             item.listen()
 
     def grow(self, slots: int) -> None:
-        """Do nothing: the dispatchers accept for all slots."""
+        """Do nothing, because the dispatchers accept for all slots."""
 
     def follow(self, owners: Sequence[int]) -> None:
-        """Do nothing: dispatchers hear which workers are ready, and follow."""
+        """Do nothing, because the supervisor tells the dispatchers which workers are ready."""
 
     def queued(self, slot: int) -> int:
         return 0
@@ -129,7 +129,7 @@ class DispatcherBackend:
 
 
 class KernelBackend:
-    """One group of listeners for each bind: in each, one for each slot, inherited by its worker."""
+    """One group of listeners for each bind. A group has a listener for each slot, which the slot's worker inherits."""
 
     name = "kernel"
     dispatchers = terminators = 0
@@ -179,7 +179,7 @@ class KernelBackend:
         for group in self._groups:
             try:
                 group.place(placing)
-            except OSError as error:  # as without memory; the old program stays
+            except OSError as error:  # for example without memory; the old program stays in use
                 log.error("cannot send clients to another slot: %s", reason(error))
 
     def queued(self, slot: int) -> int:
@@ -199,12 +199,12 @@ class KernelBackend:
 
 
 def _listens(sock: socket.socket) -> bool:
-    """Return whether *sock* is open and lets clients in; on one that does not, TCP_INFO means something else."""
+    """Return whether *sock* is open and listens. TCP_INFO of a socket that does not listen means something else."""
     return sock.fileno() >= 0 and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
 
 
 def open(settings: Settings, router: Router) -> Backend:  # noqa: A001 - reads `backend.open(settings, router)`
-    """Return the backend for *settings*, bound to its addresses. Raises BackendError and ListenError."""
+    """Return the backend for *settings*, bound to its addresses, and log which. Raises BackendError and ListenError."""
     name, why = choose(settings, router)
     log.info("backend %s: %s", name, why)
     _say_what_keep_alive_means(settings, router)
@@ -217,7 +217,7 @@ def open(settings: Settings, router: Router) -> Backend:  # noqa: A001 - reads `
 
 
 def adopt(name: str, settings: Settings, router: Router, listeners: Sequence[list[Listener]]) -> Backend:
-    """Return the backend *name* with the *listeners* that it had in the supervisor before this one."""
+    """Return the backend *name* with *listeners*, which it had in the supervisor that this one replaces."""
     if name == "kernel":
         return _spoken(KernelBackend(router, [reuseport_group.Group(members) for members in listeners]), settings)
     firsts, terminators = [members[0] for members in listeners], tls.terminators(settings, router.chain)
@@ -225,70 +225,80 @@ def adopt(name: str, settings: Settings, router: Router, listeners: Sequence[lis
 
 
 def _spoken(chosen: Backend, settings: Settings) -> Backend:
-    """Return *chosen* with the scheme in its URLs that is spoken there."""
+    """Return *chosen*, with `https:` in its URLs if the server speaks TLS."""
     if settings.tls_cert is not None:
         chosen.urls = [re.sub("^http:", "https:", url) for url in chosen.urls]
     return chosen
 
 
 def _say_what_keep_alive_means(settings: Settings, router: Router) -> None:
-    """Log what becomes of connections whose requests have different keys."""
+    """Log what happens to a connection whose requests have different keys, if the server cannot move connections."""
     server = kind(settings.server)
     if not router.chain.needs_head or server.moves or not server.http:
         return
     if server.closes:
         log.info(
-            "a client's key is in each request: each response closes its connection, since %s cannot move them",
+            "a client's key is in each request: each response closes its connection, because %s cannot move it",
             settings.server,
+            extra={
+                "event": "a_client_s_key_is_in_each_request_each_response_closes_its_connection_since_cannot_move_them"
+            },
         )
     else:
         log.warning(
-            "a client's key is in each request, and only the first of a connection is looked at: "
+            "a client's key is in each request, but limpet sees only the first request of a connection: "
             "let %s close each connection with its response",
             settings.server,
+            extra={
+                "event": "a_client_s_key_is_in_each_request_and_only_the_first_of_a_connection_is_looked_at_"
+                "let_close_each_connection_with_its_response"
+            },
         )
 
 
 def choose(settings: Settings, router: Router) -> tuple[str, str]:
-    """Return the name of the backend to take, and why. Raises BackendError if the one that was asked for cannot be."""
+    """Return the name of the backend to use, and the reason. Raises BackendError if the wanted one is not possible."""
     conflicts.refuse(settings, router.chain)
     if settings.backend == "dispatcher":
         _refuse_dispatcher(settings)
-        return "dispatcher", "asked for by `--backend dispatcher`"
+        return "dispatcher", "chosen by `--backend dispatcher`"
     try:
         placing = program(router, router.owners)
         conflicts.refuse_kernel(settings, router.chain)
         reuseport_group.probe(placing)
     except BackendError as error:
         if settings.backend == "kernel":
-            raise BackendError(f"there is no kernel backend here: {error.message}", hint=error.hint) from None
+            raise BackendError(f"the kernel backend is not available: {error.message}", hint=error.hint) from None
         _refuse_dispatcher(settings, error)
         return "dispatcher", error.message
     return "kernel", f"the key chain is `{router.chain.spec}`, and a trial showed that the kernel places connections"
 
 
 def program(router: Router, owners: Sequence[int]) -> Program:
-    """Return the program that does what *router* does with addresses. Raises BackendError if it asks for more."""
+    """Return the program that routes as *router* does. Raises BackendError if *router* needs more than addresses."""
     if router.chain.prefixes is None:
         raise BackendError(
-            f"the key chain `{router.chain.spec}` is not `ip` alone, and the kernel sees nothing but addresses",
+            f"the key chain `{router.chain.spec}` is not just `ip`, and the kernel sees only addresses",
             hint="`--backend dispatcher` serves every key chain; `--by ip` needs no dispatcher",
         )
     return placing(router.hasher.address_key, router.chain.prefixes, owners)
 
 
 def listing(settings: Settings) -> str:
-    """Return the program for *settings* as people read it. Raises BackendError."""
-    router = build_router(settings, b"")  # the key is masked, and nothing else comes from the secret
+    """Return the program for *settings* as readable text. Raises BackendError."""
+    router = build_router(settings, b"")  # the listing masks the key, and only the key depends on the secret
     placing = program(router, router.owners)
     return f"{placing.listing}\n; {len(placing)} instructions"
 
 
 def _refuse_dispatcher(settings: Settings, why: BackendError | None = None) -> None:
-    """Raise BackendError if the server cannot be handed connections; *why* there is no kernel backend here."""
+    """Raise BackendError if the server cannot take connections from a channel.
+
+    *why* says why the kernel backend is not available.
+    """
     if kind(settings.server).takes == "accepted":
         reason = f", and {why.message}" if why else ""
         raise BackendError(
-            f"{settings.server} serves only connections that it accepts itself, on the kernel backend{reason}",
+            f"{settings.server} serves only connections that it accepts itself, so it needs the kernel backend{reason}",
             hint="`--by ip --backend kernel`; `--server uvicorn` serves every key chain",
         )

@@ -1,8 +1,9 @@
-"""TLS: certificate and key, read by the supervisor, and who ends it: the workers, or terminators in front of them.
+"""TLS: the certificate and its key, and whether TLS ends in workers or in terminators in front of the dispatchers.
 
-Owns how both are read and which TLS is spoken. The supervisor reads the files, at the start and for each reload, and
-hands what they hold to the processes in which TLS ends (ipc/boot.py): all have the same pair, one that replaces a dead
-one gets one that was good, and none needs the right to read the key.
+This file owns how certificate and key are read, and which versions of TLS are spoken. It does no handshake. The
+supervisor calls `read`, at the start and at each reload, and passes the PEM text to the processes in which TLS ends
+(ipc/boot.py). So all of them have the same pair, the replacement of a dead process gets a pair that was valid, and only
+the supervisor needs permission to read the key.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from limpet.errors import SettingsError, reason
 from limpet.routing.key_chain import KeyChain
 from limpet.system import descriptors
 
-if TYPE_CHECKING:  # else brought in when it is used: OpenSSL takes 4 MB of each process
+if TYPE_CHECKING:  # at run time imported where it is used: OpenSSL takes 4 MB of each process
     import ssl
 
 
 def read(settings: Settings) -> str:
-    """Return certificates and key in PEM, "" where TLS is not asked for. Raises SettingsError unless they fit."""
+    """Return certificate chain and key in PEM; "" without `--tls-cert`. Raises SettingsError unless they are valid."""
     if settings.tls_cert is None:
         if settings.tls_key is not None:
             raise SettingsError("`--tls-key` without `--tls-cert`", hint="`--tls-cert cert.pem --tls-key key.pem`")
@@ -34,14 +35,14 @@ def read(settings: Settings) -> str:
         context(pem)
     except (ssl.SSLError, ValueError) as error:
         shown = " and ".join(f"`{path}`" for path in paths)
-        hint = "the key in PEM and not encrypted, and the certificate with its chain, its own first"
+        hint = "give the key in PEM, not encrypted, and the certificate in PEM, followed by its chain"
         said = (getattr(error, "reason", None) or str(error)).lower().replace("_", " ")
-        raise SettingsError(f"no certificate with its key in {shown}: {said}", hint=hint) from None
+        raise SettingsError(f"no certificate and matching key in {shown}: {said}", hint=hint) from None
     return pem
 
 
 def context(pem: str) -> ssl.SSLContext:
-    """Return what a server needs to speak TLS 1.2 and newer, and HTTP/1.1 in it. Raises ssl.SSLError, ValueError."""
+    """Return a context for a server: TLS 1.2 or newer, HTTP/1.1 by ALPN. Raises ssl.SSLError, ValueError, OSError."""
     import ssl
 
     found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -49,7 +50,7 @@ def context(pem: str) -> ssl.SSLContext:
     found.options |= ssl.OP_NO_RENEGOTIATION
     found.set_alpn_protocols(["http/1.1"])
     found.sni_callback = _remember
-    fd = descriptors.memory_file("limpet-tls")  # Python takes no certificate but from a file
+    fd = descriptors.memory_file("limpet-tls")  # Python loads certificates only from a file
     with open(fd, "wb", buffering=0) as file:
         file.write(pem.encode())
         found.load_cert_chain(f"/proc/self/fd/{fd}", password=_refuse)
@@ -57,15 +58,15 @@ def context(pem: str) -> ssl.SSLContext:
 
 
 def asked_for(connection: Any) -> str | None:
-    """Return the name of the server that the client of *connection*, an object of `ssl`, has asked for."""
+    """Return the server name that the client asked for on *connection*, an object of `ssl`; None if there is none."""
     name: str | None = getattr(connection, "asked_for", None)
     return name
 
 
 def ignore_names_that_are_no_text() -> None:
-    """Have this process write no traceback when a client asks for a server whose name is no text.
+    """Write no traceback when a client asks for a server whose name is not text. Applies to the whole process.
 
-    `ssl` ends the handshake, and reports what cannot be raised: clients could fill the log.
+    `ssl` ends the handshake, and reports an exception that it cannot raise. So clients could fill the log.
     """
     before = sys.unraisablehook
 
@@ -81,10 +82,10 @@ def _remember(connection: Any, name: str | None, _: object) -> None:
 
 
 def terminators(settings: Settings, chain: KeyChain) -> int:
-    """Return how many processes end TLS in front of the dispatchers; 0 where it ends in workers, or is not spoken.
+    """Return how many terminators the server needs; 0 if TLS ends in workers or is not used.
 
-    A connection of TLS has its state in one process. Where *chain* looks into requests, the next one may belong to
-    another worker: so TLS ends before that, on all binds alike.
+    The state of a TLS connection is in one process. If *chain* looks into requests, the next request may belong to
+    another worker. So then TLS ends before the dispatchers, on all binds alike.
     """
     return settings.terminators if settings.tls_cert is not None and chain.needs_head else 0
 
@@ -93,7 +94,7 @@ def _text(path: str) -> str:
     try:
         return Path(path).read_text("ascii", "replace")
     except OSError as error:
-        hint = f"`ls -l {path}` shows who may read it: the user that starts limpet has to"
+        hint = f"`ls -l {path}` shows who may read it: the user that starts limpet must be one of them"
         raise SettingsError(f"cannot read `{path}`: {reason(error)}", hint=hint) from None
 
 

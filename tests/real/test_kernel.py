@@ -243,7 +243,7 @@ def test_auto_takes_the_kernel_for_addresses() -> None:
     """The limit of what is possible is the default where it can be had."""
     why = "the key chain is `ip/24`, and a trial showed that the kernel places connections"
     assert chosen(by="ip/24") == ("kernel", why)
-    assert chosen(backend="dispatcher") == ("dispatcher", "asked for by `--backend dispatcher`")
+    assert chosen(backend="dispatcher") == ("dispatcher", "chosen by `--backend dispatcher`")
 
 
 @pytest.mark.parametrize(
@@ -251,9 +251,9 @@ def test_auto_takes_the_kernel_for_addresses() -> None:
     [
         (
             {"by": "cookie:user"},
-            "the key chain `cookie:user` is not `ip` alone, and the kernel sees nothing but addresses",
+            "the key chain `cookie:user` is not just `ip`, and the kernel sees only addresses",
         ),
-        ({"by": "forwarded"}, "the key chain `forwarded` is not `ip` alone, and the kernel sees nothing but addresses"),
+        ({"by": "forwarded"}, "the key chain `forwarded` is not just `ip`, and the kernel sees only addresses"),
         (
             {"bind": ("unix:/run/x",)},
             "`--bind unix:/run/x` is not a TCP address, and the kernel backend needs one listener for",
@@ -272,7 +272,7 @@ def test_what_the_kernel_cannot_do_goes_through_a_dispatcher_or_is_refused(given
     assert (name, reason[: len(why)]) == ("dispatcher", why)
     with pytest.raises(BackendError) as caught:
         chosen(backend="kernel", **given)
-    assert caught.value.message.startswith(f"there is no kernel backend here: {why}")
+    assert caught.value.message.startswith(f"the kernel backend is not available: {why}")
     assert "--backend dispatcher" in str(caught.value.hint)
 
 
@@ -289,7 +289,7 @@ def test_kernel_that_cannot_be_had_ends_with_the_exit_code_of_backends(tmp_path:
         *("--state-dir", str(tmp_path)),
     )
     assert done.returncode == 6
-    assert "error: there is no kernel backend here: `--bind unix:" in done.stderr
+    assert "error: the kernel backend is not available: `--bind unix:" in done.stderr
     assert "\nhint: `--backend dispatcher`" in done.stderr
 
 

@@ -192,7 +192,7 @@ def refusal(given: dict[str, str]) -> str:
     ("given", "says"),
     [
         ({"trust": ""}, "no client could connect"),
-        ({"backend": "kernel"}, "there is no kernel backend here"),
+        ({"backend": "kernel"}, "the kernel backend is not available"),
         ({"server": "granian"}, "applications would see the proxy"),
         ({"server": "hypercorn", "loop": "trio"}, "applications would see the proxy"),
         ({"server": "stream", "loop": "uvloop"}, "applications would see the proxy"),

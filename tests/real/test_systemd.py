@@ -131,7 +131,7 @@ def test_bind_can_name_a_passed_socket(tmp_path: Path) -> None:
             assert server.port == other.getsockname()[1]
         with Limpet("tests.apps:echo", bind="fd:wbe", **start).launched() as server:
             assert server.wait_ended() == 3
-            assert "no sockets of that name were passed on, but `admin`, `web`" in server.log
+            assert "no sockets of that name were passed; all names: `admin`, `web`" in server.log
 
 
 def test_sockets_for_another_process_are_left_alone(tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def test_new_certificate_comes_with_a_reload_that_nobody_notices(tmp_path: Path)
         assert shown_name(server) == "other.example"
         assert terminator(server)["pid"] == old
         (tmp_path / "key.pem").write_text("not a key")
-        with pytest.raises(ControlError, match="no certificate with its key"):
+        with pytest.raises(ControlError, match="no certificate and matching key"):
             server.ask(command="reload")
         assert shown_name(server) == "other.example"
 

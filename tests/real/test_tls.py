@@ -151,7 +151,7 @@ def test_new_certificate_comes_with_a_reload(tmp_path: Path) -> None:
         (tmp_path / "key.pem").write_text("not a key")
         failed = limpet_command("reload", "--control", server.control)
         assert failed.returncode == 5
-        assert "no certificate with its key" in failed.stderr
+        assert "no certificate and matching key" in failed.stderr
         assert shown_name(server) == "first.example"
         make_pair(tmp_path, "other.example")
         with secured(server) as connection:
@@ -204,7 +204,7 @@ def test_browser_is_served_over_tls(by_ip: Limpet, tmp_path: Path) -> None:
         ),
         (["--by", "ip", "--server", "hypercorn"], "`--tls-cert` works only with uvicorn"),
         (["--by", "ip", "--tls-key", "/nowhere/key.pem"], "cannot read `/nowhere/key.pem`"),
-        (["--by", "ip", "--tls-key", __file__], "no certificate with its key"),
+        (["--by", "ip", "--tls-key", __file__], "no certificate and matching key"),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_start(pair: Path, more: list[str], says: str) -> None:
