@@ -1,1 +1,1 @@
-"""A kept-alive connection changes its worker."""
+"""Moving a kept-alive connection from one worker to another, between two requests."""

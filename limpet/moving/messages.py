@@ -1,6 +1,10 @@
-"""What moves between workers: connections as the mover sees them, what of them stays or returns, and the messages.
+"""The parts of a move: connections and copies as the mover sees them, what stays or comes back, how a message is sent.
 
-moving/mover.py does the moving; the protocols of the server adapters are the connections and copies.
+This file owns the interfaces that a server adapter's connections must have, and the sending of one message with or
+without descriptors. It decides nothing: moving/mover.py does the moving. The protocol objects of the server adapters
+are the connections and copies; the adapters also use `shut_down`.
+
+1. A function that takes descriptors to send leaves them open: the caller closes its own copies.
 """
 
 from __future__ import annotations
@@ -16,53 +20,53 @@ from typing import Final, NamedTuple, Protocol
 from limpet.ipc.baton import Baton, Verdict
 from limpet.protocol.proxy_protocol import BadHeaderError, Origin, parse, write
 
-TOLD: Final = 64
-"""With the kind of a message: a PROXY header comes before its bytes, and says whose the connection is."""
+WITH_ORIGIN: Final = 64
+"""A flag in the kind of a message: before its bytes comes a PROXY header, which gives the connection's origin."""
 
 
 class Connection(Protocol):
-    """A connection of this worker: the adapter's protocol object."""
+    """A connection of this worker: the protocol object of the server adapter."""
 
     @property
     def fd(self) -> int:
         """The descriptor of the connection."""
 
-    listener: int  # number of the bind by which it came
-    had_by: int  # bit set of the slots that had it, as far as is known here
-    origin: Origin | None  # whose it is, where a PROXY header has said so
-    digest: int  # of the key of the request that makes it move; 0 without one
+    listener: int  # index of the bind by which it came
+    had_by: int  # bit set of the slots that have had it, as far as this worker knows
+    origin: Origin | None  # from its PROXY header; None if the socket's own peer is the client
+    digest: int  # of the key of the request that makes it move; 0 without a key
 
 
 class Copy(Connection, Protocol):
-    """A connection that this worker has open but does not read."""
+    """A paused copy: a connection that this worker has open but does not read."""
 
-    light_head: bytes  # the mover's to keep; b"" at first
+    light_head: bytes  # used only by the mover; b"" at first
 
     def resume(self, leftover: bytes) -> None:
-        """Read again, after *leftover*, whose first request belongs here."""
+        """Read again. *leftover* comes first; its first request belongs to this slot."""
 
     def drop(self, verdict: Verdict) -> None:
-        """Close this copy, and do to the connection what *verdict* says."""
+        """Close this copy, after doing to the connection what *verdict* says."""
 
 
 class Arrived(NamedTuple):
-    """A connection that came without a copy being here."""
+    """A connection that has come to this worker, which has no copy of it."""
 
-    connection: socket.socket  # non-blocking, the receiver's to close
+    connection: socket.socket  # non-blocking; the receiver closes it
     leftover: bytes
     listener: int
     baton: Baton | None
     had_by: int
-    decided: bool = True  # the bytes begin with a request that belongs here
-    keyed: bool = True
-    silent: bool = False
+    decided: bool = True  # whether `leftover` begins with a request that belongs to this slot
+    keyed: bool = True  # whether a request on it has carried a key
+    silent: bool = False  # whether it has carried no request at all
     origin: Origin | None = None
     digest: int = 0
 
 
 @dataclass(slots=True)
 class Kept:
-    """The descriptor of a connection under way that a predecessor has sent, here to be sent again if need be."""
+    """The descriptor of a connection under way. A predecessor sent the connection and left this to send it again."""
 
     fd: int
     listener: int
@@ -73,29 +77,32 @@ class Kept:
 
 @dataclass(slots=True)
 class Back:
-    """A message that came back to be sent again with the descriptor."""
+    """A light message that came back, to be sent again with the descriptor."""
 
-    slot: int
-    sender: int  # serial number
+    slot: int  # the slot that sent it back, to which it goes again
+    sender: int  # serial number of the worker that sent the light message
     baton: Baton
     leftover: bytes
-    is_last_try: bool = False
+    is_last_try: bool = False  # whether the sender is dead and the next try is the last
 
 
-def tell(connection: Connection) -> tuple[int, bytes]:
-    """Return the flag and the bytes that say whose *connection* is: none where its peer is the client."""
-    return (0, b"") if connection.origin is None else (TOLD, write(connection.origin))
+def origin_header(connection: Connection) -> tuple[int, bytes]:
+    """Return the flag and the PROXY header for the origin of *connection*; (0, b"") if its peer is the client."""
+    return (0, b"") if connection.origin is None else (WITH_ORIGIN, write(connection.origin))
 
 
-def told(data: bytes, fd: int) -> tuple[Origin | None, bytes]:
-    """Return what `tell` has put before *data*, and the rest. Closes *fd* and raises RuntimeError if there is none."""
+def split_origin(data: bytes, fd: int) -> tuple[Origin | None, bytes]:
+    """Return the origin from the PROXY header at the start of *data*, and the bytes after that header.
+
+    Raises RuntimeError if there is no such header, after closing *fd*.
+    """
     try:
         found = parse(data)
     except BadHeaderError:
         found = None
     if found is None:
         os.close(fd)
-        raise RuntimeError("not a move: it does not say whose the connection is")
+        raise RuntimeError("not a move: its origin is missing")
     return found.origin, data[found.length :]
 
 
@@ -103,7 +110,7 @@ FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.
 
 
 def send(channel: socket.socket | None, message: bytes) -> bool:
-    """Send one *message* without descriptors; return False when there is no room for it now."""
+    """Send one *message* without descriptors; return False if there is no room for it now."""
     if channel is None:
         return False
     try:
@@ -116,7 +123,7 @@ def send(channel: socket.socket | None, message: bytes) -> bool:
 
 
 def send_with(channel: socket.socket | None, head: bytes, leftover: bytes, *fds: int) -> bool:
-    """Send one message with descriptors; return False when there is no room for it now."""
+    """Send one message with copies of *fds*; return False if there is no room for it now."""
     if channel is None:
         return False
     rights = ((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds)),)
@@ -130,7 +137,7 @@ def send_with(channel: socket.socket | None, head: bytes, leftover: bytes, *fds:
 
 
 def shut_down(fd: int, last: bytes = b"") -> None:
-    """Send *last* and FIN, and let nobody read or write any more, whatever other descriptors are open."""
+    """Send *last* and FIN, and end the connection for all processes, whatever copies of *fd* are open."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
         with contextlib.suppress(OSError):  # a client that does not read needs no answer
             connection.send(last, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
