@@ -1,14 +1,14 @@
 """The listeners of a dispatcher or terminator: when it accepts, and what it does without free descriptors.
 
-Owns the listening sockets and whether the loop is woken by them. Who has been accepted is the caller's: `take` and
-`spare` yield connections that it closes or passes on.
+This file owns the listening sockets, and whether they wake the loop. It does not own what it accepts: the dispatcher or
+terminator that calls `take` or `spare` closes each connection or passes it on.
 
-1. After accepting has failed there is a pause, `again_at`, in which clients wait in the backlog: else the loop would
-   spin.
-2. A shortage of descriptors costs nobody a request unless it lasts: only when nobody could be taken for _PATIENCE_S
-   some clients get 503 from a dispatcher, by descriptors that are kept in reserve for that.
-3. Who is taken after `end` may have come through a door that was closed behind it (net/reuseport_group.py), and is let
-   in.
+1. When accepting fails there is a pause until `again_at`, in which clients wait in the backlog. Without it the loop
+   would spin.
+2. A short lack of descriptors costs no client its request. Only after _PATIENCE_S without an accepted connection the
+   dispatcher answers some clients with 503, using descriptors that it keeps in reserve for that.
+3. A connection that is taken after `end` may have come through a door that was closed behind it
+   (net/reuseport_group.py). So it is opened with `let_in`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from limpet.logs import Hourly
 from limpet.net.reuseport_group import open_door
 from limpet.protocol.request import Peer
 
-ACCEPTS_PER_TURN: Final = 16  # of one listener, so that heads that have arrived do not wait behind a storm
-_PAUSE_S: Final = 0.25  # after accepting failed, as without free descriptors
-_PATIENCE_S: Final = 5.0  # that clients wait in the backlog then: balancers wait for 10 s and more before they give up
+ACCEPTS_PER_TURN: Final = 16  # from one listener, so that request heads do not wait behind many new connections
+_PAUSE_S: Final = 0.25  # after accepting has failed, for example without free descriptors
+_PATIENCE_S: Final = 5.0  # before clients are refused. Balancers wait for a connection for 10 s or more
 _HINT: Final = "`ulimit -Hn` shows how many descriptors are allowed"
-RESERVE: Final = 32  # descriptors with which clients are refused when there are no others
+RESERVE: Final = 32  # descriptors for refusing clients when no others are free
 
 log = logging.getLogger("limpet")
 
@@ -41,21 +41,21 @@ class _Listener(NamedTuple):
     """One listening socket."""
 
     sock: socket.socket
-    kind: tuple[int, int, int]  # family, type and protocol, also of what it accepts
+    kind: tuple[int, int, int]  # family, type and protocol of the listener and of what it accepts
     name: str
     bind: int
 
     def accept(self) -> tuple[socket.SocketType, Peer]:
-        """Return the next connection, and its far end.
+        """Return the next connection and its far end. Raises OSError.
 
-        `socket.accept` makes enum members for each, and an object with a `makefile` that nobody needs here: 3 us.
+        `socket.accept` would take 3 us more, for enum members and for an object with more methods than needed here.
         """
-        number, address = self.sock._accept()  # type: ignore[attr-defined]  # unknown to mypy, older than Python 3
+        number, address = self.sock._accept()  # type: ignore[attr-defined]  # older than Python 3, but unknown to mypy
         return socket.SocketType(*self.kind, number), Peer.of(address, self.name, self.bind)
 
 
 class _Inner(NamedTuple):
-    """The end of an inner channel, by which terminators pass on what comes to one bind."""
+    """The end of an inner channel, on which terminators send the inner connections of one bind."""
 
     sock: socket.socket
     receiver: Receiver
@@ -63,13 +63,13 @@ class _Inner(NamedTuple):
     bind: int
 
     def accept(self) -> tuple[socket.SocketType, Peer]:
-        """Return the next inner connection, and its far end: who the client is stands in its PROXY header."""
+        """Return the next inner connection and its far end, without an address: its PROXY header names the client."""
         connection, _ = self.receiver.take()
         return connection, Peer(None, None, self.name, self.bind)
 
 
-class Listening:
-    """The listeners that a process has inherited, each the number of a bind."""
+class Acceptor:
+    """Accepts connections from the listeners that a process has inherited. Owns: the listeners, one for each bind."""
 
     def __init__(
         self,
@@ -81,9 +81,9 @@ class Listening:
         reserve: int = 0,
         is_inner: bool = False,
     ) -> None:
-        """*counted* is the cell of *row* for who is taken; *is_inner* says that all are ends of inner channels."""
-        self.again_at = 0.0  # monotonic; 0: there is no pause
-        self._short_since = 0.0  # monotonic; 0: the last attempt to accept did not fail
+        """*counted* is the cell of *row* for accepted connections. With *is_inner* all listeners are inner channels."""
+        self.again_at = 0.0  # end of the pause, monotonic; 0 without a pause
+        self._short_since = 0.0  # when accepting began to fail, monotonic; 0 if the last attempt succeeded
         self._hourly = Hourly()
         self._listeners: dict[int, _Listener | _Inner] = {
             sock.fileno(): _Inner(sock, Receiver(sock), name, index)
@@ -99,18 +99,18 @@ class Listening:
         self._is_ending = False
 
     def accepts(self, fd: int) -> bool:
-        """Return whether *fd* is a listener from which connections are to be taken."""
+        """Return whether *fd* is a listener from which this process accepts now."""
         return self._is_on and fd in self._listeners
 
     def start(self) -> None:
-        """Accept from now on."""
+        """Accept from now on; fill the reserve again."""
         self._reserve.fill()
         self._is_on, self.again_at = True, 0.0
         for fd in self._listeners:
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     def put_off(self, fd: int, why: str, now: float) -> None:
-        """Begin a pause, since nobody can be taken from listener *fd*."""
+        """Begin a pause, because listener *fd* cannot be served, and log *why* at most once an hour."""
         self._row.add("accept_errors")
         self._pause(until=now + _PAUSE_S)
         name = self._listeners[fd].name
@@ -118,7 +118,10 @@ class Listening:
             log.warning("%s: clients wait in the backlog: %s (hint: %s)", name, why, _HINT)
 
     def end(self, accept: Callable[[int, float, int], None], backlog: int, now: float, *, is_last: bool) -> None:
-        """Accept no longer by itself, and close the listeners; if no other process goes on, once the rest is taken."""
+        """Stop accepting, and close the listeners.
+
+        If *is_last*, no other process accepts after this one. Then first take what waits in the backlogs, by *accept*.
+        """
         self._pause(until=0.0)
         self._is_ending = True
         if is_last:
@@ -127,13 +130,13 @@ class Listening:
             self._close()
 
     def take_rest(self, accept: Callable[[int, float, int], None], backlog: int, now: float) -> None:
-        """Have *accept* take who has connected before the end.
+        """Call *accept* for the connections that came before the end, then close the listeners.
 
-        What there are no descriptors for is to be tried again at `again_at`.
+        If descriptors run out, `again_at` says when to call this again.
         """
         self.again_at = 0.0
         for fd in self._listeners:
-            accept(fd, now, backlog + ACCEPTS_PER_TURN)  # a bound, since others may still come where another goes on
+            accept(fd, now, backlog + ACCEPTS_PER_TURN)  # bounded: clients still come if another process has the socket
         if not self.again_at:
             self._close()
 
@@ -143,23 +146,26 @@ class Listening:
         self._is_on, self.again_at = False, until
 
     def _close(self) -> None:
-        """If the supervisor has closed its own listeners, clients are refused from here on."""
+        """Close the listeners. If the supervisor has closed its own ones, the kernel refuses clients from now on."""
         for listener in self._listeners.values():
             listener.sock.close()
         self._listeners.clear()
 
     def take(self, fd: int, most: int, now: float) -> Iterator[tuple[socket.SocketType, Peer]]:
-        """Yield at most *most* of those who wait at listener *fd*; begin a pause if that fails."""
+        """Yield at most *most* connections that wait at listener *fd*; begin a pause if accepting fails.
+
+        Owns: the caller closes what is yielded. Blocks never.
+        """
         listener = self._listeners[fd]
         for _ in range(most):
             try:
                 accepted = listener.accept()
             except BlockingIOError:
                 return
-            except ConnectionError:  # reset while it waited in the backlog
+            except ConnectionError:  # the client reset it while it waited in the backlog
                 continue
             except OSError as error:
-                if error.errno == errno.EINVAL:  # the supervisor does not listen yet, so nobody waits
+                if error.errno == errno.EINVAL:  # the socket does not listen yet, so no client waits
                     return
                 self._short_since = self._short_since or now
                 self.put_off(fd, reason(error), now)
@@ -171,12 +177,12 @@ class Listening:
             yield accepted
 
     def spare(self, fd: int, now: float) -> Iterator[socket.SocketType]:
-        """In a long shortage, yield as many who wait at listener *fd* as there are descriptors for a refusal."""
+        """In a long lack of descriptors, use the reserve to yield connections of listener *fd*, for refusing them."""
         is_long = self._short_since and now - self._short_since >= _PATIENCE_S
         for _ in range(self._reserve.release() if is_long else 0):
             try:
                 connection, _ = self._listeners[fd].accept()
-            except OSError:  # nobody waits any more, or somebody else has taken the number
+            except OSError:  # no client waits, or the descriptor number was used for something else
                 return
             self._row.add(self._counted)
             self._row.add("no_descriptor")
@@ -184,13 +190,13 @@ class Listening:
 
 
 def let_in(connection: socket.SocketType) -> None:
-    """Let packets reach *connection*, which may have come through a door that was closed behind it."""
+    """Let packets reach *connection*, behind which a door may have been closed (net/reuseport_group.py)."""
     if connection.family != socket.AF_UNIX:
         open_door(connection)
 
 
 class Reserve:
-    """Up to *size* descriptor numbers. The process's end closes them."""
+    """Up to *size* descriptor numbers, kept so that they can be released later. The process's end closes them."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -198,7 +204,7 @@ class Reserve:
         self.fill()
 
     def fill(self) -> bool:
-        """Take numbers until all are here; return whether that is so."""
+        """Take numbers until *size* are here; return whether that succeeded."""
         try:
             while len(self._kept) < self._size:
                 self._kept.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
@@ -207,7 +213,7 @@ class Reserve:
         return True
 
     def release(self) -> int:
-        """Let others have the numbers; return how many those are."""
+        """Free all the numbers; return how many they were."""
         released = len(self._kept)
         while self._kept:
             os.close(self._kept.pop())

@@ -1,8 +1,11 @@
-"""How many connections each address has in this process, for `--max-connections-per-address`.
+"""How many connections each client address has in this process, for `--max-connections-per-address`.
 
-Pure. An address of IPv6 counts by its /64: whoever has one has all of them. A client behind a NAT64 translator counts
-by its IPv4 address. A unix socket has no address and no limit.
-Used by the dispatcher for connections whose head is awaited, and by uvicorn's adapter for those that it serves.
+This file owns the counts and what counts as one address. It does not know connections. The dispatcher counts those that
+wait for their request head, the terminator those in their handshake, and uvicorn's adapter those that it serves. Pure.
+
+1. An IPv6 address counts by its /64, because a client usually has a whole one. A client behind a NAT64 translator
+   counts by its IPv4 address.
+2. A unix socket has no address and no limit.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ _NETWORK_BITS = 64
 
 
 class PerAddress:
-    """Counts connections; *most* of an address are let in, 0 is no limit."""
+    """Counts connections by address. At most *most* from one address may enter; 0 means no limit."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._counts: dict[str, int] = {}
 
     def enter(self, address: str | None) -> bool:
-        """Count a connection from *address* if it may come in, which is returned; then it has to `leave`."""
+        """Return whether a connection from *address* may enter. If so, it is counted until `leave`."""
         if not self.most or address is None:
             return True
         network = _network(address)
@@ -33,7 +36,7 @@ class PerAddress:
         return True
 
     def leave(self, address: str | None) -> None:
-        """Count a connection from *address* that has entered no more."""
+        """Stop counting one connection from *address* that has entered."""
         if not self.most or address is None:
             return
         network = _network(address)

@@ -1,11 +1,12 @@
-"""The connections whose head a dispatcher awaits, each until its deadline.
+"""Arrivals: the connections whose request head a dispatcher waits for, each until its deadline.
 
-Owns who is among them, what has to come of each, how many there may be, and what wakes the loop. What a head is
-dispatch/peek.py knows; who takes a connection out of here, the dispatcher, hands it over, answers or closes it.
+This file owns the set of these connections, how many there may be, what has to be read of each, and which of them wake
+the loop. It does not know what a head is (dispatch/peek.py does). The dispatcher, its caller, takes a connection out of
+here and then hands it over, answers it or closes it.
 
-1. They are in the order of their deadlines, since all get the same time: the first is the next to go.
-2. A slow one (dispatch/peek.py) is looked at by the clock: an epoll of its own keeps what is new of the slow ones until
-   then, so those that stand still cost nothing. It is asked for some at a time, since there may be thousands.
+1. Connections are in the order of their deadlines, because all get the same time. So the first one is due first.
+2. Slow connections (dispatch/peek.py) have an epoll of their own, which is asked only at ticks of the clock. So a slow
+   connection with nothing new costs nothing. Each call asks for a few of them, because there may be thousands.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ from limpet.protocol.request import Peer
 from limpet.routing.key_chain import KeyChain
 
 HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET  # what is there stays there: once is enough
+NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET  # EPOLLET: the bytes stay in the kernel
 
 
 class Arrivals:
-    """Those who wait, by the number of their descriptor."""
+    """The connections that wait, by descriptor."""
 
     def __init__(self, settings: Settings, chain: KeyChain, epoll: select.epoll, row: Row, *, is_inner: bool) -> None:
-        """*is_inner* says that all are inner connections: plain, and behind a PROXY header."""
-        self._waiting: OrderedDict[int, Arrival] = OrderedDict()  # a dict looks for its first among all that have left
-        self._slow: set[int] = set()  # those of them that are slow
+        """*is_inner* says that all are inner connections: without TLS, and with a PROXY header first."""
+        self._waiting: OrderedDict[int, Arrival] = OrderedDict()  # in a dict, finding the first one passes removed ones
+        self._slow: set[int] = set()  # the descriptors of the slow ones
         self._slow_epoll = select.epoll()
-        self._left = 0  # so many of them may still be looked at in this round
+        self._left = 0  # how many slow ones may still be returned in this round
         self._settings = settings
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         free = descriptors - len(os.listdir("/proc/self/fd"))
-        self._most = min(settings.max_pending, max(1, free // 4 * 3))  # slow clients leave some for the others
+        self._most = min(settings.max_pending, max(1, free // 4 * 3))  # a quarter stays free for other connections
         row.set("room", self._most)
-        self._wanted = [  # of the connections of each bind
+        self._wanted = [  # for each bind: what to read of its connections
             _wanted(settings, chain.at(bind), each.proxy_protocol == "required", is_inner=is_inner)
             for bind, each in enumerate(settings.served)
         ]
-        self._per_address = PerAddress(settings.max_connections_per_address)  # of those who wait
+        self._per_address = PerAddress(settings.max_connections_per_address)  # counts the connections that wait
         self._epoll = epoll
         self._row = row
 
@@ -60,16 +61,16 @@ class Arrivals:
         return iter(self._waiting.values())
 
     def begin(self, connection: socket.SocketType, peer: Peer, now: float) -> Arrival | None:
-        """Return what has to be read of *connection* before its slot can be found; None if that is nothing."""
+        """Return an arrival for *connection*; None if nothing has to be read of it before its slot can be found."""
         what = self._wanted[peer.bind]
         return None if what is None else Arrival(connection, peer, now + self._settings.head_timeout_s, *what)
 
     def find(self, fd: int) -> Arrival | None:
-        """Return the one with the descriptor *fd*."""
+        """Return the waiting arrival with descriptor *fd*; None if there is none."""
         return self._waiting.get(fd)
 
     def enter(self, arrival: Arrival) -> bool:
-        """Count *arrival* with the others of its address, once its client is known; return whether it may wait."""
+        """Return whether *arrival* may wait. It is counted for its address as soon as its client is known."""
         if arrival.entered_from is None and not arrival.awaits_header:
             if not self._per_address.enter(arrival.peer.address):
                 return False
@@ -77,7 +78,7 @@ class Arrivals:
         return True
 
     def keep(self, arrival: Arrival) -> Arrival | None:
-        """Keep *arrival* until more of it has come. Return the one that has to go if there are too many."""
+        """Keep *arrival* until more of it comes. If there are too many, return the oldest, for the caller to end."""
         fd, oldest = arrival.connection.fileno(), None
         if fd in self._waiting:
             if arrival.slow and fd not in self._slow:
@@ -96,9 +97,9 @@ class Arrivals:
         return oldest
 
     def forget(self, arrival: Arrival, *, keep_watch: bool = False) -> bool:
-        """Keep *arrival*, if it is here, no longer; return whether its news still wake the loop.
+        """Stop keeping *arrival*, if it is here; return whether the loop's epoll still watches it.
 
-        They do so with *keep_watch*, unless it was slow.
+        With *keep_watch* it does, unless *arrival* was slow. Owns: the caller has the connection from now on.
         """
         if not arrival.is_kept:
             return False
@@ -120,17 +121,18 @@ class Arrivals:
 
     @property
     def due_at(self) -> float:
-        """The first deadline."""
+        """The earliest deadline; infinity if no connection waits."""
         return next(iter(self._waiting.values())).deadline if self._waiting else math.inf
 
     def due(self, now: float, most: int) -> list[Arrival]:
-        """Return those whose deadline has passed, the first *most* of them."""
+        """Return the arrivals whose deadline has passed, but at most *most*."""
         return list(itertools.takewhile(lambda each: each.deadline <= now, itertools.islice(self, most)))
 
     def slow(self, most: int) -> list[tuple[Arrival, int]]:
-        """Return slow ones of which there is news, with what epoll says: the next *most* of this round, or of another.
+        """Return at most *most* slow arrivals with something new, each with its epoll mask: a part of a round.
 
-        A round has as many looks as there are slow ones, so that those who write all the time cannot make it last.
+        A round returns at most as many as there were slow ones at its start. So clients that write all the time cannot
+        make it last for ever.
         """
         most = min(most, self._left or len(self._slow))
         events = self._slow_epoll.poll(0, most) if most else []
@@ -139,11 +141,11 @@ class Arrivals:
 
     @property
     def is_in_round(self) -> bool:
-        """Whether there may be news of others in this round."""
+        """Whether this round may have more slow arrivals with something new."""
         return self._left > 0
 
     def hurry(self, latest: float, latest_silent: float) -> None:
-        """Let nobody wait longer than until *latest*, and nobody who says nothing longer than *latest_silent*."""
+        """Let no connection wait beyond *latest*, and none that is silent beyond *latest_silent*."""
         for arrival in self:
             arrival.deadline = min(arrival.deadline, latest, latest_silent if arrival.silent else latest)
         self._waiting = OrderedDict(sorted(self._waiting.items(), key=lambda item: item[1].deadline))
@@ -152,7 +154,7 @@ class Arrivals:
 def _wanted(
     settings: Settings, chain: KeyChain, is_proxied: bool, *, is_inner: bool
 ) -> tuple[tuple[int, int] | None, bool, bool] | None:
-    """Return what `Arrival` has to be told of connections of a bind with *chain*; None if nothing is to be read."""
+    """Return the last arguments of `Arrival` for connections of a bind with *chain*; None if nothing is to be read."""
     needs_hello = settings.tls_cert is not None and not is_inner and chain.needs_server_name
     if not (is_proxied or is_inner or needs_hello or chain.needs_head):
         return None

@@ -1,15 +1,18 @@
-"""The dispatcher process: accept a connection, peek at its head, hand it to the slot of its key.
+"""The dispatcher process: it accepts a connection, peeks at the request head, and hands it to the slot of its key.
 
-Read this file first. It owns the event loop and the order of the steps; whom the listeners let in
-(dispatch/accepting.py), who waits for his head (dispatch/arrivals.py) and what one is (dispatch/peek.py), whose key
-lives where (routing/router.py), how a connection passes to a worker (ipc/channel.py) and what limpet itself answers
-(dispatch/refusals.py) are decided elsewhere. The supervisor starts it and tells it by its line (`Orders`) when to begin
-and to end; it holds the listeners and both ends of every channel, so this process can be killed at any moment: only
-connections in the middle of their head, or in an outbox, are lost.
+Read this file first. It owns the event loop and the order of the steps. Each decision is made elsewhere:
+dispatch/accepting.py accepts, dispatch/arrivals.py keeps connections that wait for their head, dispatch/peek.py says
+whether a head is complete, routing/router.py finds the slot of a key, ipc/channel.py carries a connection to a worker,
+and dispatch/refusals.py gives limpet's own responses. The supervisor starts the dispatcher, and its orders come on the
+line (`Orders`). The supervisor also has the listeners and both ends of every channel. So a dispatcher may be killed at
+any moment: only connections in the middle of their head, or in an outbox, are lost.
 
-1. It never forks and never waits for a worker: a slot without a worker has a channel in which connections wait.
-2. Nothing that a client sends ends it. A user's key function may hang it: the supervisor sees `busy_since_ns`.
-3. A connection is in exactly one of `arrivals`, an outbox, `refusals`; who takes it out hands over or closes it.
+1. The dispatcher never forks and never waits for a worker. A slot without a worker has a channel in which connections
+   wait.
+2. Nothing that a client sends ends the dispatcher. A user's key function may hang it: the supervisor sees that in the
+   cell `busy_since_ns`.
+3. A connection is in exactly one of `arrivals`, an outbox, or `refusals`. The code that takes it out hands it over or
+   closes it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import Final
 
 from limpet import logs
 from limpet.config.settings import Settings
-from limpet.dispatch.accepting import ACCEPTS_PER_TURN, RESERVE, Listening, let_in
+from limpet.dispatch.accepting import ACCEPTS_PER_TURN, RESERVE, Acceptor, let_in
 from limpet.dispatch.arrivals import HUNG_UP, Arrivals
 from limpet.dispatch.peek import Arrival, ClientGoneError
 from limpet.dispatch.refusals import Refusals, turn_away
@@ -38,9 +41,9 @@ from limpet.routing.forwarded import Trust
 from limpet.routing.placement import Placement
 from limpet.routing.router import Router
 
-_TICK_S: Final = 0.05  # how often outboxes and slow heads are tried
-_PER_TURN: Final = 16  # events and slow heads: others must not wait for thousands, so all take turns
-_LATE_PER_TURN: Final = 4  # heads whose time is over: a moment later is as good for them, but not for others
+_TICK_S: Final = 0.05  # between two tries of outboxes and slow heads
+_PER_TURN: Final = 16  # events, and slow heads, so that no connection waits behind thousands of others
+_LATE_PER_TURN: Final = 4  # heads whose deadline has passed: they can be refused a moment later, others are urgent
 
 
 class Dispatcher:
@@ -59,9 +62,9 @@ class Dispatcher:
         *,
         is_inner: bool,
     ) -> None:
-        """*reach* adds the outbox of a new slot by its number and the channel's descriptors, and says if that is all.
+        """*reach* adds the outbox and channel of a slot, by its number and descriptors; it returns whether both exist.
 
-        *is_inner* says that *listeners* are channels by which terminators pass inner connections on.
+        *is_inner* says that *listeners* are inner channels, on which terminators send inner connections.
         """
         self.settings = settings
         self.router = router
@@ -70,7 +73,7 @@ class Dispatcher:
         self.row = row
         self.stop_at: float | None = None
         self._epoll = select.epoll()
-        self.listening = Listening(listeners, self._epoll, row, reserve=RESERVE, is_inner=is_inner)
+        self.acceptor = Acceptor(listeners, self._epoll, row, reserve=RESERVE, is_inner=is_inner)
         self.arrivals = Arrivals(settings, router.chain, self._epoll, row, is_inner=is_inner)
         self.refusals = Refusals(self._epoll, row)
         self._orders = Orders(self, link, reach)
@@ -80,7 +83,7 @@ class Dispatcher:
         self._latest_address: str | None = ""
 
     def run(self) -> None:
-        """Serve until the supervisor says stop, and what is in hand has ended, or the supervisor is gone."""
+        """Serve until the supervisor says stop and nothing is in hand, or until the supervisor is gone."""
         next_tick, now, orders = 0.0, 0.0, self._orders.fileno()
         events: list[tuple[int, int]] = []
         while self.stop_at is None or (self._in_hand() and time.monotonic() < self.stop_at):
@@ -92,14 +95,14 @@ class Dispatcher:
             for fd, mask in events:
                 if (arrival := self.arrivals.find(fd)) is not None:
                     self._look(arrival, now, hung_up=bool(mask & HUNG_UP))
-                elif self.listening.accepts(fd):
+                elif self.acceptor.accepts(fd):
                     readable.append(fd)
                 elif fd == orders:
                     self._orders.obey(now)
                 else:
                     self.refusals.read(fd, hung_up=bool(mask & HUNG_UP))
-            for fd in readable:  # last, so that no number of a descriptor closed above means a new one in this turn
-                if self.listening.accepts(fd):
+            for fd in readable:  # last: a new connection may get the descriptor number of one that this turn has closed
+                if self.acceptor.accepts(fd):
                     self.accept(fd, now)
             if now >= self.arrivals.due_at:
                 for arrival in self.arrivals.due(now, _LATE_PER_TURN):
@@ -109,20 +112,20 @@ class Dispatcher:
                 next_tick = now + _TICK_S
 
     def accept(self, fd: int, now: float, most: int = ACCEPTS_PER_TURN) -> None:
-        """Take what waits in the backlog of listener *fd*."""
-        for connection, peer in self.listening.take(fd, most, now):
+        """Accept at most *most* connections from listener *fd*, and begin with each. Refuse some in a long shortage."""
+        for connection, peer in self.acceptor.take(fd, most, now):
             arrival = self.arrivals.begin(connection, peer, now)
             if arrival is None:
                 self._dispatch(connection, peer, None, now)
             elif arrival.awaits_header and peer.address not in self._trust:
-                turn_away(connection, peer, self.row, "proxy_untrusted", "it is not in `--trust`")
+                turn_away(connection, peer, self.row, "proxy_untrusted", "the peer is not in `--trust`")
             else:
                 self._look(arrival, now)
-        for connection in self.listening.spare(fd, now):
-            self.refusals.answer(connection, 503, now, "the server has as many connections as it may")
+        for connection in self.acceptor.spare(fd, now):
+            self.refusals.answer(connection, 503, now, "the server has as many connections as its limits allow")
 
     def _look(self, arrival: Arrival, now: float, *, hung_up: bool = False) -> None:
-        """See whether the head is there now, and let the connection go its way."""
+        """Look whether the head of *arrival* is complete; dispatch, refuse or keep the connection accordingly."""
         try:
             is_complete = arrival.look(hung_up=hung_up)
         except ClientGoneError:
@@ -144,7 +147,7 @@ class Dispatcher:
                 self._await(arrival, now)
 
     def _await(self, arrival: Arrival, now: float) -> None:
-        """Keep *arrival* until more of its head has come. Too many: the one that has waited longest has to go."""
+        """Keep *arrival* until more of its head has come. If there are too many, refuse the one that came first."""
         if not self.arrivals.enter(arrival):
             self.arrivals.forget(arrival)
             self.refusals.answer(arrival.connection, 429, now)
@@ -154,9 +157,9 @@ class Dispatcher:
     def _dispatch(
         self, connection: socket.SocketType, peer: Peer, request: Request | None, now: float, header: int = 0
     ) -> None:
-        """Find the slot and hand the connection over, which begins with *header* bytes of a PROXY header."""
+        """Find the slot of *connection* and hand it over, or refuse it. *header* is the size of its PROXY header."""
         if self._asks_functions:
-            self.row.set("busy_since_ns", time.monotonic_ns())  # many of them in one turn are no one that hangs
+            self.row.set("busy_since_ns", time.monotonic_ns())  # many short calls must not look like a hang
         if peer.address == self._latest_address:
             self.row.add("same_address")
         self._latest_address = peer.address
@@ -167,7 +170,7 @@ class Dispatcher:
             self.row.add("keyless")
             slot = self.placement.place(peer)
         if slot is None:
-            self.refusals.answer(connection, 503, now, "all workers have as many connections as they may")
+            self.refusals.answer(connection, 503, now, "all workers have as many connections as their limits allow")
         elif self._orders.refuses(slot):
             self.refusals.answer(connection, 503, now, "the worker of this client is being replaced")
         else:
@@ -175,7 +178,7 @@ class Dispatcher:
             self.hand(connection, Handoff(peer.bind, slot, digest, int(now * 1e9), header), now)
 
     def hand(self, connection: socket.SocketType, handoff: Handoff, now: float) -> None:
-        """Give *connection* to the slot that *handoff* names."""
+        """Put *connection* into the outbox of the slot that *handoff* names; refuse it if the outbox is full."""
         outbox, deadline = self.outboxes[handoff.slot], now + self.settings.wait_timeout_s
         if outbox.put(connection, handoff, deadline, self.settings.queue):
             self.row.add("handed")
@@ -183,59 +186,60 @@ class Dispatcher:
             self.refusals.answer(connection, 503, now)
 
     def _tick(self, now: float) -> None:
-        """Do what is done by the clock: slow heads, full channels, accepting again."""
+        """Do what the clock triggers: look at slow heads, try full channels, end refusals, accept again."""
         for arrival, mask in self.arrivals.slow(_PER_TURN):
             self._look(arrival, now, hung_up=bool(mask & HUNG_UP))
         for outbox in self.outboxes:
             for connection in outbox.flush(now) if outbox else ():
                 self.refusals.answer(connection, 503, now)
         self.refusals.expire(now)
-        if 0 < self.listening.again_at <= now:
+        if 0 < self.acceptor.again_at <= now:
             self._orders.accept_again(now)
         self._orders.ask_again(now)
         logs.catch_up()
 
     def _give_up(self, arrival: Arrival, now: float) -> None:
-        """End *arrival*, whose head has not come in time."""
+        """End *arrival*, whose head has not come in time. A silent client gets no response."""
         is_watched = self.arrivals.forget(arrival, keep_watch=True)
         if arrival.awaits_header:
             why = "no PROXY header came in time"
             turn_away(arrival.connection, arrival.peer, self.row, "proxy_headers_bad", why)
-        elif arrival.silent and not arrival.has_more():  # a browser opens some to have them; it would take an answer
-            self.row.add("refused_408")  # for that of the request which it is just about to send
+        elif arrival.silent and not arrival.has_more():
+            # Browsers open connections before they need them. A 408 would be taken for the answer to the next request.
+            self.row.add("refused_408")
             arrival.connection.close()
         else:
             self.refusals.answer(arrival.connection, 408, now, is_watched=is_watched)
 
     def _wait_s(self, now: float) -> float | None:
-        """Return how long the loop may sleep at *now*; None until something comes."""
+        """Return how long the loop may sleep, in seconds; None for as long as nothing happens."""
         if self.arrivals.is_in_round:
             return 0.0
         return min(_TICK_S, max(0.0, self.arrivals.due_at - now)) if self._in_hand() else None
 
     def _in_hand(self) -> bool:
-        """Whether anything has a deadline, so that the loop must not sleep for long."""
-        return bool(self.arrivals or self.refusals or self._orders or self.listening.again_at or any(self.outboxes))
+        """Return whether anything has a deadline, so that the loop must not sleep for long."""
+        return bool(self.arrivals or self.refusals or self._orders or self.acceptor.again_at or any(self.outboxes))
 
 
-_ASK_AGAIN_S: Final = 0.5  # for what there was no room for
-_SILENT_S: Final = 0.5  # for clients that have connected before the end, but whose first byte is still under way
-_LAST_WORD_S: Final = 0.25  # before the end, for 408 to those whose head has not come
+_ASK_AGAIN_S: Final = 0.5  # until missing channels are asked for again
+_SILENT_S: Final = 0.5  # at the end, for clients that have connected but whose first byte is still on its way
+_LAST_WORD_S: Final = 0.25  # before the end, for the 408 to clients whose head has not come
 
 
 class Orders:
-    """The orders to one dispatcher."""
+    """Receives the supervisor's orders for one dispatcher and carries them out."""
 
     def __init__(self, dispatcher: Dispatcher, link: Link, reach: Callable[[int, list[int]], bool]) -> None:
         self._dispatcher = dispatcher
         self._link = link
         self._reach = reach
         self._refused_slots: list[int] = []
-        self._missing: set[int] = set()  # slots whose channel could not be taken in: there were no free descriptors
+        self._missing: set[int] = set()  # slots without a channel here, because no descriptors were free for it
         self._ask_at = 0.0
 
     def __bool__(self) -> bool:
-        """Whether something is to be done by the clock, whoever waits for it."""
+        """Return whether missing channels have to be asked for, so that the loop must not sleep for long."""
         return bool(self._missing) and self._dispatcher.stop_at is None
 
     def fileno(self) -> int:
@@ -243,11 +247,11 @@ class Orders:
         return self._link.fileno()
 
     def refuses(self, slot: int) -> bool:
-        """Return whether the clients of *slot* are not to wait for its next worker."""
+        """Return whether clients of *slot* are to be refused, instead of waiting for its next worker."""
         return slot in self._refused_slots
 
     def obey(self, now: float) -> None:
-        """Do what the supervisor says; if it is gone, stop."""
+        """Carry out the orders that have arrived. If the supervisor is gone, stop."""
         try:
             commands = self._link.receive()
         except LinkClosedError:
@@ -255,7 +259,7 @@ class Orders:
         dispatcher = self._dispatcher
         for command in commands:
             if command["do"] == "accept":
-                dispatcher.listening.start()
+                dispatcher.acceptor.start()
             elif command["do"] == "workers":
                 if command["slots"] != dispatcher.router.slots:
                     dispatcher.router.resize(command["slots"])
@@ -274,7 +278,10 @@ class Orders:
                 self._stop(now, command["timeout"], last=command["do"] == "stop")
 
     def _fail_over(self, slot: int, now: float) -> None:
-        """Pass those who wait for *slot*, which is without a worker for too long, on to where its clients go now."""
+        """Pass each connection that waits for *slot* to the slot that serves its client now.
+
+        *slot* has been without a worker for too long.
+        """
         dispatcher = self._dispatcher
         for connection, handoff in dispatcher.outboxes[slot].take_back():
             dispatcher.row.add("failed_over")
@@ -285,37 +292,38 @@ class Orders:
                 continue
             instead = dispatcher.router.serves(handoff.digest) if handoff.digest else dispatcher.placement.place(peer)
             if instead is None:
-                dispatcher.refusals.answer(connection, 503, now, "all workers have as many connections as they may")
+                reason = "all workers have as many connections as their limits allow"
+                dispatcher.refusals.answer(connection, 503, now, reason)
             else:
                 dispatcher.hand(connection, handoff._replace(slot=instead), now)
 
     def ask_again(self, now: float) -> None:
-        """Ask for the channels that are missing; whoever goes there waits in the outbox meanwhile."""
+        """Ask for the missing channels. Until they come, connections for those slots wait in their outboxes."""
         if self._missing and now >= self._ask_at:
             self._ask_at = now + _ASK_AGAIN_S
             for slot in self._missing:
                 self._link.send(news.message(news.Missing(slot)))
 
     def accept_again(self, now: float) -> None:
-        """Accept again after a pause."""
+        """Accept again, because the pause is over."""
         if self._dispatcher.stop_at is None:
-            self._dispatcher.listening.start()
+            self._dispatcher.acceptor.start()
         else:
-            self._dispatcher.listening.take_rest(self._dispatcher.accept, self._dispatcher.settings.backlog, now)
+            self._dispatcher.acceptor.take_rest(self._dispatcher.accept, self._dispatcher.settings.backlog, now)
             self._hurry(now, _SILENT_S)
 
     def _stop(self, now: float, timeout: float | None, *, last: bool) -> None:
-        """Finish what is in hand, and take nothing more: another dispatcher goes on.
+        """Stop accepting, and finish what is in hand. Another dispatcher goes on.
 
-        If this is the *last* one, take what the kernel has accepted already; silent clients get little time.
+        If this is the *last* dispatcher, it also takes what waits in the backlog, and gives silent clients little time.
         """
         dispatcher = self._dispatcher
         dispatcher.stop_at = float("inf") if timeout is None else now + timeout
-        dispatcher.listening.end(dispatcher.accept, dispatcher.settings.backlog, now, is_last=last)
+        dispatcher.acceptor.end(dispatcher.accept, dispatcher.settings.backlog, now, is_last=last)
         self._hurry(now, silent_s=_SILENT_S if last else float("inf"))
 
     def _hurry(self, now: float, silent_s: float) -> None:
-        """Let nobody take longer for a head than there is time, and those who say nothing no longer than *silent_s*."""
+        """Shorten the deadlines of all heads to the time that is left, and to *silent_s* for silent clients."""
         assert self._dispatcher.stop_at is not None
         for arrival in self._dispatcher.arrivals:
             let_in(arrival.connection)

@@ -1,18 +1,18 @@
 """Waiting for a request head without taking it: the bytes stay in the kernel for the worker.
 
-Owns one connection between accept and hand-over, and what has to be read of it: a PROXY header; behind that a request
-head, or the start of TLS. Asks protocol/proxy_protocol.py, protocol/head.py and protocol/client_hello.py what the bytes
-mean; the dispatcher drives it and decides what to do then.
+This file owns one connection between accept and handoff, and what has to be read of it: a PROXY header, and after that
+a request head or the start of TLS. protocol/proxy_protocol.py, protocol/head.py and protocol/client_hello.py say what
+the bytes mean. The dispatcher and the terminator call `look` and decide what to do then.
 
-1. MSG_PEEK only. What the worker reads is all that the client sent: no byte is re-injected, so none can be lost.
-   A PROXY header is taken by who receives the connection (ipc/channel.py).
-2. What stays in the kernel must not wake the loop again: it is told of new bytes only (EPOLLET).
-3. SO_RCVLOWAT of one more byte than was seen makes the kernel have room for a long head, none of which is taken off.
-   It lives on the socket and would delay the worker's reads: it is set back before the connection leaves here.
-4. A FIN is told once as well, so a partial head with the far end closed ends at once.
-5. A client that writes byte by byte would cost one wake-up and one copy of all earlier bytes each: after
-   _EAGER_LOOKS looks the connection is only looked at when the dispatcher's clock ticks, and only if more has come:
-   thousands of large heads that stand still would be copied at each tick.
+1. Only MSG_PEEK is used. So the worker reads everything that the client sent: no byte is injected again, and none can
+   be lost. The process that receives the connection takes a PROXY header (ipc/channel.py).
+2. Bytes that stay in the kernel must not wake the loop again. So it is woken only for new bytes (EPOLLET).
+3. SO_RCVLOWAT of one byte more than was seen makes the kernel have room for a long head of which nothing is taken. The
+   option stays on the socket and would delay the worker's reads, so it is reset before the connection leaves here.
+4. A FIN also wakes the loop only once. So an incomplete head is refused as soon as the client has closed its side.
+5. A client that writes byte by byte would cost one wake-up and one copy of all earlier bytes for each byte. So after
+   _EAGER_LOOKS looks the connection is looked at only when the dispatcher's clock ticks, and only if more bytes have
+   come: otherwise thousands of large heads without anything new would be copied at each tick.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from limpet.protocol import client_hello, proxy_protocol
 from limpet.protocol.head import BadHead, HeadParser, plain
 from limpet.protocol.request import Peer, Request, UnparsedRequest
 
-_EAGER_LOOKS: Final = 32
-_LONG: Final = 4096  # bytes for which each socket has room: the least that net.ipv4.tcp_rmem should be
-_PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # here: `|` of two enum members takes CPython 3.11 1 us
+_EAGER_LOOKS: Final = 32  # looks at one connection before it counts as slow
+_LONG: Final = 4096  # bytes for which every socket has room: the smallest sensible minimum in net.ipv4.tcp_rmem
+_PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # `|` of enum members takes 1 us in CPython 3.11
 
 
 class ClientGoneError(Exception):
@@ -37,7 +37,7 @@ class ClientGoneError(Exception):
 
 
 class Arrival:
-    """An accepted connection of which something has to be read. The dispatcher closes `connection`."""
+    """An accepted connection of which something has to be read first. Owns: its user closes `connection`."""
 
     __slots__ = (
         "_limits", "_looks", "_needs_hello", "_parser", "_seen", "_waiting",
@@ -53,19 +53,18 @@ class Arrival:
         awaits_header: bool = False,
         needs_hello: bool = False,
     ) -> None:
-        """*limits* are those of a request head, its bytes and its headers; None where no request is read.
+        """*limits* are the most bytes and headers of a request head; None if no request is read.
 
-        *awaits_header* says that a PROXY header comes first.
-
-        With *needs_hello* the connection is one of TLS, and the server name in it is looked for.
+        *awaits_header* says that a PROXY header comes first. *needs_hello* says that the connection is TLS, and that
+        the server name in its ClientHello is needed.
         """
         self.connection = connection
         self.peer = peer
         self.deadline = deadline
         self.awaits_header = awaits_header
-        self.entered_from: str | None = None  # the address with whose connections it is counted: `peer` may change
-        self.is_kept = False  # with those who wait
-        self.header = 0  # bytes of the PROXY header, once it is there
+        self.entered_from: str | None = None  # the address for which it is counted; `peer` may change later
+        self.is_kept = False  # whether it is among the arrivals that wait
+        self.header = 0  # bytes of the PROXY header, once that is complete
         self.request: Request | None = None
         self._limits = limits
         self._parser: HeadParser | None = None  # for a head that is not a plain one
@@ -76,33 +75,33 @@ class Arrival:
 
     @property
     def slow(self) -> bool:
-        """Whether only the clock, no longer each byte, should cause the next look."""
+        """Whether only a tick of the clock, and no longer each new byte, should cause the next look."""
         return self._looks > _EAGER_LOOKS
 
     @property
     def silent(self) -> bool:
-        """Whether the client has sent nothing at all, or nothing in which an answer could be understood."""
+        """Whether the client has sent nothing, or uses TLS, in which it could not understand an HTTP response."""
         return self._seen == self.header or self._needs_hello
 
     def has_more(self) -> bool:
-        """Return whether more bytes have come since the last look. FIN and RST wake epoll."""
+        """Return whether more bytes have come since the last look. It does not see FIN and RST, which wake epoll."""
         unread = array.array("i", [0])
         fcntl.ioctl(self.connection, termios.FIONREAD, unread)
         return unread[0] > self._seen
 
     def _limit(self) -> int:
-        """Return how many bytes there may be of all that is awaited."""
+        """Return the largest possible size of everything that has to be read, in bytes."""
         limit = proxy_protocol.MAX_BYTES if self.awaits_header else self.header
         if self._needs_hello:
             limit += client_hello.MAX_BYTES
         return limit + self._limits[0] if self._limits is not None else limit
 
     def look(self, *, hung_up: bool = False) -> bool:
-        """Return whether all that is to be read is there, so that `peer` and `request` are what they should be.
+        """Return whether everything that has to be read has come. Then `peer` and `request` are final.
 
-        *hung_up* says that the client has closed its side. Raises BadHead for what will never be a head, BadHelloError
-        and BadHeaderError for what will never be TLS or a PROXY header, ClientGoneError when nobody is there to answer.
-        Blocks never.
+        *hung_up* says that the client has closed its side. Raises BadHead, BadHelloError or BadHeaderError if the bytes
+        can never become a request head, a ClientHello or a PROXY header. Raises ClientGoneError if the client cannot be
+        answered any more. Blocks never.
         """
         self._looks += 1
         limit = self._limit()
@@ -123,7 +122,7 @@ class Arrival:
         if len(data) >= limit and self._limits is not None:
             raise BadHead(431, f"the request head is larger than {self._limits[0]} bytes")
         if hung_up:
-            is_reset = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # what came before is still there
+            is_reset = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # a RST leaves earlier bytes
             if is_reset or self.awaits_header or self._needs_hello:
                 raise ClientGoneError
             raise BadHead(400, "the connection was closed in the middle of the request head")
@@ -133,7 +132,7 @@ class Arrival:
         return False
 
     def _is_complete(self, data: bytes) -> bool:
-        """Read what is new in *data*, all that has come."""
+        """Return whether *data*, all bytes that have come, is complete. Raises as `look`."""
         if self.awaits_header:
             found = proxy_protocol.parse(data)
             if found is None:
@@ -163,6 +162,6 @@ class Arrival:
         return True
 
     def _wait_for(self, size: int) -> None:
-        """Make the kernel report the connection as readable from *size* bytes on."""
+        """Make the kernel report the connection as readable when it has *size* bytes."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
         self._waiting = size > 1

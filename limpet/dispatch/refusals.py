@@ -1,13 +1,15 @@
-"""How limpet itself answers a client: the few responses that no worker gives.
+"""Refusals: the few responses that limpet gives itself, without a worker.
 
-Owns the bytes of these answers and the manner of closing after one. Called by dispatchers and terminators; knows
-nothing of why.
+This file owns the bytes of these responses and the way to close a connection after one. It does not know why a client
+is refused. Dispatchers and terminators call it.
 
-A socket that is closed while unread bytes wait in it sends RST, which may destroy the answer before the client has
-read it. So a refused connection is half-closed and drained for a moment first.
+How it works: if a socket is closed while unread bytes wait in it, the kernel sends RST, which may destroy the response
+before the client has read it. So a refused connection is first half-closed, and for a moment all that comes is read and
+thrown away.
 
-1. Refusals are in the order of their deadlines, since all get the same time.
-2. The loop is told of news only, so all that has come is taken each time, and before the end.
+1. Refusals are in the order of their deadlines, because all get the same time.
+2. The loop is woken only for new bytes. So each call reads everything that has come, and so does the last call before
+   the close.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from limpet.ipc.scoreboard import Row
 from limpet.logs import Hourly
 from limpet.protocol.request import Peer
 
-LINGER_S: Final = 2.0  # how long a refused client may take to read its answer and close
-_SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL | socket.MSG_MORE)  # it leaves together with the FIN
+LINGER_S: Final = 2.0  # the time that a refused client has to read its response and close
+_SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL | socket.MSG_MORE)  # leaves with the FIN
 _DRAIN: Final = int(socket.MSG_DONTWAIT)
-_DRAIN_BYTES: Final = 65536  # read at once of what a refused client still sends
-_DRAINS: Final = 16  # in a row: others must not wait for one who sends all the time
+_DRAIN_BYTES: Final = 65536  # read at a time of what a refused client still sends
+_DRAINS: Final = 16  # reads in a row, so that no connection waits for a client that sends all the time
 _NEWS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _TEXT: Final[Mapping[int, str]] = {
     400: "bad request",
@@ -44,9 +46,9 @@ _HOURLY: Final = Hourly()
 log = logging.getLogger("limpet")
 
 
-@functools.lru_cache(maxsize=64)  # reasons are texts of the program, and thousands may get the same
+@functools.lru_cache(maxsize=64)  # there are few reasons, and thousands may get the same
 def answer(status: int, reason: str = "") -> bytes:
-    """Return the whole response for *status*; *reason* says more than the status does."""
+    """Return the whole response for *status*. Its body is *reason*, or a default text."""
     body = f"{reason or _TEXT[status]}\n".encode()
     retry = "Retry-After: 1\r\n" if status in (429, 503) else ""
     head = (
@@ -57,7 +59,10 @@ def answer(status: int, reason: str = "") -> bytes:
 
 
 def turn_away(connection: socket.SocketType, peer: Peer, row: Row, cell: str, why: str) -> None:
-    """Close *connection*, on which nothing came that is believed: whoever is there speaks no HTTP yet."""
+    """Close *connection* without a response, count it in *cell*, and log *why* at most once an hour.
+
+    For peers that have not sent HTTP yet, and so could not read a response.
+    """
     row.add(cell)
     if _HOURLY.allows(f"{cell} {peer.listener}", time.monotonic()):
         log.warning("%s: a connection from %s was closed: %s", peer.listener, peer.address or "unix", why)
@@ -65,14 +70,14 @@ def turn_away(connection: socket.SocketType, peer: Peer, row: Row, cell: str, wh
 
 
 class Refused:
-    """A client connection that has its answer and now only has to end. Closes it."""
+    """A client connection that has its response and only has to end. Owns: the connection, until `close`."""
 
     __slots__ = ("_socket", "deadline")
 
     def __init__(self, connection: socket.SocketType, status: int, reason: str, now: float) -> None:
         self._socket = connection
         self.deadline = now + LINGER_S
-        with contextlib.suppress(OSError):  # a client that has gone needs no answer
+        with contextlib.suppress(OSError):  # the client is gone
             connection.send(answer(status, reason), _SEND)
             connection.shutdown(socket.SHUT_WR)
 
@@ -81,9 +86,9 @@ class Refused:
         return self._socket.fileno()
 
     def drained(self, *, hung_up: bool = False) -> bool | None:
-        """Throw away what came; return whether the client has closed, None if there may be more. Blocks never.
+        """Throw away what has come; return whether the client has closed, or None if more may be there. Blocks never.
 
-        *hung_up* says that it has, so that nothing comes behind what is there.
+        *hung_up* says that the client has closed its side, so that nothing follows the bytes that are there.
         """
         try:
             for _ in range(_DRAINS):
@@ -102,7 +107,7 @@ class Refused:
 
 
 class Refusals:
-    """Those whom a dispatcher has answered, by the number of their descriptor. Closes them."""
+    """The connections that a dispatcher has refused, by descriptor. Owns: these connections."""
 
     def __init__(self, epoll: select.epoll, row: Row) -> None:
         self._epoll = epoll
@@ -115,9 +120,9 @@ class Refusals:
     def answer(
         self, connection: socket.SocketType, status: int, now: float, reason: str = "", *, is_watched: bool = False
     ) -> None:
-        """Answer *connection* with *status*, and close it when the client has, or has had its time to.
+        """Refuse *connection* with *status*; close it when the client has closed, or after LINGER_S. Owns: this object.
 
-        *is_watched* says that its news wake the loop already, and that none has been told that was not looked at.
+        *is_watched* says that the loop's epoll watches it already, and that every event so far was acted on.
         """
         self._row.add(f"refused_{status}")
         fd = connection.fileno()
@@ -126,7 +131,7 @@ class Refusals:
             self._epoll.register(fd, _NEWS)
 
     def read(self, fd: int, *, hung_up: bool) -> None:
-        """Take what came from *fd*, if it is one of these; *hung_up* says that the client has closed its side."""
+        """Throw away what came on *fd*, if that is a refusal. *hung_up* says that the client has closed its side."""
         refused = self._refused.get(fd)
         if refused is None:
             return
@@ -135,10 +140,10 @@ class Refusals:
             del self._refused[fd]
             refused.close()
         elif is_drained is None:
-            self._epoll.modify(fd, _NEWS)  # makes it tell again what is there
+            self._epoll.modify(fd, _NEWS)  # makes epoll report again what is there
 
     def expire(self, now: float) -> None:
-        """Close those who have had their time."""
+        """Close the connections whose time is over."""
         for fd in [fd for fd, _ in itertools.takewhile(lambda item: item[1].deadline <= now, self._refused.items())]:
             refused = self._refused.pop(fd)
             refused.drained()

@@ -1,19 +1,21 @@
-"""The terminator process: where keys are in requests, TLS ends here, before a dispatcher looks at the first of them.
+"""The terminator process: it ends TLS in front of the dispatchers, where keys are in requests.
 
-Owns the event loop, handshakes, and how what is decrypted reaches a dispatcher. What passes between the two sides of
-one connection is dispatch/relay.py's; the certificate is the supervisor's, which also keeps the listeners and the
+This file owns the event loop, the handshakes, and how decrypted connections reach a dispatcher. dispatch/relay.py owns
+what passes between the two sides of one connection. The supervisor owns the certificate, the listeners and the
 channels.
 
-How it works: a client connection gets an inner connection, a pair of unix sockets. One end stays here, and the other
-goes through the bind's inner channel to a dispatcher, with a PROXY header before the client's first byte. For
-dispatchers and workers it is a client connection like any other: it is peeked at, handed over, and moves between
-workers. Nobody else can speak in that place, since these sockets have no name.
+How it works: each client connection gets an inner connection, which is a pair of unix sockets. One end stays here. The
+other end goes through the inner channel of the bind to a dispatcher, with a PROXY header before the client's first
+byte. For dispatchers and workers it is a client connection like any other: the dispatcher peeks at it and hands it
+over, and it moves between workers. No other process can connect there, because these sockets have no name.
 
-1. It never waits: a client that is slow with its handshake, or does not read, costs a descriptor and a deadline.
-2. Each connection needs two descriptors. As many are accepted as there are for; others wait in the backlog.
-3. A new certificate is for new handshakes. Connections stay with the process that they began in, and end with it.
-4. To stop: no more is accepted, handshakes are finished and passed on, and the news `left` says so; what is here then
-   lives on until dispatchers and workers have ended it.
+1. The terminator never waits. A client that is slow in its handshake, or does not read, costs a descriptor and has a
+   deadline.
+2. Each connection needs two descriptors. The terminator accepts only as many as it has descriptors for; others wait in
+   the backlog.
+3. A new certificate is used for new handshakes. A connection stays with the process in which it began, until it ends.
+4. To stop, the terminator accepts no more, finishes its handshakes, passes these connections on, and sends the news
+   `left`. The relays that remain live until dispatchers and workers have ended them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from typing import Final
 
 from limpet import logs
 from limpet.config.settings import Settings
-from limpet.dispatch.accepting import Listening, let_in
+from limpet.dispatch.accepting import Acceptor, let_in
 from limpet.dispatch.address_limit import PerAddress
 from limpet.dispatch.peek import Arrival, ClientGoneError
 from limpet.dispatch.refusals import answer, turn_away
@@ -45,28 +47,28 @@ from limpet.protocol.proxy_protocol import BadHeaderError, Origin
 from limpet.protocol.request import Peer
 from limpet.routing.forwarded import Trust
 
-_TICK_S: Final = 0.05  # how late a deadline may be noticed, and how often a full channel is tried again
-_SWEEP_S: Final = 1.0  # how often all connections are looked at for those that cannot end by themselves
-_ACCEPTS_PER_TURN: Final = 32  # of one listener: a handshake takes as long as a dozen requests
+_TICK_S: Final = 0.05  # between two looks at deadlines and full channels
+_SWEEP_S: Final = 1.0  # between two searches for connections that cannot end by themselves
+_ACCEPTS_PER_TURN: Final = 32  # from one listener: a handshake takes as long as a dozen requests
 _EVENTS_PER_TURN: Final = 64
-_SPARE: Final = 64  # descriptor numbers that no connection gets
-_HASTE_S: Final = 0.75  # for handshakes that are under way when the server stops
-_PATIENCE_S: Final = 60.0  # for a client that reads nothing, when whoever served it is gone
+_SPARE: Final = 64  # descriptor numbers that are not for connections
+_HASTE_S: Final = 0.75  # for handshakes under way when the server stops
+_PATIENCE_S: Final = 60.0  # for a client that reads nothing, when the other end of its inner connection is closed
 log = logging.getLogger("limpet")
 
 
 class Handshake:
-    """An accepted connection whose handshake, or the PROXY header before it, is to come. Its owner closes `client`."""
+    """An accepted connection whose handshake is not over. Owns: its user closes `client`."""
 
     __slots__ = ("arrival", "client", "deadline", "has_entered", "peer")
 
     def __init__(self, client: socket.SocketType, peer: Peer, deadline: float, arrival: Arrival | None) -> None:
-        """*arrival* reads the PROXY header; None where there is none."""
+        """*arrival* reads the PROXY header; None if no such header is expected."""
         self.client = client
         self.peer = peer
         self.deadline = deadline
         self.arrival = arrival
-        self.has_entered = False  # counted with the others of its address
+        self.has_entered = False  # whether it is counted for its address
 
 
 class Terminator:
@@ -81,7 +83,7 @@ class Terminator:
         link: Link,
         row: Row,
     ) -> None:
-        """*listeners* and *outboxes* are those of each bind."""
+        """*listeners* and *outboxes* have one item for each bind."""
         self._settings = settings
         self._context = tls.context(pem)
         self._outboxes = outboxes
@@ -89,19 +91,19 @@ class Terminator:
         self._row = row
         self._trust = Trust.parse(",".join(settings.trust))
         self._is_proxied = [each.proxy_protocol == "required" for each in settings.served]
-        self._handshakes: dict[int, Handshake] = {}  # in the order of their deadlines
-        self._relays: dict[int, Relay] = {}  # by both descriptors
-        self._per_address = PerAddress(settings.max_connections_per_address)  # of those in `_handshakes`
+        self._handshakes: dict[int, Handshake] = {}  # by descriptor, in the order of their deadlines
+        self._relays: dict[int, Relay] = {}  # each under both of its descriptors
+        self._per_address = PerAddress(settings.max_connections_per_address)  # counts those in `_handshakes`
         self._most = max(1, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE) // 2)
         row.set("room", self._most)
         self._stop_at: float | None = None
         self._has_left = False
         self._epoll = select.epoll()
-        self._listening = Listening(listeners, self._epoll, row, counted="tls_accepted")
+        self._acceptor = Acceptor(listeners, self._epoll, row, counted="tls_accepted")
         self._epoll.register(link.fileno(), select.EPOLLIN)
 
     def run(self) -> None:
-        """Serve until the supervisor says stop, or is gone, and what is here has ended."""
+        """Serve until the supervisor says stop, or is gone, and all connections here have ended or run out of time."""
         next_tick = next_sweep = 0.0
         while self._stop_at is None or (self._in_hand() and time.monotonic() < self._stop_at):
             self._row.set("busy_since_ns", 0)
@@ -115,8 +117,8 @@ class Terminator:
                     self._shake(self._handshakes[fd], now)
                 elif fd == self._link.fileno():
                     self._obey(now)
-            for fd, _ in events:  # last, so that a number closed above means nobody new in this turn
-                if self._listening.accepts(fd):
+            for fd, _ in events:  # last: a new connection may get the number of one that this turn closed
+                if self._acceptor.accepts(fd):
                     self._accept(fd, now)
             if now >= next_tick:
                 next_tick = now + _TICK_S
@@ -131,33 +133,33 @@ class Terminator:
             self._end_if_over(relay)
 
     def _wait_s(self) -> float | None:
-        if self._handshakes or self._listening.again_at or any(self._outboxes) or self._stop_at is not None:
+        if self._handshakes or self._acceptor.again_at or any(self._outboxes) or self._stop_at is not None:
             return _TICK_S
         return _SWEEP_S if self._relays else None
 
     def _in_hand(self) -> bool:
-        return bool(self._count() or self._listening.again_at)
+        return bool(self._count() or self._acceptor.again_at)
 
     def _count(self) -> int:
         return len(self._handshakes) + len(self._relays) // 2
 
     def _accept(self, fd: int, now: float, most: int = _ACCEPTS_PER_TURN) -> None:
-        """Take what waits in the backlog of listener *fd*: at most *most*, and as many as there are descriptors for."""
+        """Accept at most *most* connections from listener *fd*, and no more than there are descriptors for."""
         room, taken = self._most - self._count(), 0
-        for connection, peer in self._listening.take(fd, min(most, room), now):
+        for connection, peer in self._acceptor.take(fd, min(most, room), now):
             taken += 1
             connection.setblocking(False)
             self._begin(connection, peer, now)
         if taken == room:
-            self._listening.put_off(fd, f"there are {self._most} connections, each with two descriptors", now)
+            self._acceptor.put_off(fd, f"{self._most} connections use two descriptors each, which is the limit", now)
 
     def _begin(self, connection: socket.SocketType, peer: Peer, now: float) -> None:
-        """Begin with the PROXY header, where the bind has them, or the handshake."""
+        """Begin with *connection*: with its PROXY header if the bind requires one, otherwise with the handshake."""
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         is_proxied = self._is_proxied[peer.bind]
         if is_proxied and peer.address not in self._trust:
-            turn_away(connection, peer, self._row, "proxy_untrusted", "it is not in `--trust`")
+            turn_away(connection, peer, self._row, "proxy_untrusted", "the peer is not in `--trust`")
             return
         if len(self._handshakes) >= self._settings.max_pending:
             self._drop(next(iter(self._handshakes.values())), "crowded_out")
@@ -166,11 +168,11 @@ class Terminator:
         handshake = Handshake(connection, peer, deadline, arrival)
         self._handshakes[connection.fileno()] = handshake
         self._row.set("handshakes", len(self._handshakes))
-        self._epoll.register(connection.fileno(), select.EPOLLIN | select.EPOLLET)  # a PROXY header stays there
+        self._epoll.register(connection.fileno(), select.EPOLLIN | select.EPOLLET)  # a PROXY header stays in the kernel
         self._shake(handshake, now)
 
     def _shake(self, handshake: Handshake, now: float) -> None:
-        """Go on with what comes before the first request."""
+        """Continue with the PROXY header and the handshake; when the handshake is over, begin to relay."""
         try:
             if not (self._has_header(handshake) and self._may_begin(handshake)):
                 return
@@ -180,7 +182,7 @@ class Terminator:
             self._epoll.modify(handshake.client.fileno(), select.EPOLLIN)
         except ssl.SSLWantWriteError:
             self._epoll.modify(handshake.client.fileno(), select.EPOLLOUT)
-        except (OSError, ValueError, ClientGoneError) as error:  # it is gone, or speaks no TLS
+        except (OSError, ValueError, ClientGoneError) as error:  # the client is gone, or does not speak TLS
             log.debug("a TLS handshake failed: %s", error)
             self._drop(handshake, "tls_failures")
         else:
@@ -188,7 +190,7 @@ class Terminator:
             self._relay(handshake.client, handshake.peer, now)
 
     def _has_header(self, handshake: Handshake) -> bool:
-        """Return whether nothing but TLS is to come; take the PROXY header. Raises ClientGoneError, OSError."""
+        """Take the PROXY header, if there is one; return whether only TLS remains. Raises ClientGoneError, OSError."""
         if handshake.arrival is None:
             return True
         try:
@@ -203,7 +205,7 @@ class Terminator:
         return True
 
     def _may_begin(self, handshake: Handshake) -> bool:
-        """Return whether the handshake, whose client is known, is under way; begin it. Raises OSError."""
+        """Begin the handshake unless it has begun; return whether that was allowed. Raises OSError."""
         if isinstance(handshake.client, ssl.SSLSocket):
             return True
         handshake.has_entered = self._per_address.enter(handshake.peer.address)
@@ -211,14 +213,14 @@ class Terminator:
             self._drop(handshake, "address_refused")
             return False
         handshake.client = self._context.wrap_socket(
-            handshake.client,  # type: ignore[arg-type]  # `ssl` asks nothing of it but what a SocketType has
+            handshake.client,  # type: ignore[arg-type]  # `ssl` uses only what a SocketType has
             server_side=True,
             do_handshake_on_connect=False,
         )
         return True
 
     def _relay(self, client: ssl.SSLSocket, peer: Peer, now: float) -> None:
-        """Give *client*, whose handshake is over, an inner connection, and pass that on."""
+        """Make an inner connection for *client*, whose handshake is over, and send its other end to a dispatcher."""
         name = tls.asked_for(client) or peer.server_name
         try:
             header = proxy_protocol.write(Origin(peer.address, peer.port, is_tls=True, server_name=name))
@@ -238,10 +240,10 @@ class Terminator:
         relay = Relay(client, inner, self._epoll)
         self._relays.update(dict.fromkeys(relay.fds, relay))
         self._row.set("relayed", len(self._relays) // 2)
-        self._go_on(relay, client.fileno(), select.EPOLLIN)  # the first request comes with the end of the handshake
+        self._go_on(relay, client.fileno(), select.EPOLLIN)  # the first request may have come already
 
     def _refuse(self, theirs: socket.SocketType) -> None:
-        """Answer in the place of a dispatcher, since none takes the inner connection of which *theirs* is the end."""
+        """Answer 503 on *theirs*, the other end of an inner connection that no dispatcher takes. Owns: *theirs*."""
         self._row.add("refused_503")
         with contextlib.suppress(OSError):  # the client is gone
             theirs.send(answer(503), socket.MSG_NOSIGNAL)
@@ -258,7 +260,7 @@ class Terminator:
             self._row.set("relayed", len(self._relays) // 2)
 
     def _forget(self, handshake: Handshake) -> None:
-        """Take *handshake* out; its connection is the caller's."""
+        """Stop keeping *handshake*. Owns: the caller has its connection from now on."""
         fd = handshake.client.fileno()
         del self._handshakes[fd]
         self._epoll.unregister(fd)
@@ -267,13 +269,13 @@ class Terminator:
             self._per_address.leave(handshake.peer.address)
 
     def _drop(self, handshake: Handshake, cell: str) -> None:
-        """Close the connection of *handshake*, and count that in *cell*."""
+        """Close the connection of *handshake*, and count it in *cell*."""
         self._forget(handshake)
         self._row.add(cell)
         handshake.client.close()
 
     def _tick(self, now: float) -> None:
-        """Do what is due: deadlines, full channels, accepting again, the end of what is to be passed on."""
+        """Do what the clock triggers: deadlines, full channels, accepting again, and the news `left`."""
         logs.catch_up()
         for handshake in list(itertools.takewhile(lambda each: each.deadline <= now, self._handshakes.values())):
             self._drop(handshake, "tls_failures")
@@ -281,12 +283,12 @@ class Terminator:
             for theirs in outbox.flush(now) if outbox else ():
                 self._refuse(theirs)
         self._row.set("waiting", sum(map(len, self._outboxes)))
-        if 0 < self._listening.again_at <= now:
+        if 0 < self._acceptor.again_at <= now:
             if self._stop_at is None:
-                self._listening.start()
+                self._acceptor.start()
             else:
-                self._listening.take_rest(self._accept, self._settings.backlog, now)
-        is_through = not (self._handshakes or self._listening.again_at or any(self._outboxes))
+                self._acceptor.take_rest(self._accept, self._settings.backlog, now)
+        is_through = not (self._handshakes or self._acceptor.again_at or any(self._outboxes))
         if self._stop_at is not None and is_through and not self._has_left:
             self._has_left = True
             self._link.send(news.message(news.Left()))
@@ -294,28 +296,35 @@ class Terminator:
     def _obey(self, now: float) -> None:
         try:
             commands = self._link.receive()
-        except LinkClosedError:  # the supervisor is gone, and the workers take as long to finish
+        except LinkClosedError:  # the supervisor is gone: stop, with the same timeout as the workers
             self._epoll.unregister(self._link.fileno())
             commands = [{"do": "stop", "timeout": self._settings.graceful_timeout_s, "last": True}]
         for command in commands:
             if command["do"] == "accept":
-                self._listening.start()
+                self._acceptor.start()
             elif command["do"] == "certificate":
                 self._renew(command["pem"])
             elif command["do"] in ("stop", "drain"):
                 self._stop(now, command["timeout"], last=command["last"])
 
     def _renew(self, pem: str) -> None:
-        """Use *pem*, which the supervisor has tried, from now on."""
+        """Use *pem*, which the supervisor has checked, for new handshakes."""
         try:
             self._context = tls.context(pem)
-        except OSError as error:  # there is no descriptor for it
-            log.error("the terminator goes on with the certificate that it has: %s", error)
+        except OSError as error:  # no descriptor is free for it
+            log.error(
+                "the terminator keeps its old certificate: %s",
+                error,
+                extra={"event": "the_terminator_goes_on_with_the_certificate_that_it_has"},
+            )
 
     def _stop(self, now: float, timeout: float | None, *, last: bool) -> None:
-        """Take nothing more, and end with what is here; if nobody comes after this one, take who is in the backlog."""
+        """Stop accepting, and end when the connections here have ended.
+
+        If this is the *last* terminator, it also takes what waits in the backlog.
+        """
         self._stop_at = float("inf") if timeout is None else now + timeout
-        self._listening.end(self._accept, self._settings.backlog, now, is_last=last)
+        self._acceptor.end(self._accept, self._settings.backlog, now, is_last=last)
         if last:
             for connection in (
                 *(each.client for each in self._handshakes.values()),

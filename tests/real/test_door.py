@@ -113,7 +113,8 @@ def test_chain_that_reads_requests_is_warned_of_where_only_the_first_counts() ->
     arguments = (PROGRAM + "threads", "--server", "script", "--by", "header:x-user", "--workers", "1")
     with Limpet(*arguments) as limpet:
         assert (
-            "WARNING a client's key is in each request, but limpet sees only the first request of a connection" in limpet.log
+            "WARNING a client's key is in each request, but limpet sees only the first request of a connection"
+            in limpet.log
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from limpet.dispatch.accepting import Listening
+from limpet.dispatch.accepting import Acceptor
 from limpet.ipc.scoreboard import Row, Scoreboard
 from tests.harness import wait_until
 
@@ -31,16 +31,16 @@ class Process:
     def __init__(self, listener: socket.socket, stack: contextlib.ExitStack) -> None:
         self.row: Row = Scoreboard.create().dispatcher(0)
         self.taken: list[socket.SocketType] = []
-        self.listening = Listening([(listener, "here")], stack.enter_context(select.epoll()), self.row)
+        self.acceptor = Acceptor([(listener, "here")], stack.enter_context(select.epoll()), self.row)
         self._stack = stack
 
     def accept(self, fd: int, now: float, most: int) -> None:
-        for connection, _ in self.listening.take(fd, most, now):
+        for connection, _ in self.acceptor.take(fd, most, now):
             self._stack.callback(connection.close)
             self.taken.append(connection)
 
     def end(self, *, is_last: bool) -> None:
-        self.listening.end(self.accept, BACKLOG, now=1.0, is_last=is_last)
+        self.acceptor.end(self.accept, BACKLOG, now=1.0, is_last=is_last)
 
 
 @pytest.mark.parametrize("is_last", [True, False])
@@ -57,7 +57,7 @@ def test_last_process_takes_who_waits_although_it_was_never_told_to_accept(
         process.end(is_last=is_last)
         assert (len(process.taken), process.row["accepted"]) == (is_last, is_last)
         assert listener.fileno() == -1
-        assert process.listening.again_at == 0
+        assert process.acceptor.again_at == 0
 
 
 def test_listener_that_does_not_listen_yet_has_nobody_waiting(listener: socket.socket) -> None:
@@ -66,4 +66,4 @@ def test_listener_that_does_not_listen_yet_has_nobody_waiting(listener: socket.s
         process = Process(listener, stack)
         process.end(is_last=True)
         assert listener.fileno() == -1
-        assert (process.listening.again_at, process.row["accept_errors"]) == (0, 0)
+        assert (process.acceptor.again_at, process.row["accept_errors"]) == (0, 0)

@@ -145,7 +145,7 @@ def test_connection_without_a_header_is_closed_and_counted(by_ip: Limpet, data: 
 def test_untrusted_peer_is_closed_whatever_it_says(by_ip: Limpet) -> None:
     """A header of anybody would let every client choose its address, and so its worker."""
     refused(by_ip, "proxy_untrusted", v1("203.0.113.1") + request(), "127.0.0.2")
-    assert "a connection from 127.0.0.2 was closed: it is not in `--trust`" in by_ip.log
+    assert "a connection from 127.0.0.2 was closed: the peer is not in `--trust`" in by_ip.log
 
 
 @pytest.mark.parametrize("start", [b"", b"PROXY TCP4 203.0.113.1", b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\xff"])

@@ -372,7 +372,7 @@ def test_as_many_are_let_in_as_there_are_descriptors_for(pair: Path) -> None:
         late = stack.enter_context(Wire(("127.0.0.1", server.port)))
         wait_until(lambda: server.totals()["accept_errors"] > failed, "it is not let in")
         assert (terminator(server)["connections"], terminator(server)["handshakes"]) == (most, 0)
-        assert server.log.count(f"clients wait in the backlog: there are {most} connections, each with two") == 1
+        assert server.log.count(f"clients wait in the backlog: {most} connections use two descriptors each") == 1
         there.pop().close()
         late.sock = client().wrap_socket(late.sock)
         late._file = late.sock.makefile("rb")

@@ -96,7 +96,7 @@ def test_end_of_the_worker_is_told_as_the_end_of_tls(between: Between) -> None:
     """Without close_notify a client could not tell a whole response from a cut one."""
     between.worker.sendall(b"response")
     between.worker.close()
-    while between.turn() and not between.relay._is_told:
+    while between.turn() and not between.relay._end_sent:
         pass
     assert between.client.recv(100) == b"response"
     assert between.client.recv(100) == b""  # an SSLEOFError without close_notify
@@ -105,7 +105,7 @@ def test_end_of_the_worker_is_told_as_the_end_of_tls(between: Between) -> None:
 def test_client_that_does_not_close_is_closed_after_a_while(between: Between) -> None:
     """It would keep two descriptors for ever."""
     between.worker.close()
-    while not between.relay._is_told:
+    while not between.relay._end_sent:
         between.turn()
     between.relay.expire(1.0, 60.0)
     between.relay.expire(1.0 + LINGER_S / 2, 60.0)
