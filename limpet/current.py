@@ -1,7 +1,8 @@
-"""Which worker this process is: what an application may ask of limpet, and of its server.
+"""Which worker this process is, and the listener for `--server script`: what an application may ask of limpet.
 
-Owns the names of that in each process. Imports nothing of limpet at run time, since applications import it at their
-start.
+This file owns these facts, one set for each process. It does not know how they came about: entry/child.py,
+entry/worker.py and the server adapters set them, and applications read them. It imports nothing of limpet at run time,
+because applications import it at their start.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class WorkerInfo(NamedTuple):
-    """Which worker this is: its slot, its process, and how many workers the slot has had with it."""
+    """This worker: its slot, its process id, and its generation, which counts the workers that the slot has had."""
 
     slot: int
     pid: int
     generation: int
 
     def close_cluster(self, wait_for_connections: bool = False) -> None:
-        """Ask the supervisor to stop the whole server, as `limpet stop` does; return at once.
+        """Ask the supervisor to stop the whole server, as `limpet stop` does. Returns at once.
 
-        With *wait_for_connections* the open ones, of all workers, may take as long as they like; without it they have
-        the graceful timeout. Asking again changes nothing. Any thread may call it.
+        With *wait_for_connections* the server waits for the open connections of all workers, without a limit. Without
+        it they have the graceful timeout. Asking again changes nothing. Any thread may call this.
         """
         assert _ask_to_stop is not None, "a worker has a line to its supervisor"
         _ask_to_stop(bool(wait_for_connections))
@@ -36,9 +37,10 @@ _role: str | None = None
 
 
 def current_worker() -> WorkerInfo:
-    """Return which worker this process is.
+    """Return the worker that this process is.
 
-    Raises RuntimeError in a process that is not a limpet worker: there the environment has no `LIMPET_SLOT` either.
+    Raises RuntimeError in a process that is not a limpet worker. Such a process has no `LIMPET_SLOT` in its
+    environment.
     """
     if _current is None:
         raise RuntimeError("this process is not a limpet worker: start the application with `limpet run`")
@@ -46,7 +48,7 @@ def current_worker() -> WorkerInfo:
 
 
 def become(info: WorkerInfo, ask_to_stop: Callable[[bool], None]) -> None:
-    """Make *info* what `current_worker` returns; *ask_to_stop* has the supervisor stop the server.
+    """Make `current_worker` return *info*. *ask_to_stop* asks the supervisor to stop the server.
 
     Runs in a worker, before the application is imported.
     """
@@ -55,18 +57,18 @@ def become(info: WorkerInfo, ask_to_stop: Callable[[bool], None]) -> None:
 
 
 def be_child(role: str) -> None:
-    """Note that this process is a child of a supervisor, in which no server may be started."""
+    """Note that this process is a child of a supervisor with this *role*, and so must not start a server."""
     global _role
     _role = role
 
 
 def child_role() -> str | None:
-    """Return what this process is to a supervisor: "worker", "dispatcher", or None for any other process."""
+    """Return the role of this process as a child of a supervisor, such as "worker"; None for any other process."""
     return _role
 
 
 class _Door(Protocol):
-    """What `limpet.listener` asks: see worker/listener_bridge.py."""
+    """The object that provides the socket for `limpet.listener`: see worker/listener_bridge.py."""
 
     def listener(self) -> socket.socket: ...
 
@@ -75,22 +77,22 @@ _door: _Door | None = None
 
 
 def listener() -> socket.socket:
-    """Return a listening socket for a server of your own, under `--server script`: its `accept` returns the clients.
+    """Return a listening socket for a server of your own, with `--server script`. Its `accept` returns the clients.
 
-    Call it last, when all else is prepared: the worker counts as ready once the server accepts. On the kernel backend
-    it is a real listener, for native code too, after a call of its `listen`; else `accept` is all there is. Raises
-    RuntimeError where something else serves.
+    Call this last, when everything else is prepared: the worker counts as ready once your server accepts. On the kernel
+    backend it is a real listener, which native code can use too after a call of its `listen`. On the dispatcher backend
+    only its `accept` works. Raises RuntimeError in a process without such a socket.
     """
     return _opened().listener()
 
 
 def open_door(door: _Door) -> None:
-    """Make *door* what `listener` asks. Runs in a worker whose server accepts for itself."""
+    """Make *door* provide the socket for `listener`. Runs in a worker whose server accepts by itself."""
     global _door
     _door = door
 
 
 def _opened() -> _Door:
     if _door is None:
-        raise RuntimeError("there is no listener here: start the program with `limpet run --server script`")
+        raise RuntimeError("this process has no listener: start the program with `limpet run --server script`")
     return _door

@@ -1,12 +1,13 @@
-"""What limpet says when it cannot do what it was asked to.
+"""Errors for users: what limpet says when it cannot do what it was asked to do.
 
-One class per remedy: the class, and the exit code of the command line, tell what kind of thing has to change.
-A message says where, what was found and what is allowed, in one line without a full stop, with backticks
-around values; a hint is something that can be pasted. This file knows no other file of limpet.
+This file owns the error classes and their exit codes. There is one class for each remedy: the class and the exit code
+tell what kind of thing the user has to change. Every part of limpet raises these errors; this file imports nothing of
+limpet.
 
-1. These errors are for people: they are shown without a traceback. A bug is any other exception and keeps
-   its own.
-2. An exit code, once released, keeps its meaning: service managers and scripts depend on it.
+1. A message says where, what was found, and what is allowed, on one line, without a full stop, with backticks around
+   values. A hint can be pasted.
+2. These errors are for users and are shown without a traceback. Any other exception is a bug and keeps its traceback.
+3. An exit code keeps its meaning once it is released, because service managers and scripts depend on it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 
 
 class LimpetError(Exception):
-    """Something else went wrong."""
+    """limpet failed for another reason: see the message."""
 
     exit_code: ClassVar[int] = 1
 
@@ -25,10 +26,10 @@ class LimpetError(Exception):
         self.message = message
         self.hint = hint
         if hint is not None:
-            self.add_note(f"hint: {hint}")  # for a program that does not catch it: a traceback shows notes
+            self.add_note(f"hint: {hint}")  # for programs that do not catch it: tracebacks show notes
 
     def render(self) -> str:
-        """Return the text for stderr: the error, and after a blank line its hint."""
+        """Return the text for stderr: the error, then a blank line and the hint."""
         return render("error", self.message, self.hint)
 
 
@@ -63,17 +64,17 @@ class BackendError(LimpetError):
 
 
 def render(level: str, message: str, hint: str | None = None) -> str:
-    """Return *message* as users see it: its level before it, its hint below it, each on one line."""
+    """Return *message* as users see it: the level before it, and the hint below it, each on one line."""
     return f"{level}: {_one_line(message)}\n" + (f"\nhint: {_one_line(hint)}\n" if hint else "")
 
 
 def _one_line(text: str) -> str:
-    """Return *text* with what is not printable escaped: messages quote what others wrote, and go to terminals."""
+    """Return *text* with unprintable characters escaped, because messages quote foreign text and go to terminals."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C ended, as shells have it."""
+"""The exit code of a command that Ctrl-C ended, as in shells."""
 
 EXIT_CODES: dict[int, str] = {
     0: "Done.",
@@ -81,18 +82,18 @@ EXIT_CODES: dict[int, str] = {
         error.exit_code: error.__doc__ or ""
         for error in (LimpetError, SettingsError, ListenError, AppError, ControlError, BackendError)
     },
-    INTERRUPTED: "Interrupted by Ctrl-C, before it could serve or while it waited for a server.",
+    INTERRUPTED: "Ctrl-C interrupted the command before the server could serve, or while it waited for a server.",
 }
-"""What each exit code of the command line means."""
+"""The meaning of each exit code of the command line."""
 
 
-def failure_of(told: Mapping[str, Any]) -> LimpetError:
-    """Return the error that another process told of, of the class that has its exit code."""
+def failure_of(report: Mapping[str, Any]) -> LimpetError:
+    """Return the error that another process reported, as an instance of the class with its exit code."""
     kinds = {kind.exit_code: kind for kind in LimpetError.__subclasses__()}
-    return kinds.get(told["code"], LimpetError)(told["message"], hint=told["hint"])
+    return kinds.get(report["code"], LimpetError)(report["message"], hint=report["hint"])
 
 
 def reason(error: OSError) -> str:
-    """Return what the system said, as the end of a message: `address already in use`."""
+    """Return the system's text for *error*, for the end of a message: `address already in use`."""
     said = error.strerror or str(error)
     return said[:1].lower() + said[1:]

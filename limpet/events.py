@@ -1,9 +1,11 @@
-"""The latest log records of the supervisor, for who looks at a running server: `limpet top` and the admin page.
+"""The latest log records of the supervisor, for `limpet top` and the admin page.
 
-Owns how many are kept. Who wants to follow asks again with the number of the last one it has seen.
+This file owns how many records are kept, and their numbers. It does not know who reads them. The supervisor installs
+`Recent` as a log handler, and the control socket asks it. To follow the log, a client asks again with the number of the
+last event that it has seen.
 
-1. Numbers are microseconds of the wall clock, so that they go on when the supervisor is replaced in place; two are
-   never the same.
+1. A number is a time of the wall clock in microseconds, so that numbers keep growing when the supervisor is replaced in
+   place. No two numbers are the same.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _MOST: Final = 200  # records kept
 
 
 class Recent(logging.Handler):
-    """Keeps the latest records."""
+    """A log handler that keeps the latest records."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -27,10 +29,10 @@ class Recent(logging.Handler):
         self._newest = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep *record*; never raises."""
+        """Keep *record*. Never raises."""
         self._newest = max(self._newest + 1, int(time.time() * 1e6))
         self._kept.append({"number": self._newest, **logs.fields(record)})
 
     def after(self, number: int) -> list[dict[str, Any]]:
-        """Return the events after that with this *number*, in order; 0 for all that are kept."""
+        """Return the events after the one with *number*, in order. 0 returns all that are kept."""
         return [event for event in self._kept if event["number"] > number]

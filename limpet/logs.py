@@ -1,21 +1,23 @@
-"""How log lines look and where they go: one event a line, to stderr or a file, the same from every process of a server.
+"""Logging: the format of log lines and where they go. All processes of a server write alike, one event on each line.
 
-Owns the format, the log file, and how seldom a warning is repeated. Called once by each process at its start. Python
-loggers `limpet.*` and `uvicorn.*` end here; an application's own logging set-up is left alone.
+This file owns the format, the log file, writing to stderr, and how often a warning is repeated. It does not know what
+the events mean. Each process calls `configure` once, at its start. The loggers `limpet.*` and `uvicorn.*` end here; an
+application's own logging set-up is left alone.
 
-1. A line is one write that appends: lines of several processes do not mix.
-2. Each line looks first whether its file is still the one of that name: after a rotation no process writes a line to
-   the old one. SIGUSR1 makes the supervisor look at once, so that the new file is there.
-3. A file that cannot be written, on a full disk for one, costs nothing but the file: its lines go to stderr meanwhile.
-4. No process waits for whoever reads its stderr. Lines that find no room wait in memory, up to a bound; those beyond it
-   are lost, counted (`log_lines_lost`), and said when there is room again.
+1. A line is one write that appends, so the lines of several processes do not mix.
+2. Before each line the process checks whether its open file is still the one of that name. So after a rotation no
+   process writes to the old file. SIGUSR1 makes the supervisor check at once, so that the new file exists.
+3. If the file cannot be written, for example on a full disk, its lines go to stderr until it can.
+4. No process waits for the reader of its stderr. Lines that find no room wait in memory, up to a bound. Lines beyond
+   the bound are lost and counted (`log_lines_lost`), and a line says so when there is room again.
 
-Why it is done so: a pipe, a socket or a terminal of which nobody reads blocks write(2). O_NONBLOCK would prevent that,
-but is a flag of the open file description, which the shell, other programs and the application's own `print` share. So
-a pipe or terminal is opened a second time, by /proc/self/fd/2: a description of our own. A socket cannot be opened so,
-but MSG_DONTWAIT concerns one call only. Asking poll(2) first is not enough, as several processes may see the same last
-room; it remains for a pipe that this user may not open. A thread was the alternative: gevent makes greenlets of
-threads, an application that forks loses them, and a line would no longer be written when the call returns.
+Why it is done in this way: write(2) blocks on a pipe, a socket or a terminal that is not read. O_NONBLOCK would prevent
+that, but it is a flag of the open file description, which the shell, other programs and the application's `print`
+share. So a pipe or a terminal is opened a second time, through /proc/self/fd/2, which gives a description of our own. A
+socket cannot be opened in that way, but MSG_DONTWAIT applies to one call only. Asking poll(2) first is not enough,
+because several processes may see the same last room; it is used only for a pipe that this user may not open. The
+alternative was a thread. But gevent turns threads into greenlets, a fork of the application loses them, and a line
+would not yet be written when the call returns.
 """
 
 from __future__ import annotations
@@ -40,54 +42,57 @@ from typing import Any, ClassVar, Final
 from limpet.errors import LimpetError, SettingsError, reason
 
 _HOUR_S: Final = 3600.0
-_PIECE: Final = 4096  # bytes, PIPE_BUF: a pipe takes as many whole or not at all
-_MOST_WAITING: Final = 1 << 18  # bytes of lines that wait for room, in each process: some seconds of an access log
-_LAST_S: Final = 0.5  # that the end of a process waits for room
+_PIECE: Final = 4096  # bytes, PIPE_BUF: a pipe takes that many as a whole or not at all
+_MOST_WAITING: Final = 1 << 18  # bytes of lines that wait for room in each process: some seconds of an access log
+_LAST_S: Final = 0.5  # the longest wait for room at the end of a process
 _SUBJECT: Final = re.compile(r"(worker|dispatcher) (\d+)(?: \(pid (\d+)\))?")
 _FILLED_IN: Final = re.compile(r"%[-+ 0#]*\d*(?:\.\d+)?[a-z]")
 
 
 def configure(level: str, path: str | None, form: str, own_fd: int = -1) -> None:
-    """Send the records of limpet and its server from *level* on to the file at *path*, or to stderr.
+    """Send the records of limpet and of its server, from *level* on, to the file at *path*, or to stderr.
 
-    *form* is a value of `--log-format`. *own_fd* is a description of stderr that the supervisor has opened.
+    *form* is a value of `--log-format`. *own_fd* is an open file description of stderr that the supervisor has opened.
     """
     stderr = Stderr(own_fd)
     handler = LogFile(path, stderr) if path else stderr
     human = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt=stamp(path))
     for each in (handler, stderr):
         each.setFormatter(_Json() if form == "json" else human)
-    logging.lastResort = _LastResort(stderr)  # for loggers of libraries that nobody has set up, such as asyncio's
+    logging.lastResort = _LastResort(stderr)  # for loggers without handlers, such as asyncio's
     for name in ("limpet", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
     logging.getLogger("limpet").setLevel(level.upper())
-    for name in ("uvicorn", "uvicorn.error"):  # the latter's own level: with none it would trace every connection
+    for name in ("uvicorn", "uvicorn.error"):  # uvicorn.error too: without a level it would trace every connection
         logging.getLogger(name).setLevel("DEBUG" if level.upper() == "DEBUG" else "WARNING")
 
 
 def stamp(path: str | None) -> str:
-    """Return how lines for people begin: whoever looks at a terminal knows the day."""
+    """Return the time format of human-readable lines: with the date only in a file, not on a terminal."""
     return "%Y-%m-%d %H:%M:%S" if path else "%H:%M:%S"
 
 
 class _Json(logging.Formatter):
-    """Makes each record a JSON object on one line."""
+    """Formats each record as a JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return json.dumps(fields(record))
 
 
 def write(lines: str) -> None:
-    """Write *lines*, each of which ends in a newline, where records go. Never raises."""
+    """Write *lines*, each of which ends in a newline, to where records go. Never raises."""
     handler = logging.getLogger("limpet").handlers[0]
     if isinstance(handler, LogFile | Stderr):
         handler.write(lines)
 
 
 def pieces(lines: bytes) -> Iterator[bytes]:
-    """Cut *lines* into whole lines of no more than a pipe takes at once, lest those of several processes mix."""
+    """Yield *lines* in pieces of whole lines. A pipe takes a piece at once, so lines of several processes do not mix.
+
+    A piece is larger only if a single line is.
+    """
     begin = 0
     while begin < len(lines):
         end = len(lines)
@@ -98,25 +103,25 @@ def pieces(lines: bytes) -> Iterator[bytes]:
 
 
 def catch_up() -> None:
-    """Write what waits for room on stderr, as far as there is room. Blocks never."""
+    """Write the lines that wait for room on stderr, as far as there is room. Blocks never."""
     if stderr := _stderr():
         stderr.catch_up()
 
 
 def give_up() -> None:
-    """Count what still waits as lost: this process becomes another version of itself."""
+    """Count the lines that still wait as lost. Runs in a supervisor that is about to execute another version."""
     if stderr := _stderr():
         stderr.give_up()
 
 
 def count_lost(count: Callable[[int], object]) -> None:
-    """Have *count* told of how many lines are lost, each time that some are."""
+    """From now on call *count* with the number of lost lines, each time that lines are lost."""
     if stderr := _stderr():
         stderr.count = count
 
 
 def own_fd() -> int:
-    """Return the descriptor of this process's own description of stderr, for children; -1 if it has none."""
+    """Return the descriptor of this process's own open file description of stderr, for children; -1 if it has none."""
     stderr = _stderr()
     return stderr.own_fd if stderr else -1
 
@@ -135,7 +140,7 @@ def failure(error: LimpetError) -> None:
 
 
 def fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return *record* as values with stable names: timestamp, level, event, message, and what the message names."""
+    """Return *record* as values with stable names: timestamp, level, event, message, and those found in the message."""
     message, _, hint = record.getMessage().removesuffix(")").partition(" (hint: ")
     message = message if hint else record.getMessage()
     found: dict[str, Any] = {
@@ -157,22 +162,22 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
 
 @lru_cache(maxsize=1024)
 def _event(template: str) -> str:
-    """Return a name for the log lines made from *template*: its words, without what is filled in."""
+    """Return the name of the event of log lines made from *template*: its words without placeholders and hint."""
     words = _FILLED_IN.sub(" ", template.partition(" (hint: ")[0])
     return "_".join(re.findall(r"[a-z]+", words.lower()))
 
 
 class Stderr(logging.Handler):
-    """Writes to stderr, whatever that is, without ever waiting for whoever reads it."""
+    """Writes to stderr, of whatever kind it is, without ever waiting for its reader."""
 
     def __init__(self, own_fd: int = -1) -> None:
-        """*own_fd* is a non-blocking description of stderr that was inherited, -1 for none; this owns it."""
+        """*own_fd* is an inherited, non-blocking open file description of stderr, or -1. Owns: this object."""
         super().__init__()
         self.own_fd = -1
         self._send: Callable[[bytes], int] = self._write
         try:
             kind = os.fstat(2).st_mode
-        except OSError:  # closed: what is written is lost
+        except OSError:  # stderr is closed, and all lines are lost
             kind = 0
         if stat.S_ISSOCK(kind):
             self._socket = socket.socket(fileno=os.dup(2))
@@ -184,14 +189,14 @@ class Stderr(logging.Handler):
         self.count: Callable[[int], object] = lambda lines: None
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
-        self._unsaid = 0  # lines that are lost since that was last said
+        self._unsaid = 0  # lines lost since the last line that said so
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write *record*; never raises and blocks never."""
+        """Write *record*. Never raises. Blocks never."""
         self.write(self.format(record) + "\n")
 
     def write(self, lines: str) -> None:
-        """Write *lines*, each of which ends in a newline, or keep them for later; never raises and blocks never."""
+        """Write *lines*, each of which ends in a newline, or keep them for later. Never raises. Blocks never."""
         assert self.lock is not None
         with self.lock:
             self.catch_up()
@@ -203,7 +208,7 @@ class Stderr(logging.Handler):
                     self.catch_up()
 
     def catch_up(self) -> None:
-        """Write what waits, as far as there is room, and then say how much was lost. Blocks never."""
+        """Write the lines that wait, as far as there is room, and then say how many were lost. Blocks never."""
         assert self.lock is not None
         with self.lock:
             while self._waiting:
@@ -212,7 +217,7 @@ class Stderr(logging.Handler):
                     sent = self._send(piece)
                 except BlockingIOError:
                     return
-                except OSError:  # the disk is full, or nobody can read any more
+                except OSError:  # the disk is full, or the reader is gone
                     self._waiting.popleft()
                     self._waiting_bytes -= len(piece)
                     self._lose(piece)
@@ -234,7 +239,7 @@ class Stderr(logging.Handler):
         self.count(lines)
 
     def _say(self) -> None:
-        """Put a line of what was lost into the place of what is missing."""
+        """Add a line that says how many lines were lost, where they are missing."""
         text = "%d log lines of process %d were lost: stderr could not be written"
         record = logging.LogRecord("limpet", logging.WARNING, "", 0, text, (self._unsaid, os.getpid()), None)
         record.event = "log_lines_lost"
@@ -242,7 +247,7 @@ class Stderr(logging.Handler):
         self._wait((self.format(record) + "\n").encode(errors="backslashreplace"))
 
     def give_up(self) -> None:
-        """Count what waits as lost."""
+        """Write what there is room for, and count the rest as lost."""
         self.catch_up()
         for piece in self._waiting:
             self._lose(piece)
@@ -250,7 +255,7 @@ class Stderr(logging.Handler):
         self._waiting_bytes = 0
 
     def flush(self) -> None:
-        """Write what waits. Blocks at most half a second. Runs at the end of the process."""
+        """Write the lines that wait. Blocks at most half a second. Runs at the end of the process."""
         until = time.monotonic() + _LAST_S
         self.catch_up()
         while self._waiting and (left_s := until - time.monotonic()) > 0:
@@ -270,7 +275,7 @@ class Stderr(logging.Handler):
 
 
 class _LastResort(logging.Handler):
-    """What Python does with warnings of loggers that nobody has set up, but without waiting."""
+    """Writes warnings of loggers without handlers to stderr, as Python does, but without waiting for the reader."""
 
     def __init__(self, stderr: Stderr) -> None:
         super().__init__(logging.WARNING)
@@ -281,7 +286,7 @@ class _LastResort(logging.Handler):
 
 
 def _opened_again() -> int:
-    """Return a new description of the pipe or terminal that stderr is, -1 if this user may not open it."""
+    """Return a new open file description of the pipe or terminal that stderr is; -1 if this user may not open it."""
     flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
         return os.open("/proc/self/fd/2", flags)
@@ -296,12 +301,13 @@ def _is_ready(fd: int, timeout_s: float) -> bool:
 
 
 class LogFile(logging.Handler):
-    """Appends to the file of a name, whichever that is now."""
+    """Appends to the file at a path, also after a rotation."""
 
-    owner: ClassVar[tuple[int, int] | None] = None  # user and group that write it, too, while this process is root
+    # The user and group that also write the file, while this process is root.
+    owner: ClassVar[tuple[int, int] | None] = None
 
     def __init__(self, path: str, stderr: Stderr | None = None) -> None:
-        """*stderr* takes the lines that the file does not."""
+        """*stderr* gets the lines that cannot be written to the file."""
         super().__init__()
         self.stderr = stderr
         self._path = os.path.abspath(path)
@@ -309,22 +315,22 @@ class LogFile(logging.Handler):
         self._hourly = Hourly()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write *record*; never raises."""
+        """Write *record*. Never raises."""
         self.write(self.format(record) + "\n")
 
     def write(self, line: str) -> None:
-        """Write one line, or several; never raises."""
+        """Write *line*, which may be several lines. Never raises."""
         try:
             self.follow()
             os.write(self._fd, line.encode(errors="backslashreplace"))
         except OSError as error:
             if self._hourly.allows("log file", time.monotonic()):
-                line = f"cannot write the log file `{self._path}`, so this is its place: {reason(error)}\n{line}"
+                line = f"cannot write the log file `{self._path}`, logging to stderr: {reason(error)}\n{line}"
             if self.stderr is not None:
                 self.stderr.write(line)
 
     def follow(self) -> None:
-        """Open the file of that name if it is not the one that is open. Raises OSError."""
+        """Open the file at the path, unless it is the one that is open. Raises OSError."""
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
                 return
@@ -334,7 +340,7 @@ class LogFile(logging.Handler):
         self._fd = fd
 
     def close(self) -> None:
-        """Close the file; a record that comes later opens it again."""
+        """Close the file. A later record opens it again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -342,13 +348,13 @@ class LogFile(logging.Handler):
 
 
 def _opened(path: str, owner: tuple[int, int] | None) -> int:
-    """Return a descriptor of the log file at *path*, which is made if it does not exist. Raises OSError.
+    """Return a descriptor of the log file at *path*, and make the file if there is none. Raises OSError.
 
-    With an *owner* this process is root, and the directory may be one that the owner can write: what is there may be a
-    symlink or a hard link to a file of root's. So only a file that this call has made is given to the owner, and one
-    that exists has to be a regular file of the owner's with no other name.
+    With an *owner* this process is root, and the owner may be allowed to write the directory. So the path may be a
+    symlink, or a hard link, to a file of root's. Therefore only a file that this call makes is given to the owner, and
+    an existing file must be a regular file of the owner's without another name.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # of a FIFO no call waits for a reader
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # so that no call waits for the reader of a FIFO
     if owner is None:
         return os.open(path, flags | os.O_CREAT, 0o640)
     flags |= os.O_NOFOLLOW
@@ -360,32 +366,32 @@ def _opened(path: str, owner: tuple[int, int] | None) -> int:
         if stat.S_ISREG(found.st_mode) and found.st_uid == owner[0] and found.st_nlink == 1:
             return fd
         os.close(fd)
-        raise PermissionError(errno.EPERM, f"it is not a regular file of user {owner[0]} with one name") from None
+        raise PermissionError(errno.EPERM, f"it is not a regular file of user {owner[0]} with one link") from None
     os.fchown(fd, *owner)
     return fd
 
 
 def reopen() -> bool:
-    """Open the log file anew if its name means another one now; return whether there is a log file."""
+    """Open the log file again if its path names another file now; return whether there is a log file."""
     files = [handler for handler in logging.getLogger("limpet").handlers if isinstance(handler, LogFile)]
     for file in files:
-        with contextlib.suppress(OSError):  # the next line says so
+        with contextlib.suppress(OSError):  # the next log line reports the error
             file.follow()
     return bool(files)
 
 
 def check(path: str) -> None:
-    """Raise SettingsError if there can be no log file at *path*."""
+    """Raise SettingsError unless a log file can be opened at *path*."""
     try:
         with contextlib.closing(LogFile(path)) as file:
             file.follow()
     except OSError as error:
-        hint = f"`mkdir -p {shlex.quote(os.path.dirname(path) or '.')}`, and the user of the server may write there"
+        hint = f"`mkdir -p {shlex.quote(os.path.dirname(path) or '.')}`; the user of the server must be able to write"
         raise SettingsError(f"cannot open the log file `{path}`: {reason(error)}", hint=hint) from None
 
 
 def take_over(*names: str) -> None:
-    """Let the loggers *names* write as limpet's do. Runs after the server whose they are has set them up."""
+    """Make the loggers *names* write as limpet's do. Call it after the server that owns them has set them up."""
     for name in names:
         logger = logging.getLogger(name)
         logger.handlers[:] = logging.getLogger("limpet").handlers
@@ -393,19 +399,19 @@ def take_over(*names: str) -> None:
 
 
 def warn_hourly(cause: str, text: str, *args: object) -> None:
-    """Warn of *cause*, unless this process has done so within the last hour. Runs in workers."""
+    """Log a warning, unless this process has logged one for *cause* within the last hour. Runs in workers."""
     if _HOURLY.allows(cause, time.monotonic()):
         logging.getLogger("limpet.worker").warning(text, *args)
 
 
 class Hourly:
-    """Lets a warning through once an hour for each cause: what goes on for long must not fill the log."""
+    """Lets a warning pass once an hour for each cause, so that a lasting fault does not fill the log."""
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
 
     def allows(self, cause: str, now: float) -> bool:
-        """Return whether to warn of *cause*, and if so count that as done. *now* is monotonic, in seconds."""
+        """Return whether to warn of *cause* now. If so, its next hour begins. *now* is monotonic, in seconds."""
         if now < self._next.get(cause, now):
             return False
         self._next[cause] = now + _HOUR_S

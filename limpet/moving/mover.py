@@ -320,7 +320,7 @@ class Mover:
             copy.drop(Verdict.FORGET)
 
     def _ensure_free_numbers(self) -> None:
-        """Raise OSError with EMFILE unless two descriptor numbers are free. The kernel drops descriptors without one."""
+        """Raise OSError with EMFILE unless two descriptor numbers are free: else the kernel would drop descriptors."""
         spares = [os.dup(self._receiving.fileno())]
         try:
             spares.append(os.dup(self._receiving.fileno()))

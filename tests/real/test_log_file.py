@@ -49,7 +49,7 @@ def test_full_disk_for_the_log_stops_nothing() -> None:
         server.signal(signal.SIGUSR1)
         server.kill_worker(0)
         assert server.request("/two", x_user="ada").status == 200
-        words = "cannot write the log file `/dev/full`, so this is its place: no space left"
+        words = "cannot write the log file `/dev/full`, logging to stderr: no space left"
         wait_until(lambda: server.log.count(words) == 3, "each process has said so once")
 
 
