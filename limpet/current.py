@@ -1,8 +1,8 @@
 """Which worker this process is, and the listener for `--server script`: what an application may ask of limpet.
 
 This file owns these facts, one set for each process. It does not know how they came about: entry/child.py,
-entry/worker.py and the server adapters set them, and applications read them. It imports nothing of limpet at run time,
-because applications import it at their start.
+entry/worker.py and worker/listener_bridge.py set them, and applications read them. It imports nothing of limpet at run
+time, because applications import it at their start.
 """
 
 from __future__ import annotations

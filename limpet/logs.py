@@ -386,7 +386,7 @@ def check(path: str) -> None:
         with contextlib.closing(LogFile(path)) as file:
             file.follow()
     except OSError as error:
-        hint = f"`mkdir -p {shlex.quote(os.path.dirname(path) or '.')}`; the user of the server must be able to write"
+        hint = f"`mkdir -p {shlex.quote(os.path.dirname(path) or '.')}`; the server's user must be able to write there"
         raise SettingsError(f"cannot open the log file `{path}`: {reason(error)}", hint=hint) from None
 
 

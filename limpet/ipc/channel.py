@@ -248,8 +248,8 @@ class Receiver:
 
     def probe(self) -> None:
         """Make the channel readable with a message that `receive` drops. Blocks never."""
-        with socket.socket() as nobody, contextlib.suppress(ChannelFullError):
-            self._channel.send(nobody, _PROBE)
+        with socket.socket() as dummy, contextlib.suppress(ChannelFullError):
+            self._channel.send(dummy, _PROBE)
 
     def fileno(self) -> int:
         """Return the descriptor to watch for readability."""

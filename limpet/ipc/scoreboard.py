@@ -65,7 +65,7 @@ WORKER_CELLS: Final[Mapping[str, Figure]] = {
         "connections refused: the worker has `--max-connections-per-address` others from the address"
     ),
     "take_errors": Figure("times taking from a channel failed and was put off, for example without a free descriptor"),
-    "log_lines_lost": Figure("log lines lost: stderr could not be written, as it was not read or a disk was full"),
+    "log_lines_lost": Figure("log lines lost because stderr was not read or a disk was full"),
     "keys_set": Figure("workers whose application has set the key cookie to a value that belongs to another slot"),
 }
 DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
@@ -80,7 +80,7 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "vanished": Figure("connections that the client closed before its request head was complete"),
     "refused_400": Figure("connections refused: not HTTP, or cut off in the request head", label=("status", "400")),
     "refused_408": Figure(
-        "connections refused: the request head did not arrive in time; closed without a response if nothing came",
+        "connections refused: the request head did not arrive in time (no response if nothing came)",
         label=("status", "408"),
     ),
     "refused_431": Figure("connections refused: the request head was too large", label=("status", "431")),
@@ -109,7 +109,7 @@ DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
         "descriptors",
         Kind.NOW,
     ),
-    "log_lines_lost": Figure("log lines lost: stderr could not be written, as it was not read or a disk was full"),
+    "log_lines_lost": Figure("log lines lost because stderr was not read or a disk was full"),
 }
 TERMINATOR_CELLS: Final[Mapping[str, Figure]] = {
     "tls_accepted": Figure("client connections of TLS accepted"),
@@ -129,7 +129,7 @@ TERMINATOR_CELLS: Final[Mapping[str, Figure]] = {
     "proxy_headers_bad": Figure("connections closed: a trusted proxy sent no valid PROXY header"),
     "busy_since_ns": Figure("monotonic time at which the current turn began; 0 in between", Kind.CLOCK),
     "room": Figure("connections and handshakes a terminator may have at a time; each needs two descriptors", Kind.NOW),
-    "log_lines_lost": Figure("log lines lost: stderr could not be written, as it was not read or a disk was full"),
+    "log_lines_lost": Figure("log lines lost because stderr was not read or a disk was full"),
 }
 WAITING_CELLS: Final[Mapping[str, Figure]] = {
     "waiting": Figure("connections a dispatcher holds because the slot's channel is full", Kind.NOW),
@@ -139,7 +139,7 @@ SUPERVISOR_CELLS: Final[Mapping[str, Figure]] = {
     "loops_blocked": Figure("times a worker's event loop was blocked for longer than `--block-warning`"),
     "hung": Figure("workers replaced because they hung"),
     "recycled": Figure("workers replaced because of `--max-requests` or `--max-memory`"),
-    "log_lines_lost": Figure("log lines lost: stderr could not be written, as it was not read or a disk was full"),
+    "log_lines_lost": Figure("log lines lost because stderr was not read or a disk was full"),
 }
 
 DISPATCHER_ROWS: Final = 64  # for at most 16 dispatchers, each with a successor and predecessors that drain

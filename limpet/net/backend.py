@@ -297,7 +297,7 @@ def _refuse_dispatcher(settings: Settings, why: BackendError | None = None) -> N
     *why* says why the kernel backend is not available.
     """
     if kind(settings.server).takes == "accepted":
-        reason = f", and {why.message}" if why else ""
+        reason = f", but {why.message}" if why else ""
         raise BackendError(
             f"{settings.server} serves only connections that it accepts itself, so it needs the kernel backend{reason}",
             hint="`--by ip --backend kernel`; `--server uvicorn` serves every key chain",
