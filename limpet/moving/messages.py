@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from limpet.ipc.baton import Baton, Verdict
+from limpet.moving.codec import WITH_ORIGIN
 from limpet.protocol.proxy_protocol import BadHeaderError, Origin, parse, write
-
-WITH_ORIGIN: Final = 64
-"""A flag in the kind of a message: before its bytes comes a PROXY header, which gives the connection's origin."""
 
 
 class Connection(Protocol):

@@ -37,7 +37,6 @@ import array
 import fcntl
 import os
 import socket
-import struct
 import termios
 from collections.abc import Callable
 from functools import partial
@@ -45,9 +44,9 @@ from typing import Final
 
 from limpet.ipc.baton import Baton, Batons, Verdict
 from limpet.ipc.scoreboard import Row, position
+from limpet.moving import codec
 from limpet.moving.messages import (
     FULL,
-    WITH_ORIGIN,
     Arrived,
     Back,
     Connection,
@@ -63,35 +62,6 @@ from limpet.moving.messages import (
 )
 from limpet.protocol.proxy_protocol import Origin
 
-# kind, listener, slot and serial number of the sender, place + 1 or 0, epoch, slots that had it, digest
-_MESSAGE: Final = struct.Struct("<HHHIIQQQ")
-FORM: Final = _MESSAGE.format  # two versions that share move channels must agree on it
-_WHICH: Final = struct.Struct("<10xIQQQ")  # the part that a receiver with a copy needs: from the place on
-# Kinds of messages:
-_WHOLE: Final = 0  # with the descriptor
-_IN_FILE: Final = 1  # with the descriptor, and the bytes in a memory file
-_LIGHT: Final = 2  # without a descriptor: the receiver should have a copy
-_BACK: Final = 3  # a light message whose receiver had no copy; the serial number is still that of its first sender
-_KIND: Final = 3  # mask for these
-# Flags with a kind:
-_UNDECIDED: Final = 4  # the connection is idle; the receiver has to find out which slot its next request belongs to
-_KEYED: Final = 8  # a request on the connection has carried a key
-_SILENT: Final = 16  # the connection has carried no request at all
-_KEPT: Final = 32  # a kind: a worker that leaves sends its own slot the descriptor of a connection under way
-_DESCRIPTORS: Final = {  # for each valid kind with its flags, the number of descriptors in the message
-    **{
-        kind | flags: 1 + (kind == _IN_FILE)
-        for kind in (_WHOLE, _IN_FILE)
-        for flags in (0, *(_UNDECIDED | keyed | silent for keyed in (0, _KEYED) for silent in (0, _SILENT)))
-    },
-    **{_LIGHT: 0, _BACK: 0, _KEPT: 1},
-}
-_HAD_BY_SLOTS: Final = 64  # slots with a bit in "slots that had it"; a connection always goes whole to any other slot
-_INLINE_BYTES: Final = 60_000  # of leftover in the message itself; more travels in a memory file
-_MOST_BYTES: Final = _MESSAGE.size + _INLINE_BYTES
-_KIND_BYTES: Final = 2  # of the kind, at the start of a message
-_LIGHT_KIND: Final = _LIGHT.to_bytes(_KIND_BYTES, "little")
-_DIGEST_BYTES: Final = 8  # of the digest, the last field before the leftover
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(2 * _DESCRIPTOR_BYTES)
 TAKES_PER_TURN: Final = 32  # messages at a time, so that connections already here do not wait behind many arriving ones
@@ -115,7 +85,7 @@ class Mover:
         most_copies: int,
     ) -> None:
         self._slot = slot
-        self._bit = 1 << slot if slot < _HAD_BY_SLOTS else 0
+        self._bit = 1 << slot if slot < codec.HAD_BY_SLOTS else 0
         self._batons = batons
         self._sending: list[socket.socket | None] = [*sending]
         self._receiving = receiving
@@ -146,9 +116,9 @@ class Mover:
             sent = self._send_whole(slot, copy, None, leftover)
         else:
             self._batons.send(baton, now)
-            if copy.had_by >> slot & self._may_be_light and len(leftover) <= _INLINE_BYTES:
+            if copy.had_by >> slot & self._may_be_light and len(leftover) <= codec.INLINE_BYTES:
                 head = copy.light_head or self._light_head(copy, baton)
-                sent = send(self._sending[slot], head + copy.digest.to_bytes(_DIGEST_BYTES, "little") + leftover)
+                sent = send(self._sending[slot], codec.light(head, copy.digest, leftover))
             else:
                 sent = self._send_whole(slot, copy, baton, leftover)
             if not sent:
@@ -180,7 +150,7 @@ class Mover:
         """
         if baton is not None:
             self._batons.send(baton, now, is_idle=True)
-        flags = _UNDECIDED | _KEYED * keyed | _SILENT * silent
+        flags = codec.idle(keyed=keyed, silent=silent)
         if self._send_whole(slot, connection, baton, leftover, flags):
             self._row.add("given")
             return True
@@ -231,54 +201,46 @@ class Mover:
         """
         channel = self._receiving
         try:
-            kind = channel.recv(_KIND_BYTES, socket.MSG_PEEK)
-            if kind != _LIGHT_KIND and _DESCRIPTORS.get(int.from_bytes(kind, "little")) != 0:
+            if codec.brings_descriptors(channel.recv(codec.KIND_BYTES, socket.MSG_PEEK)):
                 self._ensure_free_numbers()
             # Always with room for descriptors: a predecessor that still reads the channel may have taken the message
             # that was peeked at, and the next message may be of another kind.
-            message, ancillary, _, _ = channel.recvmsg(_MOST_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            message, ancillary, _, _ = channel.recvmsg(codec.MOST_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return 0
         size = len(message)
-        if ancillary or size < _MESSAGE.size or message[:_KIND_BYTES] != _LIGHT_KIND:
+        if ancillary or size < codec.HEAD_BYTES or message[: codec.KIND_BYTES] != codec.LIGHT_KIND:
             self._receive_any(message, array.array("i", ancillary[0][2]) if ancillary else _NO_FDS, adopt)
             return size
-        place, epoch, had_by, digest = _WHICH.unpack_from(message)
-        if not 0 < place <= self._batons.places:
-            raise RuntimeError(f"not a move: {size} bytes, light, {place=}")
-        baton = place - 1, epoch
+        baton, had_by, digest = codec.parse_light(message, self._batons.places)
         copy = self._copies.pop(baton, None)
         if copy is not None:
-            self._hand_to(copy, baton, message[_MESSAGE.size :], had_by, digest)
+            self._hand_to(copy, baton, message[codec.HEAD_BYTES :], had_by, digest)
         else:
-            self._send_back(message)
+            slot, answer = codec.sent_back(message, self._slot)  # there is no copy of its connection here
+            self._insist(lambda: send(self._channel(slot), answer))
         return size
 
     def _receive_any(self, message: bytes, fds: array.array[int], adopt: Callable[[Arrived], None]) -> None:
         """Act on *message* of any kind but light, which came with *fds*. Raises RuntimeError if it is invalid."""
-        size = len(message)
-        numbers = _MESSAGE.unpack_from(message.ljust(_MESSAGE.size))
-        kind, listener, slot, sender, place, epoch, had_by, digest = numbers
-        has_origin, kind = kind & WITH_ORIGIN, kind & ~WITH_ORIGIN
-        is_message = size >= _MESSAGE.size and _DESCRIPTORS.get(kind) == len(fds) and place <= self._batons.places
-        if not is_message or kind == _LIGHT or (place == 0 and kind in (_BACK, _KEPT)):
+        try:
+            moved = codec.parse(message, len(fds), self._batons.places)
+        except codec.NotAMoveError:
             for fd in fds:
                 os.close(fd)
-            raise RuntimeError(f"not a move: {size} bytes with {len(fds)} descriptors, {kind=}, {place=}")
-        leftover = message[_MESSAGE.size :]
-        baton = (place - 1, epoch) if place else None
-        if kind & _UNDECIDED or baton is None or kind < _LIGHT:
-            if kind & _KIND == _IN_FILE:
-                leftover = read_file(fds[1])
-            origin, leftover = split_origin(leftover, fds[0]) if has_origin else (None, leftover)
-            decided = not kind & _UNDECIDED
-            state = decided, decided or bool(kind & _KEYED), bool(kind & _SILENT), origin, digest
-            self._take_whole(fds[0], leftover, listener, baton, had_by, state, adopt)
-        elif kind == _KEPT:
-            origin = split_origin(leftover, fds[0])[0] if has_origin else None
-            self._keep(baton, Kept(fds[0], listener, had_by, origin, digest))
-        else:
-            self._insist(partial(self._send_again, Back(slot, sender, baton, leftover)))
+            raise
+        if moved.kind == codec.BACK:
+            assert moved.baton is not None
+            self._insist(partial(self._send_again, Back(moved.slot, moved.sender, moved.baton, moved.leftover)))
+            return
+        leftover = read_file(fds[1]) if moved.kind == codec.IN_FILE else moved.leftover
+        origin, leftover = split_origin(leftover, fds[0]) if moved.has_origin else (None, leftover)
+        if moved.kind == codec.KEPT:
+            assert moved.baton is not None
+            self._keep(moved.baton, Kept(fds[0], moved.listener, moved.had_by, origin, moved.digest))
+            return
+        state = moved.is_decided, moved.is_keyed, moved.is_silent, origin, moved.digest
+        self._take_whole(fds[0], leftover, moved.listener, moved.baton, moved.had_by, state, adopt)
 
     def _take_whole(
         self,
@@ -403,7 +365,7 @@ class Mover:
 
     def _send_kept(self, kept: Connection, baton: Baton) -> bool:
         flag, header = origin_header(kept)
-        return send_with(self._sending[self._slot], self._head(_KEPT | flag, kept, baton), header, kept.fd)
+        return send_with(self._sending[self._slot], self._head(codec.KEPT | flag, kept, baton), header, kept.fd)
 
     def _keep(self, baton: Baton, kept: Kept) -> None:
         """Keep *kept*, which a predecessor left, until its message is taken. The message may have come back already."""
@@ -443,28 +405,21 @@ class Mover:
         return self._sending[slot] if slot < len(self._sending) else None
 
     def _head(self, kind: int, copy: Connection, baton: Baton | None) -> bytes:
-        place, epoch = baton or (-1, 0)
         had_by, serial = copy.had_by | self._bit, self._batons.serial
-        return _MESSAGE.pack(kind, copy.listener, self._slot, serial, place + 1, epoch, had_by, copy.digest)
+        return codec.head(kind, copy.listener, self._slot, serial, baton, had_by, copy.digest)
 
     def _light_head(self, copy: Copy, baton: Baton) -> bytes:
         """Return a light message of *copy* up to the digest, and keep it: it changes only with `had_by`."""
-        copy.light_head = self._head(_LIGHT, copy, baton)[:-_DIGEST_BYTES]
+        copy.light_head = codec.light_start(self._head(codec.LIGHT, copy, baton))
         return copy.light_head
-
-    def _send_back(self, message: bytes) -> None:
-        """Send a light *message* back, because there is no copy of its connection here."""
-        _, listener, slot, *others = _MESSAGE.unpack_from(message)
-        head = _MESSAGE.pack(_BACK, listener, self._slot, *others)
-        self._insist(lambda: send(self._channel(slot), head + message[_MESSAGE.size :]))
 
     def _send_whole(self, slot: int, copy: Connection, baton: Baton | None, leftover: bytes, flags: int = 0) -> bool:
         """Send the connection with its descriptor; return whether there was room."""
         if copy.origin is not None:
             flag, header = origin_header(copy)
             flags, leftover = flags | flag, header + leftover
-        if len(leftover) <= _INLINE_BYTES:
-            return send_with(self._channel(slot), self._head(_WHOLE | flags, copy, baton), leftover, copy.fd)
+        if len(leftover) <= codec.INLINE_BYTES:
+            return send_with(self._channel(slot), self._head(codec.WHOLE | flags, copy, baton), leftover, copy.fd)
         try:
             file = write_file(leftover)
         except OSError as error:
@@ -472,6 +427,6 @@ class Mover:
                 return False
             raise
         try:
-            return send_with(self._channel(slot), self._head(_IN_FILE | flags, copy, baton), b"", copy.fd, file)
+            return send_with(self._channel(slot), self._head(codec.IN_FILE | flags, copy, baton), b"", copy.fd, file)
         finally:
             os.close(file)

@@ -40,7 +40,7 @@ from limpet.ipc.channel import Channel
 from limpet.ipc.control_link import Link, Unsent
 from limpet.ipc.news import Failed
 from limpet.ipc.scoreboard import Scoreboard
-from limpet.moving import mover
+from limpet.moving import codec
 from limpet.net import backend
 from limpet.net.listener import Listener
 from limpet.operate.control_socket import ControlServer
@@ -95,7 +95,7 @@ def pack(fleet: Fleet, control: ControlServer, admin_listener: Listener | None) 
 
 def wire() -> list[Any]:
     """Return the formats of all messages and cells that the processes of a server share."""
-    return [handoff.FORM, mover.FORM, baton.FORM]
+    return [handoff.FORM, codec.FORM, baton.FORM]
 
 
 def misfit(state: Packed) -> str | None:

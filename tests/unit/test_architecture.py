@@ -46,6 +46,8 @@ PURE = (
     "fleet.lifecycle",
     "ipc.baton",
     "ipc.figures",
+    "ipc.news",
+    "moving.codec",
     "operate.advice",
     "protocol",
     "routing",

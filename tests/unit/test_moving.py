@@ -358,3 +358,21 @@ def test_last_words_reach_the_client_before_the_end(two: Two) -> None:
     shut_down(two.server.fileno(), b"503")
     assert two.client.recv(100) == b"503"
     assert two.client.recv(100) == b""
+
+
+def test_worker_of_a_slot_from_64_on_moves_connections_whole() -> None:
+    """The message has a bit for each of 64 slots; a bit of a higher slot would not fit, and every move would raise."""
+    channels = [Channel.create(), Channel.create()]
+    batons = Batons([0] * 8, range(8), 1, PATIENCE_S)
+    batons.alive([1], 1)
+    row = Row(memoryview(bytearray(8 * len(WORKER_CELLS))).cast("Q"), WORKER_CELLS)
+    mover = Mover(64, batons, [channels[0].sending], channels[1].receiving, row, 3)
+    client, server = socket.socketpair()
+    with client, server:
+        done, baton = mover.pass_on(Paused(server), None, 0, b"GET", 1.0)
+        assert done
+        assert baton is not None
+        assert channels[0].has_bytes()
+    for channel in channels:
+        channel.sending.close()
+        channel.receiving.close()
