@@ -124,3 +124,11 @@ def test_rows_have_room() -> None:
     board.worker(0).set(list(scoreboard.WORKER_CELLS)[-1], 7)
     assert set(board.worker(1).values().values()) == {0}
     assert max(len(scoreboard.WORKER_CELLS), len(scoreboard.DISPATCHER_CELLS)) <= 64
+
+
+def test_what_all_processes_must_agree_on_is_not_changeable() -> None:
+    """An old worker and a new dispatcher that differ in one of these send one client to two workers."""
+    agreed = {"by", "trust", "proxy_protocol", "place", "affinity_cookie", "learn", "learn_idle_s", "mint", "on_lost"}
+    agreed |= {"workers", "bind", "server", "backend", "on_down", "dispatchers", "terminators", "user", "group", "name"}
+    agreed |= {"secret_file", "state_dir", "tls_cert", "tls_key", "max_head_bytes", "max_headers", "queue"}
+    assert agreed & snapshot.CHANGEABLE == set()
