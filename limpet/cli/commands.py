@@ -71,14 +71,14 @@ def setting_options(command: Command) -> Command:
 
 def _option(each: Setting) -> Callable[[Command], Command]:
     if each.name == "app":
-        return click.argument("app", metavar=each.kind.metavar, required=False)
-    flag = each.flag if each.kind.metavar else f"{each.flag}/--no-{each.key}"
+        return click.argument("app", metavar=each.type.metavar, required=False)
+    flag = each.flag if each.type.metavar else f"{each.flag}/--no-{each.key}"
     return click.option(
         flag,
         each.name,
         default=None,
-        metavar=each.kind.metavar or None,
-        multiple=each.kind.is_list,
+        metavar=each.type.metavar or None,
+        multiple=each.type.is_list,
         help=f"{each.meaning}  [default: {each.default.replace('`', '')}]",
     )
 
@@ -87,7 +87,7 @@ def control_option(command: Command) -> Command:
     """Give *command* the option that names the server's control socket."""
     [control] = (each for each in settings.SETTINGS if each.name == "control")
     meaning = "control socket of the server; not needed if only one server is running"
-    return click.option(control.flag, envvar=control.variable, metavar=control.kind.metavar, help=meaning)(command)
+    return click.option(control.flag, envvar=control.variable, metavar=control.type.metavar, help=meaning)(command)
 
 
 no_wait_option = click.option("--no-wait", is_flag=True, help="return as soon as the server has started the command")

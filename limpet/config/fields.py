@@ -27,7 +27,7 @@ SWITCH = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueType:
     """What a setting can hold."""
 
     metavar: str
@@ -45,7 +45,7 @@ class Setting:
     """One setting, as the command line, the environment, the file and the documentation see it."""
 
     name: str
-    kind: Kind
+    type: ValueType
     default: str
     meaning: str
     check: Callable[[str], object] | None
@@ -70,10 +70,10 @@ class Setting:
     def read(self, given: object, where: str) -> object:
         """Return the field's value for *given*, which was set at *where*. Raises SettingsError."""
         try:
-            value = self.kind.read(given)
+            value = self.type.read(given)
         except ValueError:
             found = given if isinstance(given, str) else json.dumps(given, default=str)
-            raise SettingsError(f"{where} must be {self.kind.allowed}, not `{found}`") from None
+            raise SettingsError(f"{where} must be {self.type.allowed}, not `{found}`") from None
         if self.check:
             for text in value if isinstance(value, tuple) else (value,):
                 try:
@@ -113,7 +113,7 @@ def declared(settings: type) -> tuple[Setting, ...]:
     return tuple(
         Setting(
             name=field.name,
-            kind=_kind(field, annotations[field.name]),
+            type=_type(field, annotations[field.name]),
             default=_default(field),
             **{name: field.metadata[name] for name in ("meaning", "check", "platform_variable", "in_file")},
         )
@@ -138,11 +138,11 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return f"`{','.join(field.default) if isinstance(field.default, tuple) else field.default}`"
 
 
-def _kind(field: dataclasses.Field[Any], annotation: Any) -> Kind:
+def _type(field: dataclasses.Field[Any], annotation: Any) -> ValueType:
     """Return the kind of a field. Text and lists may be empty only if the default is empty."""
     metavar = field.metadata["metavar"]
     if annotation is bool:
-        return Kind("", "`true` or `false`", _read_switch)
+        return ValueType("", "`true` or `false`", _read_switch)
     if annotation in (int, float):
         return _number(field, annotation)
     if get_origin(annotation) is Literal:
@@ -160,7 +160,7 @@ def _read_switch(given: object) -> bool:
     raise ValueError
 
 
-def _number(field: dataclasses.Field[Any], type_: type[int] | type[float]) -> Kind:
+def _number(field: dataclasses.Field[Any], type_: type[int] | type[float]) -> ValueType:
     low, high = field.metadata["low"], field.metadata["high"]
     types, noun = ((int,), "a whole number") if type_ is int else ((int, float), "a number")
     unit = UNITS.get(_unit(field.name) or "")
@@ -172,20 +172,20 @@ def _number(field: dataclasses.Field[Any], type_: type[int] | type[float]) -> Ki
         raise ValueError
 
     allowed = f"{noun} of {unit} from {low} to {high}" if unit else f"{noun} from {low} to {high}"
-    return Kind(unit.upper() if unit else "N", allowed, read, is_narrow=True)
+    return ValueType(unit.upper() if unit else "N", allowed, read, is_narrow=True)
 
 
-def _choice(choices: tuple[str, ...]) -> Kind:
+def _choice(choices: tuple[str, ...]) -> ValueType:
     def read(given: object) -> object:
         if given in choices:
             return given
         raise ValueError
 
     allowed = " or ".join(", ".join(f"`{choice}`" for choice in choices).rsplit(", ", 1))
-    return Kind(f"[{'|'.join(choices)}]", allowed, read, is_narrow=True)
+    return ValueType(f"[{'|'.join(choices)}]", allowed, read, is_narrow=True)
 
 
-def _list(metavar: str, may_be_empty: bool) -> Kind:
+def _list(metavar: str, may_be_empty: bool) -> ValueType:
     def read(given: object) -> object:
         items = given.split(",") if isinstance(given, str) else given
         if isinstance(items, list) and all(isinstance(item, str) for item in items):
@@ -194,13 +194,15 @@ def _list(metavar: str, may_be_empty: bool) -> Kind:
                 return texts
         raise ValueError
 
-    return Kind(metavar, "a list of text" if may_be_empty else "a list of text that is not empty", read, is_list=True)
+    return ValueType(
+        metavar, "a list of text" if may_be_empty else "a list of text that is not empty", read, is_list=True
+    )
 
 
-def _text(metavar: str, may_be_empty: bool) -> Kind:
+def _text(metavar: str, may_be_empty: bool) -> ValueType:
     def read(given: object) -> object:
         if isinstance(given, str) and (given or may_be_empty):
             return given
         raise ValueError
 
-    return Kind(metavar, "text" if may_be_empty else "text that is not empty", read)
+    return ValueType(metavar, "text" if may_be_empty else "text that is not empty", read)

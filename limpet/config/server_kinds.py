@@ -18,7 +18,7 @@ GROUP: Final = "limpet.servers"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ServerKind:
     """What one server can do."""
 
     module: str  # of the adapter; `module:function` for a server that is not limpet's own
@@ -33,17 +33,19 @@ class Kind:
     extra: str | None = None  # the extra of limpet that installs it
 
 
-KINDS: Final[Mapping[str, Kind]] = {
-    "uvicorn": Kind(
+KINDS: Final[Mapping[str, ServerKind]] = {
+    "uvicorn": ServerKind(
         "limpet.servers.uvicorn.server", "asgi", moves=True, hears="always", websocket=True, runs_hooks=True
     ),
-    "hypercorn": Kind(
+    "hypercorn": ServerKind(
         "limpet.servers.hypercorn.server", "asgi", hears="always", websocket=True, runs_hooks=True, extra="hypercorn"
     ),
-    "granian": Kind("limpet.servers.granian", "asgi", "accepted", websocket=True, runs_hooks=True, extra="granian"),
-    "gunicorn": Kind("limpet.servers.gunicorn.server", "wsgi", hears="always", extra="gunicorn"),
-    "waitress": Kind("limpet.servers.waitress", "wsgi", hears="always", extra="waitress"),
-    "aiohttp": Kind(
+    "granian": ServerKind(
+        "limpet.servers.granian", "asgi", "accepted", websocket=True, runs_hooks=True, extra="granian"
+    ),
+    "gunicorn": ServerKind("limpet.servers.gunicorn.server", "wsgi", hears="always", extra="gunicorn"),
+    "waitress": ServerKind("limpet.servers.waitress", "wsgi", hears="always", extra="waitress"),
+    "aiohttp": ServerKind(
         "limpet.servers.aiohttp",
         "an `aiohttp.web.Application`",
         hears="asyncio",
@@ -51,7 +53,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         runs_hooks=True,
         extra="aiohttp",
     ),
-    "tornado": Kind(
+    "tornado": ServerKind(
         "limpet.servers.tornado",
         "a `tornado.web.Application`",
         hears="always",
@@ -59,29 +61,33 @@ KINDS: Final[Mapping[str, Kind]] = {
         runs_hooks=True,
         extra="tornado",
     ),
-    "sanic": Kind(
+    "sanic": ServerKind(
         "limpet.servers.sanic", "a `sanic.Sanic`", hears="asyncio", websocket=True, runs_hooks=True, extra="sanic"
     ),
-    "daphne": Kind("limpet.servers.daphne", "asgi", hears="always", websocket=True, runs_hooks=True, extra="daphne"),
-    "twisted": Kind(
+    "daphne": ServerKind(
+        "limpet.servers.daphne", "asgi", hears="always", websocket=True, runs_hooks=True, extra="daphne"
+    ),
+    "twisted": ServerKind(
         "limpet.servers.twisted.server",
         "a resource, site or protocol factory of Twisted",
         hears="always",
         extra="twisted",
     ),
-    "stream": Kind(
+    "stream": ServerKind(
         "limpet.servers.stream",
         "an `async def handle(reader, writer)` or a factory of asyncio protocols",
         hears="asyncio",
         runs_hooks=True,
         http=False,
     ),
-    "trio": Kind("limpet.servers.trio.server", "an `async def handle(stream)`, on trio", http=False, extra="trio"),
-    "anyio": Kind("limpet.servers.anyio", "an `async def handle(stream)`, on anyio", http=False, extra="anyio"),
-    "socketserver": Kind(
+    "trio": ServerKind(
+        "limpet.servers.trio.server", "an `async def handle(stream)`, on trio", http=False, extra="trio"
+    ),
+    "anyio": ServerKind("limpet.servers.anyio", "an `async def handle(stream)`, on anyio", http=False, extra="anyio"),
+    "socketserver": ServerKind(
         "limpet.servers.socketserver", "a handler class, as for `socketserver` or `http.server`", hears="always"
     ),
-    "script": Kind(
+    "script": ServerKind(
         "limpet.servers.script", "a function that serves on `limpet.listener()`", hears="always", closes=False
     ),
 }
@@ -95,7 +101,7 @@ FOREIGN: Final = "whatever its adapter serves"
 
 
 @cache
-def kind(name: str) -> Kind:
+def kind(name: str) -> ServerKind:
     """Return what the server *name* can do: one of limpet's, `module:function`, or an installed entry point.
 
     Imports no user code. Raises SettingsError.
@@ -104,12 +110,12 @@ def kind(name: str) -> Kind:
         return KINDS[name]
     module, colon, function = name.partition(":")
     if colon and function.isidentifier() and all(part.isidentifier() for part in module.split(".")):
-        return Kind(name, FOREIGN, closes=False)
+        return ServerKind(name, FOREIGN, closes=False)
     from importlib.metadata import entry_points  # only here: it takes longer to import than everything else
 
     offered = {point.name: point.value for point in entry_points(group=GROUP)}
     if name in offered:
-        return Kind(offered[name], FOREIGN, closes=False)
+        return ServerKind(offered[name], FOREIGN, closes=False)
     known = ", ".join(f"`{each}`" for each in [*KINDS, *offered])
     raise SettingsError(
         f"unknown server `{name}`", hint=f"the servers are {known}; `module:function` is an adapter of your own"

@@ -172,7 +172,7 @@ def flags(each: Setting, value: str | bool) -> dict[str, Any]:
     return {
         "app": "chat:app",
         "by": () if each.name == "for_" else "affinity",
-        each.name: (value,) if each.kind.is_list else value,
+        each.name: (value,) if each.type.is_list else value,
     }
 
 

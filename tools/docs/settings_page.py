@@ -66,7 +66,7 @@ def reference() -> str:
             f"`{each.variable}`",
             f"`{each.key}`" if each.in_file else "",
             each.default,
-            f"{each.meaning}; {each.kind.allowed}" if each.kind.is_narrow else each.meaning,
+            f"{each.meaning}; {each.type.allowed}" if each.type.is_narrow else each.meaning,
         )
         for each in SETTINGS
     ]
