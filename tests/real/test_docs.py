@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -308,10 +309,18 @@ def test_cookie_is_set_as_shown() -> None:
 
 
 def test_quickstart_answers_what_it_shows(tmp_path: Path) -> None:
-    """The first application of a new user remembers her."""
+    """The first application of a new user remembers her, and she stays in her slot when its worker is killed."""
     (tmp_path / "visits.py").write_text(only("docs/quickstart.md", "visits = Counter()"))
     shown = [block for block in BLOCKS if (block.page, block.language) == ("docs/quickstart.md", "console")]
-    expected = re.sub(r"pid \d+", "pid PID", "".join(re.findall(r"^ada: .*\n", shown[0].text, re.MULTILINE)))
+    expected = "".join(re.findall(r"^ada: .*\n", "".join(block.text for block in shown), re.MULTILINE))
     with Limpet("visits:app", "--workers", "4", "--by", "header:x-user", cwd=tmp_path) as server:
-        said = "".join(server.request(x_user="ada").body.decode() for _ in range(2))
-    assert re.sub(r"pid \d+", "pid PID", said) == expected
+        said = [server.request(x_user="ada").body.decode() for _ in range(2)]
+        killed = int(said[0].rpartition(" ")[2])
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: f"(pid {killed}) was killed" in server.log, "the death is noticed")
+        said += (
+            server.request(x_user="ada").body.decode(),
+            limpet_command("where", "ada", "--control", server.control).stdout,
+        )
+    assert said[0] != said[2]
+    assert shape("".join(said)) == shape(expected)
