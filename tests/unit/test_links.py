@@ -18,10 +18,11 @@ LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
 def anchors(path: Path) -> set[str]:
-    """Return what may stand behind `#` in a link to the document *path*, as its headings are shown."""
-    headings = re.findall(r"^#+ (.*)$", CODE.sub("", path.read_text()), re.MULTILINE)
+    """Return what may stand behind `#` in a link to the document *path*, as its headings and marks say."""
+    text = CODE.sub("", path.read_text())
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     bare = [re.sub(r"\]\([^)]*\)|[^\w\- ]", "", heading.lower()) for heading in headings]
-    return {heading.strip().replace(" ", "-") for heading in bare}
+    return {heading.strip().replace(" ", "-") for heading in bare} | set(re.findall(r'<a id="([\w-]+)"></a>', text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,14 @@ def test_documentation_is_what_the_code_says() -> None:
     assert (docs / "exit-codes.md").read_text() == settings_page.exit_codes()
     undocumented = [each.flag for each in SETTINGS if f"`{each.flag}`" not in settings_page.reference()]
     assert not undocumented + [code for code in EXIT_CODES if f"\n| {code} |" not in settings_page.exit_codes()]
+
+
+def test_every_setting_has_an_anchor_in_a_table_with_a_title() -> None:
+    """A link to one setting, as from an error or a forum, has to lead to its row."""
+    page = settings_page.reference()
+    assert re.findall(r'^\| <a id="([\w-]+)"></a>`', page, re.MULTILINE) == [each.key for each in settings.SETTINGS]
+    assert settings_page.GROUPS.keys() <= {each.key for each in settings.SETTINGS}
+    assert page.count("\n| Flag |") == len(settings_page.GROUPS)
 
 
 def test_limits_in_the_docs_are_those_of_the_code() -> None:

@@ -15,40 +15,67 @@ from limpet.errors import EXIT_CODES
 PREFACE = """\
 # Settings
 
-The command line is asked first, then the variable, then the file that `--config` names, then the preset that `--for`
-names ([presets](presets.md)), and last the default.
+This page is a reference: it lists every setting with its flag, its variable, its key in a TOML file, and its default.
+`limpet check APP` shows problems with your settings without starting a server.
 
-A list is written with commas; a flag may also be repeated, and a TOML file may have an array. A switch is
-`--access-log` or `--no-access-log` on the command line, `true` or `false` elsewhere. In the file all keys
-stand at the top, in no table; an underscore in a key is as good as a dash; an unknown key is an error. Paths
-are relative to the directory in which `limpet` was started. An empty variable counts as not set.
-`WEB_CONCURRENCY` comes after the file: it is a default that the platform chose.
+## Where settings come from
+
+Limpet takes each setting from the first of these places that has it:
+
+1. the command line,
+2. the environment variable,
+3. the TOML file that `--config` names,
+4. the preset that `--for` names ([presets](presets.md)),
+5. the default.
+
+`WEB_CONCURRENCY` applies only if nothing else sets `workers`.
 
     bind = ["127.0.0.1:8000", "unix:/run/chat.sock"]
     by = "cookie:user,ip"
     workers = 4
 
-A bind may have an application of its own on the same workers, and a key chain of its own: `127.0.0.1:8001=admin:app`,
-`127.0.0.1:8001=admin:app?by=ip`, `127.0.0.1:8001?by=ip` (in a list `%2C` is a comma of the chain). uvicorn alone serves
-several.
-
-In Python a keyword is a key of the file, with underscores: `limpet.listen("chat:app", 8000, head_timeout=5)`.
+- **Lists** are written with commas. You can also repeat a flag, and use an array in a TOML file.
+- **Switches** are `--access-log` or `--no-access-log` on the command line, and `true` or `false` elsewhere.
+- **The TOML file** has all keys at the top, in no table. `-` and `_` in a key mean the same. An unknown key is an error.
+- **Paths** are relative to the directory in which `limpet` was started.
+- **An empty variable** counts as not set.
+- **In Python** a keyword is a key of the file, with underscores: `limpet.listen("chat:app", 8000, head_timeout=5)`.
 """
+
+GROUPS = {  # first setting: title of its table, and what has to be said before it
+    "app": ("The application", ""),
+    "bind": (
+        "Addresses and workers",
+        "A bind may have its own application on the same workers, and its own key chain:\n"
+        "`127.0.0.1:8001=admin:app`, `127.0.0.1:8001=admin:app?by=ip`, `127.0.0.1:8001?by=ip`. In a list, write a\n"
+        "comma of the chain as `%2C`. Only uvicorn can serve several applications.\n",
+    ),
+    "by": ("Keys and sessions", ""),
+    "server": ("The server in a worker", ""),
+    "tls-cert": ("TLS, and the path under a proxy", ""),
+    "backend": ("How connections get to workers", ""),
+    "user": ("Identity and secrets", ""),
+    "control": ("Control and admin", ""),
+    "backlog": ("Bounds", ""),
+    "max-surge": ("The life of workers", ""),
+    "access-log": ("Logs and debugging", ""),
+}
 
 EXIT_CODES_PREFACE = """\
 # Exit codes
 
-What `limpet run` ends with, and every other command. A number keeps its meaning from one version to the next. stderr
-says in one line what was found and what is allowed, and a hint has something to paste.
+This page is a reference: it lists the exit codes of `limpet run` and of every other command. A number keeps its meaning
+from one version to the next. In addition, stderr says in one line what was found and what is allowed, and a hint has
+something to paste.
 
 """
 
 _AFTER_EXIT_CODES = """
-- `limpet run` ends with 0 after a stop, by a command or a signal. With 2 to 6 it has not served anybody.
-- `limpet reload`, `scale` and `stop` wait for the outcome. A reload ends with 4 when a new worker does not start: the
-  old ones go on serving. A command that the server refuses ends with 5.
-- A service manager may start again after 1 and 3, and need not after 2 ([systemd](systemd.md)).
-- A command that a signal killed has 128 and the signal's number, as shells have it.
+- `limpet run` ends with 0 after a stop by a command or a signal. If it ends with 2 to 6, it has not served any client.
+- `limpet reload`, `scale` and `stop` wait for the outcome. A reload ends with 4 if a new worker does not start; the old
+  workers go on serving. A command that the server refuses ends with 5.
+- A service manager may start limpet again after 1 and 3. It need not do so after 2 ([systemd](systemd.md)).
+- If a signal kills a command, its exit code is 128 plus the number of the signal, as in shells.
 """
 
 
@@ -59,24 +86,22 @@ def exit_codes() -> str:
 
 
 def reference() -> str:
-    """Return docs/settings.md."""
-    settings = [
-        (
-            f"`{each.flag}`",
-            f"`{each.variable}`",
-            f"`{each.key}`" if each.in_file else "",
-            each.default,
-            f"{each.meaning}; {each.type.allowed}" if each.type.is_narrow else each.meaning,
-        )
-        for each in SETTINGS
-    ]
-    return "\n".join(
-        [
-            PREFACE,
-            *_table(("Flag", "Variable", "TOML key", "Default", "Meaning"), settings),
-            "",
-        ]
-    )
+    """Return docs/settings.md: a table for each group, and in it an anchor for each setting."""
+    lines = [PREFACE]
+    rows: list[tuple[str, ...]] = []
+    for each in [*SETTINGS, None]:
+        if rows and (each is None or each.key in GROUPS):
+            lines += [*_table(("Flag", "Variable", "TOML key", "Default", "Meaning"), rows), ""]
+            rows = []
+        if each is None:
+            break
+        if each.key in GROUPS:
+            title, before = GROUPS[each.key]
+            lines += [f"## {title}", "", *([before] if before else [])]
+        meaning = f"{each.meaning}; {each.type.allowed}" if each.type.is_narrow else each.meaning
+        flag = f'<a id="{each.key}"></a>`{each.flag}`'
+        rows.append((flag, f"`{each.variable}`", f"`{each.key}`" if each.in_file else "", each.default, meaning))
+    return "\n".join(lines)
 
 
 def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
