@@ -36,7 +36,8 @@ Limpet takes each setting from the first of these places that has it:
 
 - **Lists** are written with commas. You can also repeat a flag, and use an array in a TOML file.
 - **Switches** are `--access-log` or `--no-access-log` on the command line, and `true` or `false` elsewhere.
-- **The TOML file** has all keys at the top, in no table. `-` and `_` in a key mean the same. An unknown key is an error.
+- **The TOML file** has all keys at the top, in no table. `-` and `_` in a key mean the same. An unknown key is an
+  error.
 - **Paths** are relative to the directory in which `limpet` was started.
 - **An empty variable** counts as not set.
 - **In Python** a keyword is a key of the file, with underscores: `limpet.listen("chat:app", 8000, head_timeout=5)`.
