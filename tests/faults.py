@@ -26,9 +26,9 @@ class Loses(Enum):
     """What a fault may cost, in words."""
 
     NOTHING = "nothing"
-    OF_THE_WORKER = "what that worker had: its connections, requests on them that are not answered, websockets"
+    OF_THE_WORKER = "all connections of that worker: requests on them without an answer, websockets"
     REFUSED = "nothing for 5 s; then some new connections get 503 and `Retry-After` (`no_descriptor`)"
-    HEADS = "connections whose request head was still under way, or waited in the dispatcher since a channel was full"
+    HEADS = "connections whose request head was incomplete, or that waited in the dispatcher because a channel was full"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     for row in (
         Fault(
             "SIGKILL of a worker",
-            "its connections end; who comes meanwhile waits for the slot's next worker",
+            "its connections end; new connections wait for the slot's next worker",
             loses=Loses.OF_THE_WORKER,
         ),
         Fault(
@@ -57,45 +57,45 @@ FAULTS: Final[Mapping[str, Fault]] = {
         ),
         Fault(
             "a worker stopped for longer",
-            "its clients wait; then as after SIGKILL",
+            "its clients wait; then the same as after SIGKILL",
             loses=Loses.OF_THE_WORKER,
         ),
         Fault(
             "SIGTERM to a worker",
-            "websockets are told 1012; a response under way says `Connection: close`",
+            "websockets are closed with 1012; responses that have not begun say `Connection: close`",
             says_goodbye=True,
         ),
         Fault(
             "SIGKILL of a dispatcher",
-            "who connects waits for the next dispatcher; connections that have a worker notice nothing",
+            "new connections wait for the next dispatcher; connections that have a worker are not affected",
             loses=Loses.HEADS,
             backends=("dispatcher",),
         ),
         Fault(
             "reload",
-            "websockets are told 1012; a response under way says `Connection: close`",
+            "websockets are closed with 1012; responses that have not begun say `Connection: close`",
             says_goodbye=True,
             again_s=20.0,
         ),
         Fault(
             "scaling",
-            "as in a reload, in slots that are left out; clients whose home changes find another worker",
+            "as in a reload, in slots that are removed; clients whose slot changes reach another worker",
             says_goodbye=True,
             again_s=20.0,
         ),
-        Fault("drain and undrain of a slot", "nothing; new clients go elsewhere", backends=("dispatcher",)),
+        Fault("drain and undrain of a slot", "nothing; new clients go to other slots", backends=("dispatcher",)),
         Fault("upgrade (SIGUSR2)", "nothing", again_s=20.0),
-        Fault("full disk for the log file", "nothing; the lines go to stderr"),
-        Fault("no free descriptors in a worker", "who connects to it, or is moved there, waits until there are some"),
+        Fault("full disk for the log file", "nothing; log lines go to stderr"),
+        Fault("no free descriptors in a worker", "connections that arrive or move there wait until there are some"),
         Fault(
             "no free descriptors in a dispatcher",
-            "who connects waits until there are some",
+            "new connections wait until there are some",
             loses=Loses.REFUSED,
             backends=("dispatcher",),
         ),
         Fault(
             "no free descriptors in the supervisor",
-            "nothing; processes that die meanwhile are replaced, and commands answered, when there are some",
+            "nothing; limpet replaces dead processes and answers commands when there are some",
         ),
     )
 }
