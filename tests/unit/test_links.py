@@ -38,3 +38,27 @@ def test_every_document_is_in_the_navigation_of_the_site() -> None:
     """What is not in it is found by nobody who reads the site."""
     listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     assert not {path.name for path in (ROOT / "docs").glob("*.md")} - listed
+
+
+def test_page_says_what_kind_it_is() -> None:
+    """A reader who looks for a recipe and meets an explanation leaves; the first words say which of the four it is."""
+    beginnings = {
+        "Tutorials": "In this tutorial",
+        "How-to guides": "This guide shows",
+        "Reference": "This page is a reference",
+        "Explanation": "This page explains",
+    }
+    made = {"presets", "api", "metrics", "bounds", "hostile-inputs", "benchmarks", "scaling"}  # by tools, with figures
+    elsewhere = {"security": "SECURITY.md", "architecture": "ARCHITECTURE.md"}
+    examples = {"chat": "chat", "chat-redis": "chat_redis", "mcp": "mcp"}
+    seen = set()
+    for kind, entries in re.findall(
+        r"^  - ([\w -]+):\n((?:      .*\n)+)", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE
+    ):
+        for folder, name in re.findall(r": (examples/)?([\w-]+)\.md$", entries, re.MULTILINE):
+            if kind in beginnings and name not in made:
+                path = f"examples/{examples[name]}/README.md" if folder else elsewhere.get(name, f"docs/{name}.md")
+                first = (ROOT / path).read_text().split("\n\n")[1]
+                assert first.startswith(beginnings[kind]), path
+                seen.add(kind)
+    assert seen == set(beginnings)
