@@ -15,8 +15,11 @@ learned it. An entry is two cells:
 2. To replace an entry: digest 0, then the second cell, then the digest. A reader, who copies the row, may see the old
    digest with the new cell, which is harmless (the slot is the place), or a new one with an old cell, which the check
    tells. A process that dies between the stores has lost an id that no client has heard of yet.
-3. Several slots may have the same id: the one seen last counts. One that forgets an id of another leaves a mark.
-4. Full is not an error: the entry seen longest ago makes room, and is counted.
+3. Several slots may have the same id: the one seen last counts. A slot that forgets an id frees its own entry. Only
+   where another slot has the id, too, it leaves a mark in its place, so that the older entry does not count again.
+4. Full is not an error. An entry that changes nothing any more makes room first: one that has expired, one of an id
+   that another slot has seen since, a mark without an older entry to cover. Then the entry seen longest ago makes
+   room for a new id, and is counted. It never makes room for a mark: then the id stays known.
 5. Memory is touched only where ids are: 4 KiB for each row and 16 slots, 4 MiB at most for up to 16 slots.
 """
 
@@ -46,7 +49,8 @@ _GENERATION_MASK: Final = (1 << _GENERATION_BITS) - 1
 _FORGOTTEN: Final = 1 << (_SEEN_BITS + _GENERATION_BITS)
 _CHECK_SHIFT: Final = _SEEN_BITS + _GENERATION_BITS + 1
 _LOOKS: Final = 3  # at a row in which an entry is just being written
-_TOUCHES: Final = 16  # in the time after which an unused id is forgotten
+_TOUCH_MS: Final = 1000  # between two notes that an id is in use: as exact as "seen longest ago" is
+_TOUCHES: Final = 16  # at least, in the time after which an unused id is forgotten
 
 
 class Entry(NamedTuple):
@@ -56,6 +60,7 @@ class Entry(NamedTuple):
     generation: int  # of the worker, modulo 2^14
     seen_ms: int
     is_forgotten: bool
+    place: int  # of its first cell
 
     def is_by(self, generation: int) -> bool:
         """Return whether the worker of that *generation* learned it."""
@@ -79,6 +84,7 @@ class Learned:
     def __init__(self, cells: memoryview[int], idle_s: float) -> None:
         self.cells = cells
         self._idle_ms = int(idle_s * 1000)
+        self._touch_ms = min(_TOUCH_MS, self._idle_ms // _TOUCHES)
 
     @property
     def is_empty(self) -> bool:
@@ -91,78 +97,142 @@ class Learned:
 
     def find(self, digest: int, slots: int, now: float) -> Entry | None:
         """Return where the id with this *digest* was learned last, None if it is unknown. Looks at *slots* slots."""
-        digest = digest or 1
-        begin, needle = self._row(digest), _NEEDLE.pack(digest)
-        for _ in range(_LOOKS):
-            row = self.cells[begin : begin + slots * _OF_SLOT].tobytes()
-            if needle not in row:
-                return None
-            entries = list(_entries(row, needle, digest))
-            if None not in entries:
-                break
-        oldest_ms = int(now * 1000) - self._idle_ms
-        found = [entry for entry in entries if entry is not None and entry.seen_ms >= oldest_ms]
+        found = self._fresh(digest or 1, slots, int(now * 1000))
         newest = max(found, key=attrgetter("seen_ms"), default=None)
         return None if newest is None or newest.is_forgotten else newest
 
-    def learn(self, digest: int, slot: int, generation: int, now: float, *, forget: bool = False) -> Outcome:
-        """Note that the id with this *digest* belongs to *slot*; with *forget*, to nobody.
+    def learn(self, digest: int, slot: int, generation: int, now: float) -> Outcome:
+        """Note that the id with this *digest* belongs to *slot*.
 
         Only the worker of *slot* may call it, one thread at a time.
         """
-        digest, seen_ms = digest or 1, int(now * 1000) & _SEEN_MASK
-        info = (digest >> 55) << _CHECK_SHIFT | (generation & _GENERATION_MASK) << _SEEN_BITS | seen_ms
-        info |= _FORGOTTEN if forget else 0
-        begin = self._row(digest) + slot * _OF_SLOT
-        ways = range(begin, begin + _OF_SLOT, 2)
-        start = generation % 2 * (WAYS // 2)
-        places = [*ways[start:], *ways[:start]]
+        digest, now_ms = digest or 1, int(now * 1000)
+        info = _info(digest, generation, now_ms)
+        places = self._places(digest, slot, generation)
         for place in places:
             if self.cells[place] == digest:
                 self.cells[place + 1] = info
                 return Outcome.KNOWN
-        free = next((place for place in places if not self.cells[place]), None)
-        if free is not None:
-            self.cells[1 + slot] += 1
-            place, has_room = free, True
-        else:
-            place = min(places, key=lambda place: self.cells[place + 1] & _SEEN_MASK)
-            has_room = seen_ms - (self.cells[place + 1] & _SEEN_MASK) > self._idle_ms
-        self.cells[place] = 0
-        self.cells[place + 1] = info
-        self.cells[place] = digest
-        self.cells[0] = 1
+        place, has_room = self._room(places, slot, now_ms)
+        self._put(place, slot, digest, info)
         return Outcome.NEW if has_room else Outcome.EVICTED
 
     def forget(self, digest: int, slot: int, generation: int, slots: int, now: float) -> bool:
         """Make the id unknown again; return whether it was known. Only the worker of *slot* may call it."""
+        digest, now_ms = digest or 1, int(now * 1000)
         entry = self.find(digest, slots, now)
-        if entry is not None:
-            self.learn(digest, slot, generation, now, forget=True)
-        return entry is not None
+        if entry is None:
+            return False
+        places = self._places(digest, slot, generation)
+        mine = [place for place in places if self.cells[place] == digest]
+        entries = self._fresh(digest, max(slots, self._reach()), now_ms)
+        if all(other.is_forgotten or other.slot == slot for other in entries):
+            for place in mine:
+                self.cells[place] = 0
+                self.cells[1 + slot] = max(0, self.cells[1 + slot] - 1)  # two writers in a drain may have miscounted
+            return True
+        mark = _info(digest, generation, max(now_ms, entry.seen_ms + 1)) | _FORGOTTEN
+        for place in mine:
+            self.cells[place + 1] = mark
+        if not mine:
+            place, has_room = self._room(places, slot, now_ms)
+            if has_room:
+                self._put(place, slot, digest, mark)
+        return True
 
     def is_due(self, entry: Entry, now: float) -> bool:
         """Return whether *entry*, whose id was used, should be noted again."""
-        return int(now * 1000) - entry.seen_ms > self._idle_ms / _TOUCHES
+        return int(now * 1000) - entry.seen_ms >= self._touch_ms
 
     def touch(self, digest: int, entry: Entry, now: float) -> None:
-        """Note that the id of *entry* is in use. Only the worker of its slot may call it."""
-        self.learn(digest, entry.slot, entry.generation, now)
+        """Note that the id of *entry* is in use, if the entry is as it was found: it may have been forgotten since.
+
+        Only the worker of its slot may call it, one thread at a time.
+        """
+        digest, place = digest or 1, entry.place
+        as_found = _info(digest, entry.generation, entry.seen_ms)
+        if self.cells[place] == digest and self.cells[place + 1] == as_found:
+            self.cells[place + 1] = _info(digest, entry.generation, int(now * 1000))
+
+    def _fresh(self, digest: int, slots: int, now_ms: int) -> list[Entry]:
+        """Return the entries and marks of *digest* in the first *slots* slots that have not expired."""
+        begin, needle = self._row(digest), _NEEDLE.pack(digest)
+        for _ in range(_LOOKS):
+            row = self.cells[begin : begin + slots * _OF_SLOT].tobytes()
+            if needle not in row:
+                return []
+            entries = list(_entries(row, needle, digest, begin))
+            if None not in entries:
+                break
+        oldest_ms = now_ms - self._idle_ms
+        return [entry for entry in entries if entry is not None and entry.seen_ms >= oldest_ms]
+
+    def _room(self, places: list[int], slot: int, now_ms: int) -> tuple[int, bool]:
+        """Return which of *places*, all of *slot*, to use for another id, and whether no id is lost by that."""
+        for place in places:
+            if not self.cells[place]:
+                return place, True
+        oldest = min(places, key=self._seen_ms)
+        if now_ms - self._seen_ms(oldest) > self._idle_ms:
+            return oldest, True
+        reach = self._reach()
+        for place in places:
+            if self._is_useless(place, slot, reach, now_ms):
+                return place, True
+        return oldest, False
+
+    def _is_useless(self, place: int, slot: int, reach: int, now_ms: int) -> bool:
+        """Return whether what *slot* has at *place* changes no answer."""
+        seen_ms = self._seen_ms(place)
+        others = [entry for entry in self._fresh(self.cells[place], reach, now_ms) if entry.slot != slot]
+        if self.cells[place + 1] & _FORGOTTEN:
+            return all(other.is_forgotten or other.seen_ms > seen_ms for other in others)
+        return any(other.seen_ms > seen_ms for other in others)
+
+    def _put(self, place: int, slot: int, digest: int, info: int) -> None:
+        if not self.cells[place]:
+            self.cells[1 + slot] += 1
+        self.cells[place] = 0
+        self.cells[place + 1] = info
+        self.cells[place] = digest
+        self.cells[0] = 1
+
+    def _seen_ms(self, place: int) -> int:
+        return self.cells[place + 1] & _SEEN_MASK
+
+    def _reach(self) -> int:
+        """Return how many slots have to be looked at to see all entries: those of slots that are gone may come back."""
+        return max((slot + 1 for slot in range(MAX_SLOTS) if self.cells[1 + slot]), default=0)
+
+    def _places(self, digest: int, slot: int, generation: int) -> list[int]:
+        """Return where *slot* may have *digest*, in the order in which the worker of that *generation* looks."""
+        begin = self._row(digest) + slot * _OF_SLOT
+        ways = range(begin, begin + _OF_SLOT, 2)
+        start = generation % 2 * (WAYS // 2)
+        return [*ways[start:], *ways[:start]]
 
     def _row(self, digest: int) -> int:
         return _HEADER + (digest >> 20) % ROWS * _OF_ROW  # bits that the bucket does not use
 
 
-def _entries(row: bytes, needle: bytes, digest: int) -> Iterator[Entry | None]:
-    """Yield the entries of *digest*, None for one that is just being written."""
+def _info(digest: int, generation: int, seen_ms: int) -> int:
+    """Return the second cell of an entry."""
+    by = (digest >> 55) << _CHECK_SHIFT | (generation & _GENERATION_MASK) << _SEEN_BITS
+    return by | seen_ms & _SEEN_MASK
+
+
+def _entries(row: bytes, needle: bytes, digest: int, begin: int) -> Iterator[Entry | None]:
+    """Yield the entries of *digest* in the *row* that begins in cell *begin*, None for one that is being written."""
     at = row.find(needle)
     while at >= 0:
         if at % (2 * _CELL_BYTES) == 0:
             [info] = _NEEDLE.unpack_from(row, at + _CELL_BYTES)
-            slot = at // (_OF_SLOT * _CELL_BYTES)
-            yield _entry(slot, info) if info >> _CHECK_SHIFT == digest >> 55 else None
+            place = begin + at // _CELL_BYTES
+            is_whole = info >> _CHECK_SHIFT == digest >> 55
+            yield _entry(at // (_OF_SLOT * _CELL_BYTES), info, place) if is_whole else None
         at = row.find(needle, at + 1)
 
 
-def _entry(slot: int, info: int) -> Entry:
-    return Entry(slot, info >> _SEEN_BITS & _GENERATION_MASK, info & _SEEN_MASK, bool(info & _FORGOTTEN))
+def _entry(slot: int, info: int, place: int) -> Entry:
+    generation = info >> _SEEN_BITS & _GENERATION_MASK
+    return Entry(slot, generation, info & _SEEN_MASK, bool(info & _FORGOTTEN), place)

@@ -134,6 +134,8 @@ class InSessionWsgi:
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             as_bytes = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
             self._sessions.learned_from(as_bytes, request)
+            code = status[:3]
+            self._sessions.ended_by(request, int(code) if code.isdecimal() else 0)
             if cookie is not None and self._sessions.may_set(as_bytes):
                 headers = [*headers, ("Set-Cookie", cookie)]
             return start_response(status, headers, *rest)

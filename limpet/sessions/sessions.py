@@ -79,8 +79,8 @@ class Sessions:
 
     @property
     def learns(self) -> bool:
-        """Whether responses are looked at for ids."""
-        return bool(self._sources or self._keys)
+        """Whether responses are looked at for ids, those that end included."""
+        return self._watches or bool(self._keys)
 
     def refusal(self, request: Request) -> int:
         """Return the status with which to refuse *request*, 0 to serve it. Notes that its learned id is in use."""

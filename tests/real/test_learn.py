@@ -143,6 +143,17 @@ def test_forgotten_id_is_hashed_again(server: Limpet) -> None:
         assert not server.where(f"query:sid={made}")[0]["learned"]
 
 
+def test_delete_of_an_mcp_session_forgets_its_id(server: Limpet) -> None:
+    """An id that has ended needs no room, whichever interface and server the application has."""
+    before = sum(slot["learned"] for slot in server.status()["slots"])
+    for _ in range(8):
+        made = server.request("/new?header").json()["id"]
+        assert server.where(made)[0]["learned"]
+        assert server.request("/use", "DELETE", mcp_session_id=made).status == 200
+        assert not server.where(made)[0]["learned"]
+    assert sum(slot["learned"] for slot in server.status()["slots"]) == before
+
+
 def test_lost_session_is_served_at_home_or_refused() -> None:
     """A client whose session died with its worker either meets the successor, or hears that it has to start anew."""
     with serve("--on-lost", "refuse") as server:

@@ -59,7 +59,7 @@ def test_line_is_the_one_of_the_docs(written: list[str]) -> None:
     [
         (HASHED, "hash", f"{DIGEST:x}"),
         (HASHED._replace(is_cookie=True), "cookie", f"{DIGEST:x}"),
-        (HASHED._replace(learned=Learned(1, 2, 3, False)), "learned", f"{DIGEST:x}"),
+        (HASHED._replace(learned=Learned(1, 2, 3, False, 4)), "learned", f"{DIGEST:x}"),
         (DIGEST, "returned", f"{DIGEST:x}"),
         (0, "returned", ""),
         (None, "placed", ""),

@@ -37,34 +37,67 @@ class LearnedHistory(RuleBasedStateMachine):
     @rule(digest=st.sampled_from(DIGESTS), slot=st.integers(0, 3), generation=st.integers(1, 5))
     def learn(self, digest: int, slot: int, generation: int) -> None:
         """A worker makes an id, or makes it again."""
-        self._note(digest, slot, generation, forget=False)
+        self.now += 0.01  # so that there is one that was seen longest ago
+        is_known, is_needed = digest in self.seen[slot], self._all_are_needed(slot)
+        outcome = self.table.learn(digest, slot, generation, self.now)
+        assert outcome is (Outcome.KNOWN if is_known else Outcome.EVICTED if is_needed else Outcome.NEW)
+        self._see_who_made_room(slot, may_be_needed=outcome is Outcome.EVICTED)
+        self.seen[slot][digest] = (self.now, False)
 
     @rule(digest=st.sampled_from(DIGESTS), slot=st.integers(0, 3))
     def forget(self, digest: int, slot: int) -> None:
         """A worker says that an id is no more, whoever made it."""
-        if self.expected(digest) is None:
-            assert not self.table.forget(digest, slot, 1, 4, self.now)
-        else:
-            self._note(digest, slot, 1, forget=True)
+        self.now += 0.01
+        is_known, mine, is_needed = self.expected(digest) is not None, self.seen[slot], self._all_are_needed(slot)
+        is_elsewhere = any(not is_forgotten for _, is_forgotten in self._others(digest, slot))
+        assert self.table.forget(digest, slot, 1, 4, self.now) is is_known
+        if is_known and not is_elsewhere:
+            del mine[digest]
+        elif is_known and (digest in mine or not is_needed):
+            self._see_who_made_room(slot, may_be_needed=False)
+            mine[digest] = (self.now, True)
+
+    @rule(digest=st.sampled_from(DIGESTS))
+    def use(self, digest: int) -> None:
+        """A request with the id comes to the worker that made it."""
+        self.now += 0.01
+        entry = self.table.find(digest, 4, self.now)
+        if entry is not None:
+            self.table.touch(digest, entry, self.now)
+            self.seen[entry.slot][digest] = (self.now, False)
 
     @rule(seconds=st.sampled_from([0.5, 30.0, IDLE_S + 1]))
     def wait(self, seconds: float) -> None:
         """Time passes; ids that nobody uses are forgotten."""
         self.now += seconds
 
-    def _note(self, digest: int, slot: int, generation: int, *, forget: bool) -> None:
-        self.now += 0.01  # so that there is one that was seen longest ago
+    def _others(self, digest: int, slot: int) -> list[tuple[float, bool]]:
+        known = [seen[digest] for other, seen in enumerate(self.seen) if other != slot and digest in seen]
+        return [each for each in known if self.now - each[0] <= IDLE_S]
+
+    def _is_needed(self, digest: int, slot: int) -> bool:
+        """Whether any answer, now or later, depends on what *slot* has of the id."""
+        at, is_forgotten = self.seen[slot][digest]
+        if self.now - at > IDLE_S:
+            return False
+        others = self._others(digest, slot)
+        if is_forgotten:
+            return any(other < at and not has_mark for other, has_mark in others)
+        return all(other < at for other, _ in others)
+
+    def _all_are_needed(self, slot: int) -> bool:
         mine = self.seen[slot]
-        had_room = digest in mine or len(mine) < WAYS
-        oldest = min(mine, key=lambda known: mine[known], default=None)
-        outcome = self.table.learn(digest, slot, generation, self.now, forget=forget)
-        if had_room:
-            assert outcome is (Outcome.KNOWN if digest in mine else Outcome.NEW)
-        else:
-            assert oldest is not None
-            is_old = self.now - mine.pop(oldest)[0] > IDLE_S
-            assert outcome is (Outcome.NEW if is_old else Outcome.EVICTED)
-        mine[digest] = (self.now, forget)
+        return len(mine) == WAYS and all(self._is_needed(digest, slot) for digest in mine)
+
+    def _see_who_made_room(self, slot: int, *, may_be_needed: bool) -> None:
+        """Take from the model what *slot* has no more: nothing that is needed, or the one seen longest ago."""
+        mine = self.seen[slot]
+        begin = learned_ids._HEADER + ROW * learned_ids._OF_ROW + slot * learned_ids._OF_SLOT
+        gone = set(mine) - set(MEMORY[begin : begin + learned_ids._OF_SLOT : 2])
+        assert len(gone) <= 1
+        for digest in gone:
+            assert not self._is_needed(digest, slot) or (may_be_needed and digest == min(mine, key=mine.__getitem__))
+            del mine[digest]
 
     def expected(self, digest: int) -> int | None:
         """Return the slot to which the id belongs."""

@@ -109,6 +109,104 @@ def test_touch_keeps_who_made_it(table: Learned) -> None:
     assert table.find(5, SLOTS, 50.0) == entry._replace(seen_ms=50_000)
 
 
+def test_ended_sessions_leave_room_for_those_that_live(table: Learned) -> None:
+    """A thousand sessions that begin and end with DELETE must not push out the one that stays, nor be counted."""
+    stays, *others = in_one_row(1000)
+    table.learn(stays, 0, 1, now=0.0)
+    for at, digest in enumerate(others):
+        assert table.learn(digest, 0, 1, now=1 + at / 1000) is Outcome.NEW
+        assert table.forget(digest, 0, 1, SLOTS, now=1 + at / 1000)
+        assert table.size(0) == 1
+    assert slot_of(table, stays, 3.0) == 0
+
+
+def test_id_that_is_forgotten_where_it_was_made_last_does_not_go_back_to_an_older_place(table: Learned) -> None:
+    """To free the entry of the one that forgets would bring an entry of another slot back to life."""
+    table.learn(5, 3, 1, now=1.0)
+    table.learn(5, 0, 1, now=2.0)
+    assert table.forget(5, 0, 1, SLOTS, now=3.0)
+    assert slot_of(table, 5, 4.0) is None
+
+
+def test_forgotten_id_stays_unknown_when_a_slot_comes_back(table: Learned) -> None:
+    """With fewer workers nobody looks at the entries of the last ones, but there may be more workers again."""
+    table.learn(5, 3, 1, now=1.0)
+    table.learn(5, 0, 1, now=2.0)
+    assert table.forget(5, 0, 1, slots=2, now=3.0)
+    assert slot_of(table, 5, 4.0) is None
+
+
+def test_id_is_forgotten_in_the_millisecond_in_which_it_was_made(table: Learned) -> None:
+    """The clock is not fine enough to tell which of the two came first."""
+    table.learn(5, 0, 1, now=1.0)
+    assert table.forget(5, 3, 1, SLOTS, now=1.0)
+    assert slot_of(table, 5, 1.0) is None
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_note_that_an_id_is_in_use_does_not_bring_it_back(table: Learned, is_elsewhere: bool) -> None:
+    """Two threads may serve a request of the session and the DELETE that ends it at the same time."""
+    if is_elsewhere:
+        table.learn(5, 3, 1, now=0.5)
+    table.learn(5, 2, 1, now=1.0)
+    entry = table.find(5, SLOTS, 3.0)
+    assert entry is not None
+    table.forget(5, 2, 1, SLOTS, now=3.0)
+    table.touch(5, entry, 4.0)
+    assert slot_of(table, 5, 4.0) is None
+
+
+def test_mark_of_a_forgotten_id_pushes_out_no_id_that_lives(table: Learned) -> None:
+    """A lost id is a lost session; one that stays known goes to the worker that made it, which knows that it ended."""
+    mine, [theirs] = in_one_row(WAYS + 1)[:-1], in_one_row(WAYS + 1)[-1:]
+    for digest in mine:
+        table.learn(digest, 0, 1, now=1.0)
+    table.learn(theirs, 3, 1, now=1.0)
+    assert table.forget(theirs, 0, 1, SLOTS, now=2.0)
+    assert [slot_of(table, digest, 3.0) for digest in mine] == [0] * WAYS
+
+
+def test_marks_and_old_places_make_room_before_an_id_that_lives(table: Learned) -> None:
+    """Ids that wander between workers and end elsewhere than they began leave entries that answer nothing any more."""
+    *wandered, mine, new = in_one_row(WAYS + 1)
+    table.learn(mine, 0, 1, now=1.0)
+    for at, digest in enumerate(wandered):
+        table.learn(digest, 0, 1, now=2.0 + at)
+        table.learn(digest, 1 + at % 2, 1, now=20.0 + at)
+    assert table.learn(new, 0, 1, now=50.0) is Outcome.NEW
+    assert [slot_of(table, digest, 51.0) for digest in (mine, new)] == [0, 0]
+    assert [slot_of(table, digest, 51.0) for digest in wandered] == [1 + at % 2 for at in range(len(wandered))]
+
+
+def test_id_used_longest_ago_makes_room_whatever_the_time_of_a_day(table: Learned) -> None:
+    """With a day of `--learn-idle` the use of an id has to count after seconds, not after an hour and a half."""
+    table = Learned(table.cells, 86_400)
+    first, *others, new = in_one_row(WAYS + 1)
+    table.learn(first, 0, 1, now=0.0)
+    for at, digest in enumerate(others):
+        table.learn(digest, 0, 1, now=1.0 + at)
+    entry = table.find(first, SLOTS, 60.0)
+    assert entry is not None
+    if table.is_due(entry, 60.0):
+        table.touch(first, entry, 60.0)
+    assert table.learn(new, 0, 1, now=61.0) is Outcome.EVICTED
+    assert slot_of(table, first, 61.0) == 0
+    assert slot_of(table, others[0], 61.0) is None
+
+
+def test_note_that_an_id_is_in_use_is_one_store_and_not_for_each_request(table: Learned) -> None:
+    """It is paid while a request waits: once a second for an id, and with no search."""
+    digest = in_one_row(1)[0]
+    table = Learned(table.cells, 86_400)
+    table.learn(digest, 2, 1, now=1.0)
+    entry = table.find(digest, SLOTS, 2.0)
+    assert entry is not None
+    assert not table.is_due(entry, 1.9)
+    assert table.is_due(entry, 2.0)
+    Learned(_Stops(table.cells, 1), 86_400).touch(digest, entry, 2.0)  # type: ignore[arg-type]
+    assert table.find(digest, SLOTS, 2.0) == entry._replace(seen_ms=2000)
+
+
 def test_full_row_makes_room_and_says_so(table: Learned) -> None:
     """The table is bounded: the one seen longest ago goes, and the operator sees the count."""
     digests = in_one_row(WAYS + 1)

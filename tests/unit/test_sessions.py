@@ -7,6 +7,7 @@ import random
 import secrets
 import uuid
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from limpet.routing.key_chain import Key
 from limpet.routing.learned_ids import Learned
 from limpet.routing.router import Router
 from limpet.sessions import sessions
+from limpet.sessions.middleware import InSessionWsgi
 from limpet.sessions.sessions import Sessions
 
 SLOTS = 8
@@ -218,3 +220,30 @@ def test_learning_is_refused_where_no_request_is_read_for_an_id() -> None:
     settings = Settings(app="app:app", workers=SLOTS, by="ip", learn=("header:x",))
     with pytest.raises(SettingsError, match="does not look into requests"):
         conflicts.refuse(settings, build_router(settings, b"secret" * 4).chain)
+
+
+@pytest.mark.parametrize(("status", "is_known"), [("204 No Content", False), ("404 Not Found", True), ("odd", True)])
+def test_delete_of_an_mcp_session_over_wsgi_forgets_it(status: str, is_known: bool) -> None:
+    """What has ended must not stay in the table, whichever interface the application has."""
+    settings = Settings(app="app:app", workers=SLOTS, by="header:mcp-session-id", learn=("header:mcp-session-id",))
+    board = Scoreboard.create()
+    router = build_router(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
+    router.learned = Learned(board.learned(), 60)
+    here = Sessions(settings, WorkerInfo(3, 1, 1), router, board.worker(0))
+    here.learn(b"abc")
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response(status, [])
+        return []
+
+    environ = {"REQUEST_METHOD": "DELETE", "PATH_INFO": "/mcp", "HTTP_MCP_SESSION_ID": "abc"}
+    environ |= {"REMOTE_ADDR": "127.0.0.1", "wsgi.url_scheme": "http"}
+    InSessionWsgi(app, here)(environ, lambda *_: None)
+    assert (router.learned.size(3) == 1) is is_known
+
+
+def test_session_that_the_application_has_learned_ends_with_its_delete_too() -> None:
+    """`--on-lost refuse` alone makes responses interesting, though there is no `--learn`."""
+    settings = Settings(app="app:app", workers=SLOTS, by="header:mcp-session-id", on_lost="refuse")
+    here = Sessions(settings, WorkerInfo(3, 1, 1), build_router(settings, b"s"), Scoreboard.create().worker(0))
+    assert here.learns
