@@ -168,7 +168,7 @@ class Dispatcher:
             slot: int | None = route.slot
         else:
             self.row.add("keyless")
-            slot = self.placement.place(peer)
+            slot = self.placement.place(peer, request)
         if slot is None:
             self.refusals.answer(connection, 503, now, "all workers have as many connections as their limits allow")
         elif self._orders.refuses(slot):

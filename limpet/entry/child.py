@@ -11,6 +11,7 @@ import functools
 import gc
 import logging
 import os
+import random
 import signal
 import socket
 import sys
@@ -77,9 +78,8 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
     outboxes = [
         Outbox(Channel.inherit(fds), board.waiting(place.row, slot)) for slot, fds in enumerate(place.channel_fds)
     ]
-    placement = Placement(
-        settings.place, router, board, lambda slot: outboxes[slot].queued(), settings.max_connections_per_worker
-    )
+    most = settings.max_connections_per_worker
+    placement = Placement(settings.place, router, board, lambda slot: outboxes[slot].queued(), random.Random(), most)
     listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
 
     def reach(slot: int, fds: list[int]) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import os
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -60,7 +61,8 @@ def work(place: Boot, link: Link) -> None:
         from limpet.integrations import socketio
 
         socketio.install()
-    placement = Placement(settings.place, router, board, lambda slot: 0, settings.max_connections_per_worker)
+    most = settings.max_connections_per_worker
+    placement = Placement(settings.place, router, board, lambda slot: 0, random.Random(), most)
     segment = range(place.row * CELLS_PER_WORKER, (place.row + 1) * CELLS_PER_WORKER)
     batons = Batons(board.batons(), segment, place.serial, settings.wait_timeout_s)
     *sending, receiving = (socket.socket(fileno=fd) for fd in place.move_fds)

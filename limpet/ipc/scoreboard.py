@@ -67,6 +67,7 @@ WORKER_CELLS: Final[Mapping[str, Figure]] = {
     "take_errors": Figure("times taking from a channel failed and was put off, for example without a free descriptor"),
     "log_lines_lost": Figure("log lines lost because stderr was not read or a disk was full"),
     "keys_set": Figure("workers whose application has set the key cookie to a value that belongs to another slot"),
+    "minted": Figure("ids minted, by `limpet.mint` or `--mint`"),
 }
 DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "busy_since_ns": Figure(

@@ -7,24 +7,55 @@ spreads as well as a trickle.
 A slot that has `--max-connections-per-worker` gets no more of them: the next by the same policy does, and when all are
 full nobody, which the dispatcher answers with 503. Clients with a key are none of placement's: they go home.
 
-`least` takes the slot with the fewest connections, ties going to the one on which fewest were placed: clients that
-come one after another, each gone before the next, would else all get slot 0.
+`least` takes the slot with the fewest connections. Clients that come one after another, each gone before the next, see
+no difference there. Among those slots it takes the one whose worker has begun the fewest sessions (affinity cookies
+set, ids learned, ids minted), then the one on which the fewest clients were placed, and then a random one.
+
+1. Requests that never carry a key (`belongs_to_no_user`) are placed but not counted. Others without a key are counted,
+   and each round is in a random order: no pattern of requests can send all users to one slot.
+2. Sessions and clients are compared since the workers changed last, and for a bounded number of clients: a slot that is
+   new, or comes back, does not get all clients until it has caught up.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
-from limpet.protocol.request import Peer
+from limpet.protocol.request import Peer, Request
 from limpet.routing.buckets import rank
 from limpet.routing.key_chain import Key, KeyChain, Trust
 from limpet.routing.router import Router
 
+_SESSIONS: Final = ("cookies", "learned", "minted")  # the figures that count the sessions a worker has begun
+_WINDOW: Final = 64  # clients for each slot, after which the comparison begins anew: a burst of one user is forgotten
+# Paths of health checks. Only unmistakable words count at the end of any path; the short ones must be the whole path.
+_HEALTH_WORDS: Final = frozenset(
+    ("health", "healthz", "healthy", "healthcheck", "health-check", "livez", "readyz", "liveness", "readiness")
+)
+_HEALTH_PATHS: Final = frozenset(("/ping", "/up", "/live", "/ready", "/-/ready", "/health/live", "/health/ready"))
+_HEALTH_AGENTS: Final = (b"kube-probe/", b"GoogleHC/", b"ELB-HealthChecker/", b"Amazon-Route53-Health-Check-Service")
+
+
+def belongs_to_no_user(request: Request) -> bool:
+    """Return whether *request*, which has no key, is of a kind that never has one: a CORS preflight or a health check.
+
+    Browsers send preflights without cookies and headers of the application. A health check is a GET or HEAD, without a
+    cookie and without an upgrade, of one of the usual paths or by one of the usual agents.
+    """
+    header = request.header_bytes
+    if request.method == "OPTIONS":
+        return header(b"origin") is not None and header(b"access-control-request-method") is not None
+    if request.method not in ("GET", "HEAD") or header(b"cookie") is not None or header(b"upgrade") is not None:
+        return False
+    path = request.path.rstrip("/")
+    is_usual = path in _HEALTH_PATHS or path.rpartition("/")[2] in _HEALTH_WORDS
+    return is_usual or (header(b"user-agent") or b"").startswith(_HEALTH_AGENTS)
+
 
 class Figures(Protocol):
-    """The figures of one worker: `connections` is what counts here."""
+    """The figures of one worker: `connections`, and those that count sessions."""
 
     def __getitem__(self, name: str, /) -> int: ...
 
@@ -38,43 +69,79 @@ class Board(Protocol):
 class Placement:
     """Picks the slot of a client of whom nothing but the far end of its connection is known."""
 
-    def __init__(self, policy: str, router: Router, board: Board, queued: Callable[[int], int], most: int = 0) -> None:
-        """*queued* tells how many connections wait for a slot, as this process can know; *most* 0 is no limit."""
+    def __init__(
+        self,
+        policy: str,
+        router: Router,
+        board: Board,
+        queued: Callable[[int], int],
+        draw: random.Random,
+        most: int = 0,
+    ) -> None:
+        """*queued* tells how many connections wait for a slot, as this process can know; *most* 0 is no limit.
+
+        *draw* decides where nothing else does.
+        """
         self._order: Callable[[Peer], Iterable[int]] = {
             "least": self._least,
             "random": self._random,
             "hash": self._hash,
         }[policy]
+        self._compares = policy == "least"
         self._most = most
         self._router = router
         self._by_address = KeyChain.parse("ip", Trust.parse(""))
         self._board = board
         self._queued = queued
-        self._placed = [0] * router.slots
+        self._draw = draw
+        self._rows: list[int | None] = [None] * router.slots
         self._workers: list[Figures | None] = [None] * router.slots
         self._open = list(range(router.slots))  # the slots that take new clients
+        self._begin_comparing()
 
     def follow(self, rows: Sequence[int | None], held: Collection[int] = ()) -> None:
         """Take note of the scoreboard row of the worker in each slot, None for none; who is new goes to none *held*."""
-        self._placed += [0] * (len(rows) - len(self._placed))
-        self._workers = [None if row is None else self._board.worker(row) for row in rows]
+        before = self._rows, self._open
+        self._rows = list(rows)
         self._open = [slot for slot in range(len(rows)) if slot not in held] or list(range(len(rows)))
+        self._workers = [None if row is None else self._board.worker(row) for row in rows]
+        if (self._rows, self._open) != before:
+            self._begin_comparing()
 
-    def place(self, peer: Peer) -> int | None:
-        """Return the slot for the client at *peer*, and count it there; None when all are full."""
+    def place(self, peer: Peer, request: Request | None = None) -> int | None:
+        """Return the slot for the client at *peer*, whose *request* has no key; None when all are full.
+
+        Counts the client there, unless the request belongs to no user.
+        """
         slots: Iterable[int] = self._order(peer)
         slot = next((slot for slot in slots if not self._most or self._connections(slot) < self._most), None)
-        if slot is not None:
+        if slot is not None and self._compares and not (request is not None and belongs_to_no_user(request)):
             self._placed[slot] += 1
+            self._left -= 1
+            if not self._left:
+                self._begin_comparing()
         return slot
+
+    def _begin_comparing(self) -> None:
+        """Let all slots be equal, whatever they were given before."""
+        self._placed = [0] * len(self._rows)
+        self._began_with = [self._sessions(slot) for slot in range(len(self._rows))]
+        self._left = _WINDOW * len(self._rows)
 
     def _least(self, peer: Peer) -> Iterable[int]:
         slots = self._open
         return sorted(slots, key=self._load) if self._most else (min(slots, key=self._load),)
 
-    def _load(self, slot: int) -> tuple[bool, int, int]:
+    def _load(self, slot: int) -> tuple[bool, int, int, int, float]:
         """Return what to compare: a slot without a worker has no connections, but its clients would wait."""
-        return self._workers[slot] is None, self._connections(slot), self._placed[slot]
+        sessions = self._sessions(slot) - self._began_with[slot]
+        is_down = self._workers[slot] is None
+        return is_down, self._connections(slot), sessions, self._placed[slot], self._draw.random()
+
+    def _sessions(self, slot: int) -> int:
+        """Return how many sessions the worker of *slot* has begun."""
+        worker = self._workers[slot]
+        return sum(worker[name] for name in _SESSIONS) if worker else 0
 
     def _connections(self, slot: int) -> int:
         """Return how many connections *slot* has, those that wait for it included."""
@@ -83,7 +150,7 @@ class Placement:
 
     def _random(self, peer: Peer) -> Iterable[int]:
         slots = self._open
-        return random.sample(slots, len(slots)) if self._most else (random.choice(slots),)
+        return self._draw.sample(slots, len(slots)) if self._most else (self._draw.choice(slots),)
 
     def _hash(self, peer: Peer) -> Iterable[int]:
         """Hash the client's address as `--by ip` does; clients of a unix socket have none and share one home."""

@@ -25,6 +25,7 @@ from limpet.protocol.request import Request, set_cookie_value
 from limpet.routing.elements import Cookie
 from limpet.routing.key_chain import Key
 from limpet.routing.learned_ids import Outcome
+from limpet.routing.placement import belongs_to_no_user
 
 if TYPE_CHECKING:
     from limpet.config.settings import Settings
@@ -111,8 +112,8 @@ class Sessions:
         opened = jar.find(request)
         if opened is not None and not jar.is_due(opened):
             return None
-        if opened is None and jar.is_withheld(request):  # a new one would replace the one that the browser has
-            return None
+        if opened is None and (jar.is_withheld(request) or belongs_to_no_user(request)):
+            return None  # where the browser keeps its cookie back, a new one would replace it
         if chain.before_affinity(request.peer, request):
             return None
         lives_there = self._lives_here if opened is None else self._router.lives_at(self._router.home_of(opened.digest))
@@ -181,6 +182,7 @@ class Sessions:
         for _ in range(_TRIES * self._router.slots):
             made = factory()
             if self._lives_here(self._router.hasher.digest(_as_bytes(made), is_address=False)):
+                self._count("minted")
                 return made
         raise RuntimeError(f"no id of {factory!r} hashes home: does it return a new one each time?")
 

@@ -66,7 +66,7 @@ class Home:
         self.latest = route = self.router.route(request.peer, request)
         if route is not None:
             return route.slot, True
-        placed = self.placement.place(request.peer) if keyed else None
+        placed = self.placement.place(request.peer, request) if keyed else None
         return (self.slot if placed is None else placed), keyed
 
     def digest(self) -> int:

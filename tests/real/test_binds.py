@@ -154,7 +154,7 @@ def test_stream_beside_http_has_the_same_home_and_its_own_end(backend: str, tmp_
         ("127.0.0.1:0=shop:", "`127.0.0.1:0=shop:` is not"),
         ("127.0.0.1:0?by=cookie", "`cookie` is not an element"),
         ("127.0.0.1:0?by=ip&by=ip", "`by=ip`"),
-        ("127.0.0.1:0?server=apache", "no server `apache`"),
+        ("127.0.0.1:0?server=apache", "unknown server `apache`"),
     ],
 )
 def test_mistake_in_a_bind_is_a_mistake_at_the_start(bind: str, says: str) -> None:

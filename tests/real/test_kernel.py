@@ -461,7 +461,7 @@ def test_full_backlog_is_counted_and_warned_of_once(way: str) -> None:
             late.connect_ex(("127.0.0.1", server.port))
         wait_until(lambda: server.totals()["backlog_drops"] >= 6, "repeated attempts are counted, too")
         os.kill(pid, signal.SIGCONT)
-        assert server.log.count("since its backlog of 4 was full (hint: `--backlog 8`") == 1
+        assert server.log.count("because the backlog of 4 was full (hint: `--backlog 8`") == 1
         where = f"slot 0 at {server.url}" if way == "kernel" else server.url
         assert f"WARNING {where}: " in server.log
 

@@ -252,7 +252,7 @@ def test_pooled_connection_with_mixed_users_is_never_misrouted(case: Case) -> No
     """A server that cannot move connections ends each with its response, so each request is placed anew."""
     users = [f"user{number}" for number in range(20)]
     with Limpet(*case.arguments("--by", "header:x-user")) as limpet:
-        assert f"each response closes its connection, since {case.server} cannot move them" in limpet.log
+        assert f"each response closes its connection, because {case.server} cannot move it" in limpet.log
         slots = [entry["slot"] for entry in limpet.where(*users)]
         with limpet.connection() as pooled:
             for user, slot in [*zip(users, slots, strict=True)] * 3:

@@ -239,6 +239,35 @@ def test_keyless_clients_are_spread_evenly() -> None:
         assert max(open_now) - min(open_now) <= 4
 
 
+@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("OPTIONS", "/", {"origin": "https://limpet.test", "access_control_request_method": "POST"}),
+        ("GET", "/healthz", {}),
+    ],
+    ids=["preflights", "health checks"],
+)
+def test_users_spread_whatever_requests_without_a_key_come_before_each(
+    before: int, method: str, path: str, headers: dict[str, Any]
+) -> None:
+    """A browser sends preflights before its first request; 10 users of 2 workers were all on one."""
+    with Limpet("tests.apps:echo", "--workers", "2", "--by", "affinity") as server:
+
+        def ask(*args: Any, **more: Any) -> Reply:
+            wait_until(lambda: server.totals()["connections"] == 0, "no connection says where there is room")
+            return server.request(*args, **more)
+
+        users: Counter[int] = Counter()
+        for _ in range(20):
+            for _ in range(before):
+                assert "set-cookie" not in ask(path, method, **headers).headers
+            reply = ask()
+            assert "set-cookie" in reply.headers
+            users[reply.json()["slot"]] += 1
+        assert users == {0: 10, 1: 10}
+
+
 def test_keyless_clients_go_where_place_says(server: Limpet) -> None:
     """`hash` gives an address one home, the one that `--by ip` would; `random` gives it none."""
     with serve("--place", "hash") as hashing:

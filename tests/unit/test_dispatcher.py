@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import select
 import socket
 import threading
@@ -34,7 +35,8 @@ class Desk:
         self.channels = [Channel.create() for _ in range(slots)]
         self.row = self.board.dispatcher(0)
         outboxes = [Outbox(channel, self.board.waiting(0, slot)) for slot, channel in enumerate(self.channels)]
-        placement = Placement(settings.place, self.router, self.board, lambda slot: outboxes[slot].queued())
+        queued = lambda slot: outboxes[slot].queued()  # noqa: E731
+        placement = Placement(settings.place, self.router, self.board, queued, random.Random(5))
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.address = self.listener.getsockname()

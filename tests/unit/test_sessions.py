@@ -247,3 +247,24 @@ def test_session_that_the_application_has_learned_ends_with_its_delete_too() -> 
     settings = Settings(app="app:app", workers=SLOTS, by="header:mcp-session-id", on_lost="refuse")
     here = Sessions(settings, WorkerInfo(3, 1, 1), build_router(settings, b"s"), Scoreboard.create().worker(0))
     assert here.learns
+
+
+def test_preflight_and_health_check_get_no_cookie() -> None:
+    """Nobody brings it back; but it would count as a session, by which new users are placed."""
+    settings = Settings(app="app:app", workers=SLOTS, by="affinity")
+    router = build_router(settings, b"secret" * 4, clocks=Clocks(lambda: 0.0, lambda: 0.0))
+    here = Sessions(settings, WorkerInfo(0, 1, 1), router, Scoreboard.create().worker(0))
+    preflight = [(b"origin", b"https://limpet.test"), (b"access-control-request-method", b"POST")]
+    assert here.cookie_for(Request("OPTIONS", "/", NOBODY, preflight), is_https=False) is None
+    assert here.cookie_for(Request("GET", "/healthz", NOBODY, []), is_https=False) is None
+    assert here.cookie_for(Request("GET", "/", NOBODY, []), is_https=False) is not None
+
+
+def test_minted_ids_are_counted() -> None:
+    """New users are placed by the sessions that workers have begun, and operators see how many."""
+    settings = Settings(app="app:app", workers=SLOTS, by="query:sid")
+    row = Scoreboard.create().worker(0)
+    here = Sessions(settings, WorkerInfo(3, 1, 1), build_router(settings, b"secret" * 4), row)
+    for _ in range(5):
+        here.mint(uuid.uuid4)
+    assert row["minted"] == 5
