@@ -28,7 +28,6 @@ from limpet.routing.buckets import rank
 from limpet.routing.key_chain import Key, KeyChain, Trust
 from limpet.routing.router import Router
 
-_SESSIONS: Final = ("cookies", "learned", "minted")  # the figures that count the sessions a worker has begun
 _WINDOW: Final = 64  # clients for each slot, after which the comparison begins anew: a burst of one user is forgotten
 # Paths of health checks. Only unmistakable words count at the end of any path; the short ones must be the whole path.
 _HEALTH_WORDS: Final = frozenset(
@@ -130,18 +129,25 @@ class Placement:
 
     def _least(self, peer: Peer) -> Iterable[int]:
         slots = self._open
-        return sorted(slots, key=self._load) if self._most else (min(slots, key=self._load),)
+        if self._most:
+            return sorted(slots, key=lambda slot: (*self._load(slot), *self._tie(slot)))
+        loads = [self._load(slot) for slot in slots]
+        fewest = min(loads)
+        tied = [slot for slot, load in zip(slots, loads, strict=True) if load == fewest]
+        return (min(tied, key=self._tie) if len(tied) > 1 else tied[0],)
 
-    def _load(self, slot: int) -> tuple[bool, int, int, int, float]:
-        """Return what to compare: a slot without a worker has no connections, but its clients would wait."""
-        sessions = self._sessions(slot) - self._began_with[slot]
-        is_down = self._workers[slot] is None
-        return is_down, self._connections(slot), sessions, self._placed[slot], self._draw.random()
+    def _load(self, slot: int) -> tuple[bool, int]:
+        """Return what to compare first: a slot without a worker has no connections, but its clients would wait."""
+        return self._workers[slot] is None, self._connections(slot)
+
+    def _tie(self, slot: int) -> tuple[int, int, float]:
+        """Return what to compare where the load is the same."""
+        return self._sessions(slot) - self._began_with[slot], self._placed[slot], self._draw.random()
 
     def _sessions(self, slot: int) -> int:
         """Return how many sessions the worker of *slot* has begun."""
         worker = self._workers[slot]
-        return sum(worker[name] for name in _SESSIONS) if worker else 0
+        return worker["cookies"] + worker["learned"] + worker["minted"] if worker else 0
 
     def _connections(self, slot: int) -> int:
         """Return how many connections *slot* has, those that wait for it included."""
