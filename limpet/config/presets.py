@@ -31,6 +31,8 @@ class Preset:
     """Text by the key of a setting, as it would stand in the file."""
     why: str
     """How the product names its session, and so why these settings."""
+    without_cookies: str
+    """What becomes of clients that keep no cookies, such as curl: the rest of a sentence that begins with them."""
     app: str
     """How an application of the product is given, a line of Python; `app` is what `limpet run` is told then."""
     notes: Sequence[str] = field(default=())
@@ -43,12 +45,21 @@ class Preset:
         )
 
 
+MINTED: Final[Mapping[str, str]] = {
+    "socketio": "query:sid",
+    "gradio": "path:/call/(?:v2/)?[^/]+/([0-9a-f]{32})",
+    "mcp": "query:session_id",
+}
+"""Where clients send the ids of each library that `--mint` knows."""
+
 PRESETS: Final[Mapping[str, Preset]] = {
     "chainlit": Preset(
         product="Chainlit",
         sets={"by": "affinity"},
         why="The page makes a session id and has it set as a cookie, but after its first requests only, and a second "
         "tab replaces it. limpet's own cookie keeps all tabs of a browser with one worker.",
+        without_cookies="work if a single websocket carries the whole chat. Long polls, uploads and a reconnect may "
+        "reach another worker, which does not know the session.",
         app='app = FastAPI()\nmount_chainlit(app, target="chat.py", path="/chat")',
     ),
     "flask-socketio": Preset(
@@ -56,18 +67,24 @@ PRESETS: Final[Mapping[str, Preset]] = {
         sets={"by": "query:sid", "mint": "socketio", "server": "gunicorn", "threads": "256"},
         why="As socketio. Its threading mode keeps a thread for each long poll and each websocket, which is what "
         "gunicorn's threads are for; with simple-websocket installed they serve websockets too.",
+        without_cookies="keep their sessions: the id is in the query.",
         app='app = Flask(__name__)\nsio = SocketIO(app, async_mode="threading")',
         notes=("`--threads` is how many clients one worker can have; more wait.",),
     ),
     "gradio": Preset(
         product="Gradio",
-        sets={"by": "affinity"},
+        sets={"by": f"{MINTED['gradio']},affinity", "mint": "gradio"},
         why="The page makes a session hash, which is in the body of some of its requests and in the query of others: "
-        "nothing that a router could go by. State (`gr.State`), the queue and uploads live in one process.",
+        "nothing that a router could go by. State (`gr.State`), the queue and uploads live in one process, and "
+        "browsers go by limpet's own cookie. The API by curl has a `POST` that answers with the id of an event, and a "
+        "`GET` with this id in its path. limpet has the id made such that it hashes to the worker that makes it.",
+        without_cookies="get their results: the id of an event is in the path. What they keep on the server from one "
+        "call to the next (`gr.State`, uploads) may be at another worker.",
         app='app = gr.mount_gradio_app(FastAPI(), demo, path="/")  # demo is the gr.Blocks',
         notes=(
             "`demo.launch()` starts a server of its own, in one process: leave it out.",
-            "`gradio_client` keeps the cookie of its first answer, so it stays with one worker as a browser does.",
+            "`gradio_client` keeps the cookie of its first answer, so it stays with one worker as a browser does. curl "
+            "does that with `--cookie-jar jar --cookie jar`.",
         ),
     ),
     "jupyter": Preset(
@@ -76,6 +93,8 @@ PRESETS: Final[Mapping[str, Preset]] = {
         why="It brings its own server, which has no workers. limpet starts one in each slot, and has the ids of "
         "kernels and sessions made such that they bring clients home; a browser's other requests go by the cookie that "
         "the first page sets.",
+        without_cookies="find their kernels and sessions: the ids are in the path. Other requests may reach another "
+        "worker.",
         app="from limpet.integrations.jupyter import serve as app",
         notes=(
             "Workers must accept the same token: set `JUPYTER_TOKEN` or a password.",
@@ -88,17 +107,37 @@ PRESETS: Final[Mapping[str, Preset]] = {
         sets={"by": "affinity,query:session_id,header:marimo-session-id"},
         why="The page makes a session id, which its websocket has in the query and other requests in a header, but "
         "files that cells show are asked for without it. Browsers go by limpet's own cookie, other clients by the id.",
+        without_cookies="keep their sessions: the id is in the query or in a header. Files that cells show may come "
+        "from another worker, which answers 404.",
         app='app = marimo.create_asgi_app().with_app(path="/", root="notebook.py").build()',
     ),
     "mcp": Preset(
-        product="MCP, Streamable HTTP",
-        sets={"by": "header:mcp-session-id", "learn": "header:mcp-session-id"},
-        why="The server makes the session id, names it in a header of its first answer, and answers 404 to one that it "
-        "does not know. Clients keep no cookies. limpet learns the id before that answer leaves.",
+        product="MCP",
+        sets={
+            "by": f"header:mcp-session-id,{MINTED['mcp']},affinity",
+            "learn": "header:mcp-session-id",
+            "mint": "mcp",
+        },
+        why="With Streamable HTTP the server makes the session id, names it in a header of its first answer, and "
+        "answers 404 to an id that it does not know. limpet learns the id before that answer leaves. The older "
+        "transport by SSE sends its id in an event; limpet has it made such that it hashes to the worker that makes "
+        "it. The protocol's newest form (2026-07-28) has no session: its clients stay with a worker by limpet's "
+        "cookie if they keep cookies, as those of the Python SDK do.",
+        without_cookies="keep their sessions: the ids are in a header or in the query. In the newest form each request "
+        "may reach another worker.",
         app='server = MCPServer("notes")\napp = server.streamable_http_app()',
         notes=(
-            "The protocol's newer form has no sessions; its requests go to the worker with the fewest connections.",
-            "The older transport by SSE makes its id where no header shows it, so it needs one worker.",
+            "In the newest form a call that needs more input carries a sealed `requestState`. The SDK (2.3) seals it "
+            "with a random key of its process. limpet gives all workers one key, made from its secret, so each opens "
+            "what another has sealed. A key of your own (`request_state_security=`) is left alone.",
+            "That key is for all servers of MCP in the application. Give each a name of its own: the SDK binds what it "
+            "seals to the name.",
+            "Notifications of the newest form (`subscriptions/listen`) go through a bus in the process: a client "
+            "hears what happens in the worker at which it listens, and nothing of the others. Give "
+            "`MCPServer(subscriptions=)` a bus by Redis or the like.",
+            "A handle that a tool makes can find its worker. Make it by `limpet.mint`, annotate the argument with "
+            "`x-mcp-header`, and clients repeat it in a header: `--by header:mcp-param-NAME,...`. See "
+            "[sessions](sessions.md#mcp-without-sessions).",
             "A proxy in front must pass on `Host`, which the SDK checks.",
         ),
     ),
@@ -107,6 +146,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         sets={"by": "affinity"},
         why="The id of a page's client is in its HTML, then in the query of its websocket and the path of its uploads. "
         "Elements and what they hold live in the process that has rendered the page.",
+        without_cookies="do not work: the websocket may reach another worker than the one that made the page.",
         app="ui.run_with(app)  # app is a FastAPI()",
         notes=(
             "`ui.run(workers=...)` refuses more than one worker. `ui.run_with` adds the pages to an application of "
@@ -121,6 +161,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         sets={"by": "affinity"},
         why="The token of a session is in its HTML, then in the websocket's `Sec-WebSocket-Protocol`. A worker that "
         "does not know the session makes a second one without a word, and nobody listens to the page's widgets.",
+        without_cookies="do not work: the websocket may reach another worker than the one that made the page.",
         app='app = FastAPI()\nadd_applications({"/page": page}, app=app)  # of panel.io.fastapi; page is a function',
         notes=(
             "`pip install bokeh-fastapi` brings what `panel.io.fastapi` needs; an application of Bokeh alone is "
@@ -134,6 +175,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         product="Reflex",
         sets={"by": "query:token,header:reflex-client-token", "factory": "true"},
         why="The page makes a token for each tab, which its websocket has in the query and its uploads in a header.",
+        without_cookies="keep their sessions: the token is in the query or in a header.",
         app="app = rx.App()  # the backend; `reflex export` makes the pages",
         notes=(
             "Set `REFLEX_ENV_MODE=prod` and `__REFLEX_SKIP_COMPILE=true`, as Reflex's own start of workers does.",
@@ -145,6 +187,8 @@ PRESETS: Final[Mapping[str, Preset]] = {
         sets={"by": "affinity"},
         why="A session begins with its websocket; the path of its uploads and downloads then has its id. All of it is "
         "in one process.",
+        without_cookies="work over their websocket. Uploads and downloads are requests of their own, and may reach "
+        "another worker, which answers 404.",
         app="app = App(app_ui, server)",
         notes=('Shiny Express: `app = wrap_express_app(Path("app.py"))`, of `shiny.express`.',),
     ),
@@ -154,6 +198,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         why="The server makes the `sid` that later requests carry in the query, and names it in a body, where no "
         "router sees it. limpet has it made such that it hashes to the worker that makes it; the application does not "
         "change.",
+        without_cookies="keep their sessions: the id is in the query.",
         app='sio = socketio.AsyncServer(async_mode="asgi")\napp = socketio.ASGIApp(sio)',
         notes=("A `generate_id` of the application's own is left alone; `limpet.mint` does the same for it.",),
     ),
@@ -162,6 +207,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         sets={"by": "affinity"},
         why="Each page has a kernel, whose id is in the path of its websocket; it lives in one process. Solara has a "
         "cookie for each browser, but makes it after the client was routed.",
+        without_cookies="work over their websocket. A reconnect may reach another worker, where a new kernel begins.",
         app="from solara.server.starlette import app  # and SOLARA_APP=page.py in the environment",
         notes=("`solara run` starts a server of its own, in one process: leave it out.",),
     ),
@@ -170,6 +216,8 @@ PRESETS: Final[Mapping[str, Preset]] = {
         sets={"by": "affinity"},
         why="A session begins with its websocket. Uploads have its id in the path, pictures and other media have none; "
         "all of it is in the memory of one process.",
+        without_cookies="work over their websocket. Uploads, downloads and pictures are requests of their own, and "
+        "may reach another worker.",
         app='app = App("script.py")  # of streamlit.starlette',
         notes=(
             "`streamlit run` starts a server of its own, in one process: leave it out.",
@@ -183,6 +231,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         sets={"by": "path:/files/([^/?]+)", "learn": "location:/files/([^/?]+)"},
         why="The server makes an upload's id and names it in `Location`; it is in the path of all requests that "
         "follow.",
+        without_cookies="keep their uploads: the id is in the path.",
         app='app = FastAPI()\napp.include_router(create_tus_router(prefix="files"))  # of tuspyserver, for example',
         notes=("Where uploads are not under `/files/`, give both settings with the other path.",),
     ),

@@ -135,9 +135,11 @@ class Settings:
     learn_idle_s: float = setting(
         "time after which a learned id that is not used is forgotten", DAY_S, low=1, high=30 * DAY_S
     )
-    mint: Literal["none", "socketio"] = setting(
+    mint: Literal["none", "socketio", "gradio", "mcp"] = setting(
         "library whose session ids are generated so that they route to the worker that made them. socketio: "
-        "python-socketio and Flask-SocketIO; put query:sid into the key chain",
+        "python-socketio and Flask-SocketIO; put query:sid into the key chain. gradio: the events of Gradio. mcp: the "
+        "sessions of MCP by SSE; put query:session_id into the key chain; all workers also get one key, by which the "
+        "SDK of MCP seals requestState",
         "none",
     )
     on_lost: Literal["serve", "refuse"] = setting(

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from limpet import current, logs
 from limpet.config import conflicts, server_kinds
 from limpet.config.router import Clocks, build_router
+from limpet.config.settings import Settings
 from limpet.dispatch.address_limit import PerAddress
 from limpet.ipc import news
 from limpet.ipc.baton import CELLS_PER_WORKER, Batons
@@ -57,10 +58,7 @@ def work(place: Boot, link: Link) -> None:
     )
     here = sessions.Sessions(settings, info, router, row)
     sessions.become(here)
-    if settings.mint == "socketio":
-        from limpet.integrations import socketio
-
-        socketio.install()
+    _make_ids_live_here(settings, bytes.fromhex(place.secret))
     most = settings.max_connections_per_worker
     placement = Placement(settings.place, router, board, lambda slot: 0, random.Random(), most)
     segment = range(place.row * CELLS_PER_WORKER, (place.row + 1) * CELLS_PER_WORKER)
@@ -92,6 +90,22 @@ def work(place: Boot, link: Link) -> None:
     user_code.end_copy(info.pid)
     with contextlib.nullcontext() if server_kinds.kind(settings.server).runs_hooks else hooks.around_worker():
         serve(app, seat)
+
+
+def _make_ids_live_here(settings: Settings, secret: bytes) -> None:
+    """Prepare the library that `--mint` names, before the application imports it. Raises AppError."""
+    if settings.mint == "socketio":
+        from limpet.integrations import socketio
+
+        socketio.install()
+    elif settings.mint == "gradio":
+        from limpet.integrations import gradio
+
+        gradio.install()
+    elif settings.mint == "mcp":
+        from limpet.integrations import mcp
+
+        mcp.install(mcp.keys(secret, settings.cluster))
 
 
 def _watched(row: Row) -> Callable[[str], Callable[..., object]]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final, Literal, NoReturn
 
+from limpet.config.presets import MINTED
 from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import SettingsError
 from limpet.routing.affinity_cookie import Attributes
@@ -397,7 +398,7 @@ def _sources(settings: Settings) -> Iterator[Source]:
 
 def _source(element: Element, settings: Settings) -> Source:
     kind, _, name = element.spec.partition(":")
-    if kind == "affinity" or (element.spec == "query:sid" and settings.mint == "socketio"):
+    if kind == "affinity" or element.spec == MINTED.get(settings.mint):
         return Source("made")
     if kind == "python":
         raise SettingsError(

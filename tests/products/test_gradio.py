@@ -41,3 +41,10 @@ def test_each_session_of_its_python_client_stays_with_one_process() -> None:
     """It keeps the cookie of its first answer; what drives an application without a browser must work too."""
     clients = dataclasses.replace(PRODUCT, client=by_program("gradio_sessions.py"))
     all_at_home(played(clients, "limpet", "nginx"))
+
+
+@pytest.mark.products
+def test_each_curl_fetches_the_result_of_its_call() -> None:
+    """Gradio documents its API with curl, which keeps no cookie: the id of the event has to bring it home."""
+    clients = dataclasses.replace(PRODUCT, client=by_program("gradio_curl.py"))
+    all_at_home(played(clients, "limpet", "plain"))

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from limpet.config import settings
-from limpet.config.presets import PRESETS, listing
+from limpet.config.presets import MINTED, PRESETS, listing
 from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import SettingsError
+from limpet.protocol.request import Peer, Request
+from limpet.routing.key_chain import KeyChain, Trust
 from tools.docs.presets_page import reference
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,6 +52,35 @@ def test_unknown_preset_names_the_nearest() -> None:
 def test_listing_has_a_line_for_each_preset() -> None:
     """`limpet presets` is what people look at before they read anything."""
     assert [line.split()[0] for line in listing().splitlines()] == sorted(PRESETS)
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if "mint" in preset.sets])
+def test_minted_ids_are_looked_for(name: str) -> None:
+    """An id that hashes home brings nobody home while no element of the chain finds it."""
+    sets = PRESETS[name].sets
+    elements = [element.spec for element in KeyChain.parse(sets["by"], Trust()).elements]
+    assert MINTED[sets["mint"]] in elements
+    assert "affinity" not in elements[: elements.index(MINTED[sets["mint"]])]
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("/gradio_api/call/predict/0123456789abcdef0123456789abcdef", True),
+        ("/gradio_api/call/v2/predict/0123456789abcdef0123456789abcdef", True),
+        ("/app/gradio_api/call/predict/0123456789abcdef0123456789abcdef?x=1", True),
+        ("/gradio_api/call/predict", False),
+        ("/gradio_api/call/v2/predict", False),
+        ("/gradio_api/queue/data?session_hash=abc", False),
+    ],
+)
+def test_event_of_gradio_is_found_in_the_path_of_its_result(target: str, found: bool) -> None:
+    """curl fetches the result in a request of its own, and has nothing but this id."""
+    request = Request("GET", target, Peer(None, None, ""), [])
+    [first, *_] = KeyChain.parse(PRESETS["gradio"].sets["by"], Trust()).elements
+    key = first.find(request.peer, request)
+    assert (key is not None) == found
+    assert key is None or key.value == b"0123456789abcdef0123456789abcdef"
 
 
 def test_documentation_is_what_the_table_says() -> None:

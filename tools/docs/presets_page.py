@@ -21,6 +21,12 @@ that knows it. A preset fills in defaults: whatever the command line, a variable
 time. `limpet presets` lists them.
 
     limpet run app:app --workers 4 --for reflex
+
+Where the chain of a preset has `affinity`, a client has to send back limpet's cookie. Browsers do. A program needs a
+cookie jar: `requests.Session()`, `httpx.Client()`, `curl --cookie-jar jar --cookie jar`. Each preset says what happens
+to clients without one. If yours come from addresses of their own and through no proxy, `--by affinity,ip` keeps them
+at one worker, too. It is not the default, since all new clients behind a proxy or in an office have one address, and
+would begin at one worker.
 """
 
 
@@ -44,6 +50,8 @@ def reference(measured: Mapping[str, Any]) -> str:
             f"    limpet run app:app --for {name}    # {preset.flags()}",
             "",
             preset.why,
+            "",
+            f"Clients that keep no cookies {preset.without_cookies}",
             "",
         ]
         lines += [f"    {line}" for line in preset.app.splitlines()]
