@@ -203,7 +203,7 @@ def listen(path: str | None, name: str, owner: Identity | None = None) -> tuple[
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path is None:
-            _make_private(where.parent)
+            make_private(where.parent)
         _remove_dead(where, owner)
         mask = os.umask(0o177)
         try:
@@ -321,7 +321,7 @@ def _connect_to_only() -> socket.socket:
     raise ControlError(f"no server is running: `{directory}` has no control socket", hint="`limpet run APP` starts one")
 
 
-def _make_private(directory: Path) -> None:
+def make_private(directory: Path) -> None:
     """Make *directory* if it does not exist. Raises PermissionError if other users could write into it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if why := _not_private(directory):

@@ -16,6 +16,8 @@ together.
 1. What was not made here counts as no cookie at all: forged, cut, changed, too old, or of another cluster. Of several
    values each is tried, in the order of the Cookie header, and the first that is proven counts. Browsers keep that
    order (longest path first, then the oldest), and a renewed cookie keeps its place, so the answer is stable.
+   A value that is due may be one that this server cannot replace: another path's, or another domain's. It is renewed
+   once; from then on its renewal stands beside it.
 2. Each line of the secret has a name and a key of its own. The first makes cookies, all are accepted. The digest comes
    from the key that made the cookie, so its home survives a change of the secret: a value under an old line is replaced
    by one under the first, minted for the same slot.
@@ -27,7 +29,7 @@ from __future__ import annotations
 import base64
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -165,11 +167,13 @@ class Jar:
 
     def find(self, request: Request) -> Opened | None:
         """Return what the cookie of *request* says, None when it has none that counts."""
+        return next(self.all_of(request), None)
+
+    def all_of(self, request: Request) -> Iterator[Opened]:
+        """Yield what each cookie of *request* says that counts: the first is the client's."""
         for number, line in enumerate(self._lines):
-            values = request.cookie_values(line.name)
-            if values and (opened := self._first_of(number, values)) is not None:
-                return opened
-        return None
+            if values := request.cookie_values(line.name):
+                yield from self._those_of(number, values)
 
     def is_good(self, lines: list[bytes]) -> bool:
         """Return whether the Cookie headers *lines* hold a cookie that counts and is not due: the usual case."""
@@ -179,12 +183,14 @@ class Jar:
 
     def _first_of(self, number: int, values: list[bytes]) -> Opened | None:
         """Return what the first of *values* says that the line *number* proves and that is not too old."""
+        return next(self._those_of(number, values), None)
+
+    def _those_of(self, number: int, values: list[bytes]) -> Iterator[Opened]:
         for value in values[:TRIED]:
             if len(value) == _CHARACTERS:  # before it is remembered: others may be large
                 opened = self._open(number, value)
                 if opened is not None and not self._is_stale(opened):
-                    return opened
-        return None
+                    yield opened
 
     def open(self, value: bytes) -> Opened | None:
         """Return what the cookie *value* says, None if it was not made here or no longer counts."""

@@ -22,6 +22,7 @@ from uuid import UUID
 from limpet.config.learn_source import Source
 from limpet.current import WorkerInfo
 from limpet.protocol.request import Request, set_cookie_value
+from limpet.routing.affinity_cookie import Jar, Opened
 from limpet.routing.elements import Cookie
 from limpet.routing.key_chain import Key
 from limpet.routing.learned_ids import Outcome
@@ -110,7 +111,7 @@ class Sessions:
         if jar is None or not chain.has_affinity:
             return None
         opened = jar.find(request)
-        if opened is not None and not jar.is_due(opened):
+        if opened is not None and (not jar.is_due(opened) or self._is_renewed(opened, jar, request)):
             return None
         if opened is None and (jar.is_withheld(request) or belongs_to_no_user(request)):
             return None  # where the browser keeps its cookie back, a new one would replace it
@@ -119,6 +120,14 @@ class Sessions:
         lives_there = self._lives_here if opened is None else self._router.lives_at(self._router.home_of(opened.digest))
         value, born = jar.mint(lives_there, secrets.token_bytes, opened)
         return jar.header(value, born, is_https=is_https)
+
+    def _is_renewed(self, opened: Opened, jar: Jar, request: Request) -> bool:
+        """Return whether *request* has a newer cookie of the same home as *opened*.
+
+        Then *opened* has a path or a domain of its own, and a renewal does not replace it.
+        """
+        home = self._router.home_of(opened.digest)
+        return any(not jar.is_due(each) and self._router.home_of(each.digest) == home for each in jar.all_of(request))
 
     def may_set(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Return whether a response with these *headers* may carry a cookie; no if shared caches may keep it."""

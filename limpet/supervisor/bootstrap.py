@@ -19,7 +19,7 @@ from limpet.fleet.member import Member
 from limpet.fleet.resources import Resources
 from limpet.ipc.scoreboard import Scoreboard
 from limpet.net import backend
-from limpet.operate import watch
+from limpet.operate import shared_cookies, watch
 from limpet.routing.router import Router
 from limpet.supervisor import snapshot, upgrade
 from limpet.supervisor.program_link import Program
@@ -53,6 +53,8 @@ def run(settings: Settings, program: Program | None = None) -> None:
         log.warning("%s (hint: %s)", *kept.warning)
     board = Scoreboard.create()
     router = _router(settings, kept.value, board)
+    for message, hint in shared_cookies.announce(settings, router.jar) if router.jar is not None else ():
+        log.warning("%s (hint: %s)", message, hint)
     with contextlib.closing(backend.open(settings, router)) as chosen:
         Supervisor(_new_fleet(settings, kept.value, router, chosen, board), program).run()
 

@@ -20,6 +20,12 @@ def cpu_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12]) if fields else 0
 
 
+def start_ticks(pid: int) -> int:
+    """Return when process *pid* began, in ticks since the machine did; 0 when it is no more."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else 0
+
+
 def is_stopped(pid: int) -> bool:
     """Return whether a signal or a debugger has stopped process *pid*."""
     return _stat(pid)[:1] in (["T"], ["t"])

@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from limpet.errors import ControlError
-from tests.harness import Limpet, Reply, wait_until
+from tests.harness import HERE, Limpet, Reply, wait_until
 from tests.real.fronts import Front
 from tests.wire import Wire, request, wires
 
@@ -32,9 +35,11 @@ SERVERS = {
 HANDSHAKE = {"upgrade": "websocket", "sec-websocket-version": "13", "sec-websocket-key": "c2VjcmV0IHNlY3JldCBzZQ=="}
 
 
-def serve(*args: str, app: str = ASGI, by: str = "affinity", workers: int = 2, state: Path | None = None) -> Limpet:
+def serve(
+    *args: str, app: str = ASGI, by: str = "affinity", workers: int = 2, state: Path | None = None, **how: Any
+) -> Limpet:
     """Return a server that has not been started."""
-    return Limpet(app, "--workers", str(workers), "--by", by, *args, state=state)
+    return Limpet(app, "--workers", str(workers), "--by", by, *args, state=state, **how)
 
 
 def cookie_of(reply: Reply) -> str:
@@ -188,6 +193,41 @@ def test_two_servers_of_one_host_do_not_disturb_each_other(server: Limpet, tmp_p
             browser = "; ".join(list(cookies)[at] for _, cookies in known)
             for each, cookies in known:
                 come_back(each, {browser: list(cookies.values())[at]})
+
+
+def test_server_that_shares_its_cookie_by_accident_says_so(tmp_path: Path) -> None:
+    """Two projects whose application is `main:app`, of one user and with the secret where limpet keeps it."""
+    source = (HERE / "session_app.py").read_text()
+    secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
+    secret.write_text("b7" * 32)
+    (tmp_path / "run").mkdir(mode=0o700)
+    folders = [tmp_path / name for name in ("shop", "blog")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "main.py").write_text(source)
+
+    def start(folder: Path, *args: str) -> Limpet:
+        env = {"XDG_RUNTIME_DIR": str(tmp_path / "run"), "PYTHONPATH": str(HERE.parent), "PWD": str(folder)}
+        return serve(*args, app="main:asgi", state=folder, env=env, cwd=folder)
+
+    for folder in folders:
+        shutil.copy(secret, folder / "secret")
+    shop, blog = folders
+    with start(shop) as first:
+        assert "is also set by" not in first.log
+        with start(blog) as second:
+            told = [line for line in second.lines if "is also set by" in line]
+            assert len(told) == 1
+            assert f"`main:asgi` in {shop} (pid {first.pid})" in told[0]
+            assert "--name" in told[0]
+            second.signal(signal.SIGHUP)
+            wait_until(lambda: "reload" in second.log and "done" in second.log, "the reload is done")
+            assert second.log.count("is also set by") == 1
+        with start(blog, "--name", "blog") as third:
+            assert "is also set by" not in third.log
+    with start(blog) as alone:  # the note of one that has ended does not count
+        assert "is also set by" not in alone.log
 
 
 def test_secret_is_changed_without_moving_anybody(tmp_path: Path) -> None:

@@ -195,6 +195,47 @@ def test_stand_in_renews_a_cookie_for_the_home_of_its_client() -> None:
         assert new.home_of(opened.digest) == slot
 
 
+@pytest.mark.parametrize("text", ["Max-Idle=60", "Max-Idle=60; Path=/shop"])
+def test_due_cookie_that_cannot_be_replaced_is_renewed_once(text: str) -> None:
+    """A browser keeps the cookie of another path beside the renewed one: it must not be set again on each response."""
+    now = 1000.0
+    settings = Settings(app="app:app", workers=SLOTS, by="affinity", affinity_cookie=text)
+    router = build_router(settings, b"secret" * 4, clocks=Clocks(lambda: now, lambda: now))
+    assert router.jar is not None
+    here = Sessions(settings, WorkerInfo(3, 1, 1), router, Scoreboard.create().worker(0))
+    value, _ = router.jar.mint(router.lives_at(3), secrets.token_bytes)
+    elsewhere = f"{router.jar.name}={value}"  # of another path, which browsers send first
+    renewed: list[str] = []
+    for _ in range(5):
+        now += 20  # a quarter of the idle time and more
+        sent = "; ".join([elsewhere, *renewed[-1:]])
+        request = Request("GET", "/", NOBODY, [(b"cookie", sent.encode())])
+        header = here.cookie_for(request, is_https=False)
+        if header is not None:
+            renewed.append(header.partition(";")[0])
+            sent = "; ".join([elsewhere, renewed[-1]])
+            request = Request("GET", "/", NOBODY, [(b"cookie", sent.encode())])
+            assert here.cookie_for(request, is_https=False) is None
+        route = router.route(NOBODY, request)
+        assert route is not None
+        assert route.slot == 3
+
+
+def test_due_cookie_is_renewed_though_one_of_another_home_stands_beside_it() -> None:
+    """That one would take over when the first is too old, and with it the client would move."""
+    now = 1000.0
+    settings = Settings(app="app:app", workers=SLOTS, by="affinity", affinity_cookie="Max-Idle=60")
+    router = build_router(settings, b"secret" * 4, clocks=Clocks(lambda: now, lambda: now))
+    assert router.jar is not None
+    here = Sessions(settings, WorkerInfo(3, 1, 1), router, Scoreboard.create().worker(0))
+    first, _ = router.jar.mint(router.lives_at(3), secrets.token_bytes)
+    now += 20
+    second, _ = router.jar.mint(router.lives_at(4), secrets.token_bytes)
+    name = router.jar.name
+    request = Request("GET", "/", NOBODY, [(b"cookie", f"{name}={first}; {name}={second}".encode())])
+    assert here.cookie_for(request, is_https=False) is not None
+
+
 def test_tries_of_a_client_fall_on_workers_by_chance() -> None:
     """Who wants a certain worker gets it in one of N tries, whatever it does with the cookies that it was given."""
     settings = Settings(app="app:app", workers=SLOTS, by="affinity,header:x")
