@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 from uuid import uuid4
 
-from mcp.server.mcpserver import Elicit, MCPServer, Resolve
+from mcp.server.mcpserver import Context, Elicit, MCPServer, Resolve
 from pydantic import BaseModel, Field
 
 import limpet
@@ -52,6 +52,13 @@ async def write(notebook: Notebook, line: str) -> Written:
     """Add a line; clients repeat the handle in the header `Mcp-Param-Notebook`."""
     notebooks[notebook].append(line)
     return Written(lines=notebooks[notebook], pid=os.getpid())
+
+
+@server.tool()
+async def change(uri: str, ctx: Context[Any, Any]) -> str:
+    """Tell everybody who listens in this process that *uri* has changed."""
+    await ctx.notify_resource_updated(uri)
+    return uri
 
 
 @server.tool()

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from limpet.config.presets import PRESETS
 from limpet.errors import ControlError
 from tests.harness import HERE, Limpet, Reply, wait_until
 from tests.real.fronts import Front
@@ -307,6 +308,18 @@ def test_sessions_behind_a_proxy_with_pooled_connections_stay(server: Limpet) ->
         assert server.totals()["returns"] > before
     assert set(slots) == set(range(WORKERS))
     assert max(slots.values()) < 160 / WORKERS * 1.5
+
+
+def test_result_is_fetched_where_it_is_made_by_clients_without_cookies() -> None:
+    """The shape of Gradio's API: a POST makes an id, a GET has it in its path, and curl keeps nothing in between."""
+    with serve(by=PRESETS["gradio"].sets["by"], workers=WORKERS) as server:
+        made = [server.request("/new?mint", "POST").json() for _ in range(40)]
+        for each in made:
+            for _ in range(2):  # twice: one worker after the other would look sticky otherwise
+                reply = server.request(f"/gradio_api/call/answer/{each['id']}")
+                assert (reply.status, reply.json()["slot"]) == (200, each["slot"])
+                assert "set-cookie" not in reply.headers
+        assert {each["slot"] for each in made} == set(range(WORKERS))
 
 
 @on_uvicorn

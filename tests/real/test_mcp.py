@@ -1,7 +1,7 @@
 """MCP with the official client and SDK.
 
 The example with sessions: tools, a notification that the server begins, and the end of a session. Then what has no
-session header: the newer form of the protocol, handles that a tool makes, and the older transport by SSE. Those
+session header: the newest form of the protocol, handles that a tool makes, and the older transport by SSE. Those
 clients keep no cookie and no connection, so that nothing but limpet brings them home.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 from mcp.client import Client
@@ -142,13 +143,34 @@ async def write(url: str) -> set[int]:
 
 
 def test_handle_that_a_tool_mints_comes_home_by_its_header() -> None:
-    """The protocol's newer form has no sessions: what a process keeps is found by an argument, and its header."""
+    """The protocol's newest form has no sessions: what a process keeps is found by an argument, and its header."""
     by = "header:mcp-param-notebook,header:mcp-session-id,query:session_id,affinity"
     with Limpet(APP, "--workers", str(WORKERS), "--for", "mcp", "--by", by) as limpet:
         wrote = asyncio.run(all_at_once(lambda: write(limpet.url)))
         assert [each for each in wrote if isinstance(each, BaseException)] == []
         assert {len(pids) for pids in wrote} == {1}
         assert len(set.union(*wrote)) == WORKERS
+
+
+async def hear(url: str) -> bool:
+    """Listen, and change what is listened to; return whether it was heard. This client keeps its cookies."""
+    uri = f"notes://{uuid4()}"
+    async with (
+        httpx2.AsyncClient(timeout=RUN_S, limits=httpx2.Limits(max_keepalive_connections=0)) as http,
+        Client(streamable_http_client(f"{url}/mcp", http_client=http)) as client,
+        client.listen(resource_subscriptions=[uri]) as changes,
+    ):
+        await client.call_tool("change", {"uri": uri})
+        async with asyncio.timeout(RUN_S / 9):
+            async for _ in changes:
+                return True
+    return False
+
+
+def test_client_that_keeps_cookies_hears_of_its_own_changes() -> None:
+    """The SDK's bus is in the process: stream and tool have to be with one worker, and only the cookie says so."""
+    with Limpet(APP, "--workers", str(WORKERS), "--for", "mcp", "--graceful-timeout", "1") as limpet:
+        assert asyncio.run(all_at_once(lambda: hear(limpet.url))) == [True] * CLIENTS
 
 
 async def over_sse(url: str) -> set[int]:
