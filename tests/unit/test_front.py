@@ -17,7 +17,7 @@ from limpet.cli import commands
 from limpet.cli.commands import main
 from limpet.config import settings
 from limpet.config.fields import Setting
-from limpet.config.presets import PRESETS
+from limpet.config.presets import MINTED, PRESETS
 from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import SettingsError
 from tools.docs import fronts_page
@@ -332,10 +332,10 @@ def test_health_that_only_the_host_itself_can_ask_is_not_asked(admin: str) -> No
 
 def test_keys_that_the_application_makes_become_a_cookie_of_the_front() -> None:
     """An id minted on one host would be hashed to another."""
-    for given in ({"by": "affinity"}, {"by": "query:sid", "mint": "socketio"}):
+    for given in ({"by": "affinity"}, *({"by": where, "mint": library} for library, where in MINTED.items())):
         printed = text("haproxy", **given)
         assert "req.cook(limpet_front)" in printed
-        assert "url_param(sid)" not in printed
+        assert not re.search(r"url_param|path,url_dec", printed)
 
 
 def test_cookie_of_the_front_has_the_attributes_of_the_settings() -> None:
