@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +137,65 @@ def test_admin_process_that_dies_is_replaced_and_nobody_else_notices(server: Lim
     assert admin(server, "/live").status == 200
     assert pid_of_admin(server) not in (None, pid)
     assert [slot["pid"] for slot in server.status()["slots"]] == workers
+
+
+def test_admin_process_that_is_stopped_is_replaced() -> None:
+    """A monitor that gets no answer takes the whole server for one that hangs."""
+    flags = ("--workers", "1", "--admin", "127.0.0.1:0", "--hang-timeout", "1")
+    with Limpet("tests.apps:echo", *flags) as server:
+        assert admin(server, "/live").status == 200
+        pid = pid_of_admin(server)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        assert admin(server, "/live").status == 200
+        assert pid_of_admin(server) not in (None, pid)
+        assert "the admin process was stopped for 1 s" in server.log
+
+
+def test_pause_of_the_supervisor_is_not_the_admin_process_s_fault() -> None:
+    """Nobody has heard its heartbeats meanwhile: whoever is replaced after each pause answers to nobody then."""
+    flags = ("--workers", "1", "--admin", "127.0.0.1:0", "--hang-timeout", "1")
+    with Limpet("tests.apps:echo", *flags) as server:
+        assert admin(server, "/live").status == 200
+        pid = pid_of_admin(server)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for process in (server.pid, pid):
+                assert process is not None
+                os.kill(process, number)
+            if number == signal.SIGSTOP:
+                began = time.monotonic()
+                wait_until(lambda: time.monotonic() > began + 3, "the pause is over")
+        wait_until(lambda: "this process could not run" in server.log, "the supervisor has noticed")
+        for _ in range(8):
+            assert admin(server, "/live").status == 200
+        assert pid_of_admin(server) == pid
+
+
+_SAYS = """
+import json, os, sys
+if "limpet.operate.admin" in sys.orig_argv:
+    told = json.loads(os.pread(int(sys.orig_argv[-1]), 1 << 20, 0))
+    os.write(told["line"], {said})
+"""  # a module that each Python imports when it starts
+
+
+def test_what_the_admin_process_says_is_not_believed(tmp_path: Path) -> None:
+    """It runs as `--user` and is reached from outside: no word of it may end the supervisor."""
+    said = r'b"garbage\n[1]\n5\n{\"do\": \"stop\"}\n\xff\n\n" + b"x" * 10_000'
+    (tmp_path / "sitecustomize.py").write_text(_SAYS.format(said=said))
+    env = {"PYTHONPATH": str(tmp_path)}
+    with Limpet("tests.apps:echo", "--workers", "1", "--admin", "127.0.0.1:0", env=env) as server:
+        assert admin(server, "/live").status == 200
+        assert "the admin process" not in server.log
+
+
+def test_admin_process_that_never_stops_talking_is_ended(tmp_path: Path) -> None:
+    """Else the supervisor would be busy with nothing but listening to it."""
+    (tmp_path / "sitecustomize.py").write_text(_SAYS.format(said='b"x" * 10_000_000'))
+    env = {"PYTHONPATH": str(tmp_path)}
+    with Limpet("tests.apps:echo", "--workers", "1", "--admin", "127.0.0.1:0", env=env) as server:
+        wait_until(lambda: "the admin process has said more than" in server.log, "it was ended")
+        assert server.request("/").status == 200
 
 
 def test_events_are_there_to_follow(server: Limpet) -> None:

@@ -1,6 +1,11 @@
-"""The supervisor's side of the admin process: its address, its start, and another one when it has ended.
+"""The supervisor's side of the admin process: its address, its start, and another one when it has ended or hangs.
 
 Owns the listener for life and the line to the process, by whose end each learns of the other's.
+
+1. The process sends heartbeats on its line (serving.py). None for `--hang-timeout` means that it hangs or is stopped.
+   Whatever else it says is not read further: a bounded amount is taken, and thrown away.
+2. Silence is added up from look to look, and one look adds a bounded time: while this process could not run nobody
+   heard the heartbeats.
 """
 
 from __future__ import annotations
@@ -21,11 +26,14 @@ from limpet.errors import reason
 from limpet.ipc.control_link import Link, LinkClosedError
 from limpet.net import listener
 from limpet.net.listener import Listener
+from limpet.system.proc import is_stopped
 
 _BACKLOG: Final = 64
 _FIRST_PAUSE_S: Final = 0.5  # before the next process; doubled while they end soon
 _LONGEST_PAUSE_S: Final = 30.0
 _LASTED_S: Final = 60.0  # a process that has lived for so long was no failed start
+_LONGEST_TURN_S: Final = 0.5  # between two looks: twice the supervisor's usual; more is a pause
+_MOST_BYTES: Final = 1 << 16  # that the process may say in a second; its heartbeats have 12
 _OWNER_ONLY: Final = 0o177
 log = logging.getLogger("limpet")
 
@@ -51,6 +59,10 @@ class Keeper:
         self._pause_s = _FIRST_PAUSE_S
         self._started_at = 0.0
         self._start_at = float("inf")
+        self._looked_at = 0.0
+        self._silent_s = 0.0  # for how long the process has said nothing
+        self._is_up = False  # it has said something
+        self._heard = 0, 0  # in which second, and how many bytes of it
 
     @property
     def url(self) -> str | None:
@@ -99,18 +111,31 @@ class Keeper:
         finally:
             os.close(fd)
             theirs.close()
-        self._line = line
+        self._line, self._is_up, self._silent_s, self._looked_at = line, False, 0.0, now
         self._selector.register(line, selectors.EVENT_READ, lambda now: self._hear(now))
 
     def _hear(self, now: float) -> None:
+        """Take in what the process has said: that it lives, and no more than that."""
         assert self._line is not None
         try:
-            self._line.receive()
+            said = sum(len(line) + 1 for line in self._line.receive_lines(_MOST_BYTES)) + len(self._line.unread)
         except LinkClosedError:
-            self._hang_up()
-            if self._process is not None:
-                self._process.kill()  # the line may have ended before it has
-            self._put_off(now, "the admin process has ended")
+            self._end(now, "the admin process has ended")  # the line may have ended before it has
+            return
+        self._line.unread = b""
+        second, before = self._heard
+        self._heard = int(now), said + (before if second == int(now) else 0)
+        if self._heard[1] > _MOST_BYTES:
+            self._end(now, f"the admin process has said more than {_MOST_BYTES} bytes in a second")
+        elif said:
+            self._is_up, self._silent_s = True, 0.0
+
+    def _end(self, now: float, why: str) -> None:
+        """Kill the process, if it lives, and have another one a little later."""
+        self._hang_up()
+        if self._process is not None:
+            self._process.kill()
+        self._put_off(now, why)
 
     def _put_off(self, now: float, why: str) -> None:
         self._pause_s = _FIRST_PAUSE_S if now - self._started_at > _LASTED_S else self._pause_s
@@ -119,7 +144,16 @@ class Keeper:
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     def look(self, now: float) -> None:
-        """Start another process if that is due. *now* is monotonic."""
+        """End the process if it hangs; start another one if that is due. *now* is monotonic."""
+        self._silent_s += min(now - self._looked_at, _LONGEST_TURN_S)
+        self._looked_at = now
+        limit_s = self._settings.hang_timeout_s
+        limit_s = limit_s if self._is_up else max(limit_s, self._settings.start_timeout_s)
+        if self._line is not None and self._silent_s > limit_s:
+            self._hear(now)  # its heartbeats may wait here, unheard
+            if self._line is not None and self._silent_s > limit_s:
+                how = "was stopped" if self._process and is_stopped(self._process.pid) else "had no heartbeat"
+                self._end(now, f"the admin process {how} for {limit_s:g} s")
         if now >= self._start_at and not self.pids:
             self._spawn(now)
 

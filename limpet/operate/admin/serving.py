@@ -1,25 +1,33 @@
 """The admin process: uvicorn serves the pages of app.py on the listener that the supervisor keeps, until it is gone.
 
 Owns the process and nothing else. It imports no user code and has none of the server's channels or memory.
+
+1. Its heartbeats come through the event loop. They are objects of JSON, as a supervisor that is older expects on the
+   line; one for which there is no room is left out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import socket
 import sys
+from typing import Final
 
 import uvicorn
 
 from limpet import logs
 from limpet.config.settings import Settings
-from limpet.ipc.control_link import Link
 from limpet.operate.admin.app import App
 from limpet.operate.admin.asking import Server
 from limpet.operate.admin.guard import Guard
 from limpet.system import descriptors, signals
+
+_BEAT: Final = b"{}\n"
+_BEAT_S: Final = 1.0  # between two heartbeats at most
+_BEATS: Final = 4  # at least, within the time after which this process counts as one that hangs
 
 
 def main() -> int:
@@ -31,15 +39,25 @@ def main() -> int:
     descriptors.keep_from_programs([told["line"], told["listener"]])
     settings = Settings.from_json(told["settings"])
     logs.configure(settings.log_level, settings.log_file, settings.log_format)
-    line, listener = Link(socket.socket(fileno=told["line"])), socket.socket(fileno=told["listener"])
+    line, listener = socket.socket(fileno=told["line"]), socket.socket(fileno=told["listener"])
+    line.setblocking(False)
     is_unix = listener.family == socket.AF_UNIX
     is_local = not is_unix and ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
     guard = Guard(told["token"], is_unix=is_unix, is_local=is_local)
-    asyncio.run(_serve(told["control"], guard, line, listener))
+    beat_s = min(_BEAT_S, settings.hang_timeout_s / _BEATS)
+    asyncio.run(_serve(told["control"], guard, line, listener, beat_s))
     return 0
 
 
-async def _serve(control: str, guard: Guard, line: Link, listener: socket.socket) -> None:
+async def _beat(line: socket.socket, beat_s: float) -> None:
+    """Tell the supervisor again and again that this event loop goes round."""
+    while True:
+        with contextlib.suppress(OSError):  # it does not read for a while, or has ended
+            line.send(_BEAT, socket.MSG_NOSIGNAL)
+        await asyncio.sleep(beat_s)
+
+
+async def _serve(control: str, guard: Guard, line: socket.socket, listener: socket.socket, beat_s: float) -> None:
     app = App(Server(control), guard)
     config = uvicorn.Config(
         app,
@@ -60,6 +78,7 @@ async def _serve(control: str, guard: Guard, line: Link, listener: socket.socket
         server.should_exit = True
 
     asyncio.get_running_loop().add_reader(line.fileno(), end)
-    samples = asyncio.create_task(app.live.run())
+    tasks = [asyncio.create_task(each) for each in (app.live.run(), _beat(line, beat_s))]
     await server.serve(sockets=[listener])
-    samples.cancel()
+    for task in tasks:
+        task.cancel()
