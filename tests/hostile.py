@@ -222,6 +222,10 @@ server's own; `end` says that the connection was closed. `waits` says that nothi
 takes it for the beginning of a head or body; limpet answers 408 to a head that has not come after `--head-timeout`.
 `/other` would appear where bytes behind the first request are taken for a request of their own.
 
+Trailers, the lines behind a chunked body, are not in the table. uvicorn alone appends them to the headers of the
+request (httptools). limpet drops them, whichever server calls the application; tornado and sanic answer 400
+([servers.md](servers.md)).
+
 """
 
 

@@ -2,6 +2,9 @@
 
 Owns what the settings say of each request and response, and the start and end of the application. The runner of aiohttp
 makes the protocols; connections come through the door.
+
+1. A response to a request with a chunked body ends its connection: of the trailers behind the body the last one would
+   become a header of the next request, since aiohttp's parser in C keeps it.
 """
 
 from __future__ import annotations
@@ -61,9 +64,10 @@ def _frame(app: web.Application, seat: Seat, door: Door) -> None:
     """Give *app* what limpet's settings say of each request and response."""
     is_per_request, headers = seat.home.router.chain.needs_head, debug_headers(seat)
 
-    async def prepare(_: web.Request, response: web.StreamResponse) -> None:
+    async def prepare(request: web.Request, response: web.StreamResponse) -> None:
         response.headers.extend(headers)
-        if (is_per_request or door.draining) and not isinstance(response, web.WebSocketResponse):
+        ends = is_per_request or door.draining or "Transfer-Encoding" in request.headers
+        if ends and not isinstance(response, web.WebSocketResponse):
             response.headers["Connection"] = "close"
             response.force_close()
         door.tally.requested()

@@ -1,6 +1,9 @@
 """The adapter for waitress: its threads serve a WSGI application, its loop in the main thread reads and writes.
 
 Owns that loop's end, and which responses end their connections. Connections come through the door.
+
+1. waitress drops trailers, but keeps them until all have come, as it does with the line before a chunk: neither may be
+   larger than a head.
 """
 
 from __future__ import annotations
@@ -12,8 +15,11 @@ from typing import Any, Final
 
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
+from waitress.receiver import ChunkedReceiver
 from waitress.server import BaseWSGIServer, create_server
 from waitress.task import WSGITask
+from waitress.utilities import RequestHeaderFieldsTooLarge
 
 from limpet.servers.asgi import framed_wsgi
 from limpet.worker.listener_bridge import Door
@@ -68,6 +74,19 @@ def _take_all_families(server: Any) -> None:
     server.fix_addr = lambda peer: peer if isinstance(peer, tuple) else ("localhost", None)
 
 
+class _Bounded(HTTPRequestParser):  # type: ignore[misc]
+    """Waitress's parser, which keeps no more of a chunk's line or of trailers than of a head."""
+
+    def received(self, data: bytes) -> int:
+        """Take in *data* and return how much of it, 431 for too much of either."""
+        consumed: int = super().received(data)
+        body, most = self.body_rcv, self.adj.max_request_header_size
+        if isinstance(body, ChunkedReceiver) and len(body.control_line) + len(body.trailer) > most:
+            self.error = RequestHeaderFieldsTooLarge(f"more than {most} bytes beside the chunks")
+            self.completed = True
+        return consumed
+
+
 def _closing(closes: Callable[[], bool]) -> type[HTTPChannel]:
     """Return waitress's channel, in which responses end their connections when *closes* says so."""
 
@@ -79,6 +98,7 @@ def _closing(closes: Callable[[], bool]) -> type[HTTPChannel]:
 
     class Channel(HTTPChannel):  # type: ignore[misc]
         task_class = Closing
+        parser_class = _Bounded
 
     return Channel
 

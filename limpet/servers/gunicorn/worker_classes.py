@@ -5,6 +5,8 @@ threaded class has an adapter of its own (server.py), which moves in step with i
 
 1. gevent is patched in before the application is imported, and before any lock or thread of ours is made.
 2. Where keys are per request no connection is kept alive.
+3. uvicorn in uvicorn-worker takes trailers for headers where httptools parses: its protocol is replaced by one that
+   does not.
 """
 
 from __future__ import annotations
@@ -63,6 +65,8 @@ def serve(app: Callable[..., Any], seat: Seat, config: Any, loaded: Callable[[An
     worker_class = _in_slot(config.worker_class, door)
     if name == "gevent":
         worker_class = _counting(worker_class, door)
+    if name == "uvicorn-worker":
+        worker_class.CONFIG_KWARGS = _without_trailers(worker_class.CONFIG_KWARGS)
     worker = worker_class(0, os.getppid(), listeners, loaded(app), 0, config, config.logger_class(config))
 
     def stop() -> None:
@@ -71,6 +75,15 @@ def serve(app: Callable[..., Any], seat: Seat, config: Any, loaded: Callable[[An
 
     door.on_stop(stop)
     config_file.run(worker)
+
+
+def _without_trailers(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the *arguments* of uvicorn's configuration with a protocol that drops trailers, where httptools parses."""
+    try:
+        from limpet.servers.uvicorn.trailers import WithoutTrailers
+    except ImportError:  # there is no httptools, and h11 drops them
+        return arguments
+    return {**arguments, "http": WithoutTrailers} if arguments.get("http") in ("auto", "httptools") else arguments
 
 
 def _in_slot(base: Any, door: Door) -> Any:

@@ -37,6 +37,7 @@ from limpet.net.tls import asked_for
 from limpet.protocol.proxy_protocol import Origin
 from limpet.protocol.request import Peer
 from limpet.servers.uvicorn.corking import SENT, Corked, Turn
+from limpet.servers.uvicorn.trailers import OBEYED
 from limpet.worker.seat import Seat
 
 CONNECTIONS: Final = position("connections")
@@ -104,7 +105,6 @@ class _H11Cycle(_Cycle, h11_impl.RequestResponseCycle):
 httptools_impl.RequestResponseCycle = _HttpToolsCycle  # type: ignore[misc]
 h11_impl.RequestResponseCycle = _H11Cycle  # type: ignore[misc]
 _UPGRADE: Final = 101
-_OBEYED: Final = (b"connection", b"proxy-connection")  # what llhttp takes for a header of the message even in trailers
 
 
 class Seated(asyncio.Protocol):
@@ -425,7 +425,7 @@ class _Trailers(list[tuple[bytes, bytes]]):
 
         It refuses lengths by itself, but behind `connection: close` it would skip the next request in silence.
         """
-        if trailer[0] in _OBEYED:
+        if trailer[0] in OBEYED:
             raise _EnoughError
         self._number += 1
         self._bytes += len(trailer[0]) + len(trailer[1]) + 4
