@@ -8,7 +8,8 @@ application's own logging set-up is left alone.
 2. Before each line the process checks whether its open file is still the one of that name. So after a rotation no
    process writes to the old file. SIGUSR1 makes the supervisor check at once, so that the new file exists.
 3. If the file cannot be written, for example on a full disk, its lines go to stderr until it can.
-4. No process waits for the reader of its stderr. Lines that find no room wait in memory, up to a bound. Lines beyond
+4. No line has control characters: clients choose parts of lines, and a terminal would obey them.
+5. No process waits for the reader of its stderr. Lines that find no room wait in memory, up to a bound. Lines beyond
    the bound are lost and counted (`log_lines_lost`), and a line says so when there is room again.
 
 Why it is done in this way: write(2) blocks on a pipe, a socket or a terminal that is not read. O_NONBLOCK would prevent
@@ -46,6 +47,7 @@ _PIECE: Final = 4096  # bytes, PIPE_BUF: a pipe takes that many as a whole or no
 _MOST_WAITING: Final = 1 << 18  # bytes of lines that wait for room in each process: some seconds of an access log
 _LAST_S: Final = 0.5  # the longest wait for room at the end of a process
 _SUBJECT: Final = re.compile(r"(worker|dispatcher) (\d+)(?: \(pid (\d+)\))?")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _FILLED_IN: Final = re.compile(r"%[-+ 0#]*\d*(?:\.\d+)?[a-z]")
 
 
@@ -56,7 +58,7 @@ def configure(level: str, path: str | None, form: str, own_fd: int = -1) -> None
     """
     stderr = Stderr(own_fd)
     handler = LogFile(path, stderr) if path else stderr
-    human = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt=stamp(path))
+    human = _Human("%(asctime)s %(levelname)-7s %(message)s", datefmt=stamp(path))
     for each in (handler, stderr):
         each.setFormatter(_Json() if form == "json" else human)
     logging.lastResort = _LastResort(stderr)  # for loggers without handlers, such as asyncio's
@@ -72,6 +74,18 @@ def configure(level: str, path: str | None, form: str, own_fd: int = -1) -> None
 def stamp(path: str | None) -> str:
     """Return the time format of human-readable lines: with the date only in a file, not on a terminal."""
     return "%Y-%m-%d %H:%M:%S" if path else "%H:%M:%S"
+
+
+def escaped(text: str) -> str:
+    """Return *text* with its control characters escaped, but for tabs and the ends of lines."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _Human(logging.Formatter):
+    """Makes each record a line for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
 
 
 class _Json(logging.Formatter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import stat
@@ -147,3 +148,25 @@ async def broken(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await lifespan(scope, receive, send)
     raise ZeroDivisionError("what a bug looks like")
+
+
+async def ending(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Begin a response, at `/half` send a part of it, and raise."""
+    if scope["type"] != "http":
+        await lifespan(scope, receive, send)
+        return
+    await send({"type": "http.response.start", "status": 206, "headers": [(b"content-length", b"100")]})
+    if scope["path"] == "/half":
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await asyncio.sleep(0)
+    raise RuntimeError("midway")
+
+
+async def polling(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Say so in the log when a request is here; end when its client has left."""
+    if scope["type"] != "http":
+        await lifespan(scope, receive, send)
+        return
+    logging.getLogger("limpet.test").info("it is polled")
+    while (await receive())["type"] != "http.disconnect":
+        pass

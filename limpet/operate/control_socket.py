@@ -18,7 +18,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import select
 import selectors
 import socket
@@ -31,6 +30,7 @@ from typing import Any, Final, cast
 
 from limpet.config.privileges import Identity
 from limpet.errors import ControlError, ListenError
+from limpet.logs import escaped
 from limpet.net.listener import give, inode_of, is_open
 
 Message = dict[str, Any]
@@ -40,7 +40,6 @@ _PATIENCE_S: Final = 5.0
 _CONNECT_S: Final = 5.0
 _LONGEST_LINE: Final = 1 << 20  # bytes; `limpet where` may send many keys
 _LONGEST_ANSWER: Final = 64 << 20  # bytes; `limpet where` may ask for a million keys
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _MOST_CALLERS: Final = 64
 _ACCEPT_PAUSE_S: Final = 0.5  # after accepting failed, for example without free descriptors
 log = logging.getLogger("limpet")
@@ -276,7 +275,7 @@ def _printable(value: Any) -> Any:
     """Return *value* with the control characters in all its strings escaped, because a terminal would obey them."""
     match value:
         case str():
-            return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+            return escaped(value)
         case list():
             return [_printable(each) for each in value]
         case dict():

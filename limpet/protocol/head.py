@@ -202,6 +202,8 @@ class HeadParser:
         version = self._parser.get_http_version()
         if version not in _VERSIONS:
             raise BadHead(400, f"HTTP version {version}")
+        if self._parser.get_method() == b"CONNECT":  # what follows is no HTTP: for proxies
+            raise BadHead(400, "CONNECT")
         target = b"".join(self._sink.target)
         try:
             path = httptools.parse_url(target).path

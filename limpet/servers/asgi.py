@@ -6,6 +6,7 @@ for WSGI what there is of that. uvicorn's adapter does without: its protocols kn
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -16,8 +17,8 @@ from limpet.config.settings import Settings
 from limpet.protocol.request import Peer, Request
 from limpet.routing.forwarded import Trust, client_address
 from limpet.routing.router import Router
-from limpet.sessions.middleware import of_environ, of_scope
-from limpet.worker.access_log import AccessLog, Entry
+from limpet.sessions.middleware import of_environ, of_scope, peer_of_environ
+from limpet.worker.access_log import LEFT, AccessLog, Entry
 from limpet.worker.seat import Seat
 
 _log = logging.getLogger("limpet")
@@ -160,8 +161,7 @@ def believed(sockaddr: Any, headers: list[tuple[bytes, bytes]], trust: Trust) ->
 
 def reported(environ: dict[str, Any], trust: Trust) -> dict[str, Any]:
     """Return what differs in a WSGI *environ* when its client and scheme are as trusted proxies report them."""
-    address, port = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_PORT")
-    peer = Peer.of((address, int(port), 0, 0) if port else None, "")  # in the form that may map IPv4 into IPv6
+    peer = peer_of_environ(environ)
     if peer.address not in trust:
         return {}
     names = ("x-forwarded-for", "forwarded", "x-forwarded-proto")
@@ -203,7 +203,14 @@ def _asgi(app: Callable[..., Awaitable[None]], notes: _Notes, root_path: str) ->
         if scope["type"] not in ("http", "websocket"):
             await app(scope, receive, send)
             return
-        began, status = time.monotonic(), 500 if scope["type"] == "http" else 0
+        began, status = time.monotonic(), 0
+        has_left = False
+
+        async def hearing() -> Any:
+            nonlocal has_left
+            message = await receive()
+            has_left = has_left or message["type"] == "http.disconnect"
+            return message
 
         async def noting(message: Any) -> None:
             nonlocal status
@@ -214,8 +221,13 @@ def _asgi(app: Callable[..., Awaitable[None]], notes: _Notes, root_path: str) ->
             await send(message)
 
         try:
-            await app(scope, receive, noting)
+            await app(scope, hearing, noting)
+        except asyncio.CancelledError:  # so do some servers tell of a client that has left
+            has_left = True
+            raise
         finally:
+            if not status and scope["type"] == "http":
+                status = LEFT if has_left else 500
             notes.add(of_scope(scope, root_path.encode()), status, began)
 
     return noted

@@ -9,7 +9,6 @@ the door.
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 from tornado import http1connection, httpserver, httputil, web
@@ -21,7 +20,6 @@ from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 
 _access = logging.getLogger("limpet.access")
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # C1 too: terminals obey them, and Tornado lets them through
 
 
 def fits(app: object) -> bool:
@@ -135,7 +133,6 @@ def _frame(app: web.Application, seat: Seat, door: Door) -> None:
             its_own(handler)
         elif seat.settings.access_log:
             request = handler.request
-            uri = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", request.uri or "")
-            _access.info("%s %s %s %d", request.remote_ip, request.method, uri, handler.get_status())
+            _access.info("%s %s %s %d", request.remote_ip, request.method, request.uri, handler.get_status())
 
     app.settings["log_function"] = ended

@@ -10,6 +10,7 @@ Wrapped around the application in every worker whose settings ask for any of it,
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Any, Final
@@ -151,6 +152,18 @@ def of_environ(environ: dict[str, Any]) -> Request:
         for name, value in environ.items()
         if name.startswith("HTTP_")
     ]
-    port = environ.get("REMOTE_PORT")
-    peer = Peer.of((environ["REMOTE_ADDR"], int(port)) if port else None, "")
-    return Request(environ["REQUEST_METHOD"], target, peer, headers)
+    return Request(environ["REQUEST_METHOD"], target, peer_of_environ(environ), headers)
+
+
+def peer_of_environ(environ: dict[str, Any]) -> Peer:
+    """Return the client that *environ* names. Its address is enough: PEP 3333 and CGI know of no port.
+
+    Of a unix socket servers say nothing, or something that is no address.
+    """
+    address, port = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_PORT") or ""
+    try:
+        ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return Peer.of(None, "")
+    # in the form of IPv6, which may be an IPv4 client of a dual-stack listener
+    return Peer.of((address, int(port) if port.isdecimal() else 0, 0, 0), "")

@@ -27,6 +27,7 @@ from limpet.routing.elements import Path
 from limpet.routing.key_chain import KeyChain
 from limpet.routing.router import Route, Router
 
+LEFT: Final = 499  # a status: the connection ended before a response began, as nginx writes it
 _HELD_S: Final = 0.2
 _MOST_HELD: Final = 512  # requests
 _READY: Final = 2048  # parts of lines that are cached, of each kind
@@ -147,7 +148,7 @@ class AccessLog:
         shown = self._masks[bind](path.decode("latin-1"))
         if self._is_json:
             return f'"method": {quoted(method)}, "path": {quoted(shown)}, "status": {int(status)}, "seconds": '
-        return f"{method} {shown} {int(status)}"
+        return logs.escaped(f"{method} {shown} {int(status)}")
 
 
 class _Ready(dict[K, str]):

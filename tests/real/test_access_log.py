@@ -126,11 +126,64 @@ def test_client_that_leaves_midway_has_a_line(http: str) -> None:
         "tests.apps:slow", "--workers", "1", "--by", "ip", "--http", http, "--graceful-timeout", "1", *JSON
     ) as server:
         with Wire(("127.0.0.1", server.port)) as wire:
-            wire.send(request("/left?30"))
+            wire.send(request("/left?3"))
             wait_until(lambda: server.totals()["received"] >= 1, "it is being served")
             wire.reset()  # an end of stream alone would be a half-close, which is served
         [entry] = requests(server, 1)
         assert (entry["path"], entry["status"]) == ("/left", 499)
+
+
+@pytest.mark.parametrize("backend", ["kernel", "dispatcher"])
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+@pytest.mark.parametrize("path", ["begun", "half"])
+def test_response_that_the_application_ends_midway_has_a_line(http: str, backend: str, path: str) -> None:
+    """What the client has got half of is what it complains about."""
+    by = "ip" if backend == "kernel" else "header:x-user"
+    flags = ("--workers", "1", "--by", by, "--backend", backend, "--http", http, *JSON)
+    with JsonLimpet("tests.wire_app:ending", *flags) as server:
+        with Wire(("127.0.0.1", server.port)) as wire:
+            wire.send(request(f"/{path}", x_user="ada"))
+            while wire.sock.recv(65536):
+                pass
+        [entry] = requests(server, 1)
+        assert (entry["path"], entry["status"]) == (f"/{path}", 206)
+
+
+OF_ASGI = [name for name, kind in KINDS.items() if kind.interface == "asgi"]
+
+
+@pytest.mark.parametrize("name", OF_ASGI)
+def test_client_that_left_before_the_response_is_a_499_on_every_server_of_asgi(name: str) -> None:
+    """500 would count as a fault of the application, and which server writes it must not matter."""
+    args = ("--backend", "kernel") if name == "granian" else ("--by", "header:x-user")
+    with JsonLimpet("tests.wire_app:polling", "--workers", "1", "--server", name, *args, *JSON) as server:
+        with Wire(("127.0.0.1", server.port)) as wire:
+            wire.send(request("/left", x_user="ada"))
+            wait_until(lambda: "it is polled" in server.log, "the application waits")
+            wire.reset()
+        [entry] = requests(server, 1)
+        assert (entry["path"], entry["status"]) == ("/left", 499)
+
+
+OWN_LINES = [n for n, kind in KINDS.items() if kind.http and n not in ("script", "socketserver")]
+
+
+@pytest.mark.parametrize("name", OWN_LINES)
+def test_control_characters_of_a_client_reach_no_terminal(name: str) -> None:
+    """A terminal obeys CSI as one byte (C1), too: a client would write what an operator sees."""
+    interface = KINDS[name].interface
+    app = f"tests.header_apps:{interface if interface in ('asgi', 'wsgi') else name}"
+    flags = ("--workers", "1", "--by", "ip", "--backend", "kernel", "--server", name, "--access-log")
+    with Limpet(app, *flags) as server:
+        for target in (b"/\xc2\x9b2J", b"/\x9b2J", b"/\x1b[2J"):
+            head = b"GET %b HTTP/1.1\r\nhost: h\r\nuser-agent: \xc2\x9b2J\x9b\r\nconnection: close\r\n\r\n"
+            with Wire(("127.0.0.1", server.port)) as wire:
+                wire.send(head % target)
+                while wire.sock.recv(65536):  # some servers refuse it
+                    pass
+        assert server.request("/after").status in (200, 404)
+        assert server.stop() == 0
+        assert re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f]", server.log) == []
 
 
 def test_application_that_fails_is_a_500() -> None:

@@ -21,12 +21,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from limpet.ipc.channel import Handoff
 from limpet.protocol.request import Request
 from limpet.servers.uvicorn.protocols import Seated
-from limpet.worker.access_log import First, Found, Held
+from limpet.worker.access_log import LEFT, First, Found, Held
 from limpet.worker.ownership import UNTOLD, Home
 from limpet.worker.seat import Seat
 
 _log = logging.getLogger("limpet")
-_LEFT: Final = 499  # the connection ended before a response began, as nginx writes it
 _STATUS: Final = slice(9, 12)  # where it stands in a head
 
 
@@ -94,7 +93,7 @@ class Noted(Seated):
         try:
             cycle: Any = self._earlier[0] if self._earlier else self.cycle
             if cycle is not None and hasattr(cycle, "began") and not cycle.response_complete:
-                status = cycle.transport.head[_STATUS] if cycle.response_started else _LEFT
+                status = cycle.transport.head[_STATUS] if cycle.response_started else LEFT
                 scope = cycle.scope
                 self.held.add(
                     (cycle.began, monotonic(), scope["method"], scope["raw_path"], self.listener, status, self._found)

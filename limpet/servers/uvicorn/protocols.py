@@ -556,6 +556,9 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
         if may_exceed and exceeds(self.seat.settings, self.url, self.headers, is_long=self._is_long):
             self.refuse_head()
             raise _EnoughError
+        if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":  # else it would not say so
+            self.send_400_response("Invalid HTTP request received.")
+            raise _EnoughError
         self._in_body = True
         if self._is_under_way():
             self.cycle.is_followed = True
@@ -635,7 +638,7 @@ def exceeds(settings: Settings, target: bytes, headers: Sequence[tuple[bytes, by
 
 
 class LimitedConnection(h11.Connection):
-    """h11's side of a connection, which refuses a head that is larger than it may be."""
+    """h11's side of a connection, which refuses CONNECT, and a head that is larger than it may be."""
 
     settings: Settings
     is_too_large = False
@@ -649,6 +652,8 @@ class LimitedConnection(h11.Connection):
 
     def next_event(self) -> Any:
         event = super().next_event()
+        if isinstance(event, h11.Request) and event.method == b"CONNECT":  # refused by the dispatcher, too
+            raise h11.RemoteProtocolError("CONNECT is for proxies")
         if isinstance(event, h11.Request) and exceeds(self.settings, event.target, event.headers, is_long=True):
             self.is_too_large = True
             raise h11.RemoteProtocolError("the request head is too large")
