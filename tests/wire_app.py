@@ -170,3 +170,17 @@ async def polling(scope: dict[str, Any], receive: Any, send: Any) -> None:
     logging.getLogger("limpet.test").info("it is polled")
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def streaming(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Stream at `/stream` for as long as the client stays, and ask again and again whether it has left."""
+    if scope["type"] != "http":
+        await lifespan(scope, receive, send)
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while scope["path"] == "/stream":
+        await send({"type": "http.response.body", "body": b"event\n", "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            if (await asyncio.wait_for(receive(), 0.002))["type"] == "http.disconnect":
+                return
+    await send({"type": "http.response.body", "body": b""})
