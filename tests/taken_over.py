@@ -1,6 +1,8 @@
 """An application that was taken over: it does what its user may do against the supervisor, one attempt a request.
 
-Each attempt is a function of ATTEMPTS. `tests/real/test_hostile_worker.py` says what must not come of it.
+Each attempt is a function of ATTEMPTS. `tests/real/test_hostile_worker.py` says what must not come of it. The file
+`made` in the shared directory has the name of the latest attempt: so a test can tell an attempt that has failed from
+one that was never made.
 """
 
 from __future__ import annotations
@@ -10,22 +12,29 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import mmap
 import os
 import resource
 import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from limpet.ipc.control_link import Link
+from limpet.worker.seat import Seat
 
 ATTEMPTS: Final[dict[str, Callable[[], object]]] = {}
 FOLDER: Final = Path(os.environ.get("HOSTILE_FOLDER", "/nonexistent"))  # of this user, with log, control and bind
 TREASURE: Final = os.environ.get("HOSTILE_TREASURE", "/nonexistent")  # of root alone
 BOSS: Final = os.getppid()
 libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class VainError(Exception):
+    """There was nothing to attack, so the attempt shows nothing."""
 
 
 def attempt(function: Callable[[], object]) -> Callable[[], object]:
@@ -37,8 +46,10 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Make the attempt that the path names; say what came of it."""
     if scope["type"] != "http":
         return
+    name = scope["path"][1:]
+    (FOLDER / "made").write_text(name)
     try:
-        said = repr(ATTEMPTS[scope["path"][1:]]())
+        said = repr(ATTEMPTS[name]())
     except Exception as error:  # noqa: BLE001 - the kernel's refusal is a result
         said = repr(error)
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -46,12 +57,14 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 def own(name: str) -> list[int]:
-    """Return the descriptors of this process whose link begins with *name*."""
+    """Return the descriptors of this process whose link begins with *name*. Raises VainError if there are none."""
     found = []
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/self/fd/{number}").startswith(name):
                 found.append(int(number))
+    if not found:
+        raise VainError(name)
     return found
 
 
@@ -62,11 +75,19 @@ def replaced(name: str) -> Path:
     return path
 
 
+def the(kind: type[Any]) -> Any:
+    """Return the only object of *kind*. Raises VainError if there is none, or more than one."""
+    found = [each for each in gc.get_objects() if isinstance(each, kind)]
+    if len(found) != 1:
+        raise VainError(f"{len(found)} objects of {kind}")
+    return found[0]
+
+
 def line() -> socket.socket:
-    """Return the line to the supervisor."""
-    [link] = [each for each in gc.get_objects() if isinstance(each, Link)]
-    end: socket.socket = link._end
-    return end.dup()
+    """Return the line to the supervisor, which waits until there is room."""
+    end: socket.socket = the(Link)._end.dup()
+    end.settimeout(5)
+    return end
 
 
 # --- the stack's file
@@ -94,16 +115,20 @@ def stack_by_fifo() -> None:
     _over_stack(os.open(path, os.O_RDWR))
 
 
+def _when_asked_for_the_stack(do: Callable[[int], object]) -> None:
+    """Have *do* done with the file's descriptor each time that the supervisor asks for the stacks."""
+    [fd] = own("/memfd:limpet-stack")
+    signal.signal(signal.SIGRTMIN + 7, lambda number, frame: do(fd))
+
+
 @attempt
 def stack_of_a_terabyte() -> None:
-    for fd in own("/memfd:limpet-stack"):
-        os.ftruncate(fd, 1 << 40)
+    _when_asked_for_the_stack(lambda fd: os.ftruncate(fd, 1 << 40))
 
 
 @attempt
 def stack_that_is_full() -> None:
-    for fd in own("/memfd:limpet-stack"):
-        os.write(fd, b"\xff\x1b[2J" * 500_000)
+    _when_asked_for_the_stack(lambda fd: os.write(fd, b"\xff\x1b[2J" * 500_000))
 
 
 @attempt
@@ -135,14 +160,26 @@ def scoreboard_cut() -> None:
 @attempt
 def scoreboard_sealed() -> None:
     for fd in own("/memfd:limpet-scoreboard"):
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0x10)  # F_SEAL_FUTURE_WRITE: no later worker could map it
+
+
+@attempt
+def scoreboard_row_full() -> None:
+    cells = the(Seat).row.cells
+    for position in range(len(cells)):
+        cells[position] = (1 << 64) - 1
+
+
+@attempt
+def scoreboard_full() -> None:
+    [fd, *_] = own("/memfd:limpet-scoreboard")
+    with mmap.mmap(fd, 0) as memory:
+        memory[:] = b"\xff" * len(memory)
 
 
 @attempt
 def descriptors_sent_up_the_line() -> None:
     with line() as end:
-        end.setblocking(True)
-        end.settimeout(2)
         rights = array.array("i", [0] * 100)
         for _ in range(50):
             end.sendmsg([b" "], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
@@ -159,6 +196,40 @@ def half_a_message() -> None:
 def line_ended() -> None:
     with line() as end:
         end.shutdown(socket.SHUT_RDWR)
+
+
+@attempt
+def line_flooded_by_a_copy() -> None:
+    if os.fork() == 0:
+        with contextlib.suppress(OSError), line() as end:
+            while True:
+                end.sendall(b'{"news": "left"}\n' * 1000)
+        os._exit(0)
+
+
+SAYINGS: Final = {
+    "garbage": b"garbage \x1b[2J\n",
+    "no_text": b"\xff\xfe\n",
+    "an_empty_object": b"{}\n",
+    "a_list": b"[1]\n",
+    "thousands_of_brackets": b"[" * 50_000 + b"\n",
+    "ready_again": b'{"news": "ready"}\n',
+    "failed_without_detail": b'{"news": "failed", "message": "no", "hint": null, "code": 1}\n',
+    "missing_slot_99": b'{"news": "missing", "slot": 99}\n',
+    "missing_slot_below_0": b'{"news": "missing", "slot": -1}\n',
+    "stop_without_its_field": b'{"news": "stop"}\n',
+    "much": b'{"news": "left"}\n' * 5000,
+    "what_never_ends": b"x" * (3 << 20),
+}
+
+
+def _say(said: bytes) -> None:
+    with line() as end:
+        end.sendall(said)
+
+
+for name, said in SAYINGS.items():
+    ATTEMPTS[f"says_{name}"] = partial(_say, said)
 
 
 @attempt
@@ -245,9 +316,17 @@ def supervisor_group_joined() -> None:
     os.setpgid(0, os.getpgid(BOSS))
 
 
+def _refused_or(value: object, result: int) -> object:
+    """Return *value* unless *result* says that the C library was refused. Raises OSError then."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return value
+
+
 @attempt
-def supervisor_traced() -> int:
-    return int(libc.ptrace(16, BOSS, 0, 0))  # PTRACE_ATTACH
+def supervisor_traced() -> object:
+    return _refused_or("TREASURE", libc.ptrace(16, BOSS, 0, 0))  # PTRACE_ATTACH
 
 
 @attempt
@@ -267,10 +346,8 @@ def supervisor_descriptors_opened() -> list[str]:
 
 
 @attempt
-def supervisor_descriptor_taken() -> str:
-    fd = os.pidfd_open(BOSS)
-    got = libc.syscall(438, fd, 0, 0)  # pidfd_getfd
-    return "refused" if got < 0 else "TREASURE"
+def supervisor_descriptor_taken() -> object:
+    return _refused_or("TREASURE", libc.syscall(438, os.pidfd_open(BOSS), 0, 0))  # pidfd_getfd
 
 
 @attempt

@@ -93,7 +93,7 @@ def open(bind: Bind, backlog: int, *, umask: int | None = None, owner: Identity 
     try:
         sock = {"tcp": _bind_address, "unix": _bind_path, "fd": _adopt}[bind.kind](bind)
         if owner is not None and bind.kind == "unix":
-            give(bind.path, owner)
+            _give(sock, bind.path, owner)
     except OSError as error:
         raise _refusal(bind, error) from None
     finally:
@@ -156,6 +156,15 @@ def _bind_path(bind: Bind) -> socket.socket:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         os.unlink(bind.path)
     return _bound(socket.AF_UNIX, bind.path)
+
+
+def _give(sock: socket.socket, path: str, owner: Identity) -> None:
+    """As `give`; close *sock* if that raises OSError."""
+    try:
+        give(path, owner)
+    except OSError:
+        sock.close()
+        raise
 
 
 def give(path: str, owner: Identity) -> None:

@@ -14,15 +14,21 @@ from pathlib import Path
 import pytest
 
 from limpet.errors import ControlError
-from tests.harness import Limpet, wait_until
+from tests.harness import Limpet, limpet_command, wait_until
 from tests.real.test_kill import NOBODY
 from tests.real.test_privileges import AS_NOBODY, for_nobody
-from tests.taken_over import ATTEMPTS
+from tests.taken_over import ATTEMPTS, SAYINGS
 from tests.wire import Wire, request
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0 and not os.environ.get("CI"), reason="only root can become another")
 TREASURE = "TREASURE of root\n"
-HURTS_THE_WORKER = ("stack_", "scoreboard_", "line_", "half_", "channels_", "descriptors_", "supervisor_group_joined")
+ENDS_THE_WORKER = {f"says_{name}" for name in SAYINGS} | {"descriptors_sent_up_the_line", "line_flooded_by_a_copy"}
+HURTS_THE_WORKER = ("stack_", "scoreboard_", "line_ended", "half_", "supervisor_group_joined")
+WRITES_WHEN_ASKED = {"stack_of_a_terabyte", "stack_that_is_full"}
+HURTS_THE_SLOT = ("channels_ended", "scoreboard_full")  # no later worker in it is reached: each has its own server
+REFUSED = ("supervisor_", "treasure_", "root_become", "group_of_root_", "scoreboard_cut", "scoreboard_sealed")
+REFUSED_TOO = {"stack_that_is_sealed"}
+ALLOWED = {"supervisor_group_joined"}  # within one session it is; nobody sends that group a signal
 
 
 class Siege:
@@ -35,7 +41,8 @@ class Siege:
         os.chown(self.folder, NOBODY, NOBODY)
         self.treasure.touch(0o600)
         self.treasure.write_text(TREASURE)
-        self.log, self.door = root / "log-of-the-tests", str(root / "bind")
+        self.door = str(root / "bind")
+        self.is_stopped = False  # by the test
         how = for_nobody()
         how["env"] = {**how["env"], "HOSTILE_FOLDER": str(self.folder), "HOSTILE_TREASURE": str(self.treasure)}
         more = ["--workers", "1", "--log-file", str(self.folder / "log"), *AS_NOBODY]
@@ -44,18 +51,27 @@ class Siege:
         self.server.control = str(root / "control")
 
     def wait_serving(self) -> None:
+        """Wait until it serves, and give its sockets their second names."""
         logged = self.folder / "log"
         wait_until(lambda: logged.exists() and "serving" in logged.read_text(), "it serves")
         os.link(self.folder / "control", self.server.control)
         os.link(self.folder / "bind", self.door)
+        self.descriptors_at_first = self.descriptors()
+
+    def descriptors(self) -> int:
+        """Return how many descriptors the supervisor has."""
+        return len(os.listdir(f"/proc/{self.server.pid}/fd"))
 
     def make(self, attempt: str) -> str:
-        """Have the worker make the attempt; return what it says."""
-        with contextlib.suppress(OSError, AssertionError), Wire(self.door) as wire:
-            return wire.send(request(f"/{attempt}")).reply().body.decode()
-        return ""
+        """Have the worker make the attempt; return what it says, unless that ended it."""
+        said, may_not_answer = "", (OSError, AssertionError) if attempt in ENDS_THE_WORKER else ()
+        with contextlib.suppress(*may_not_answer), Wire(self.door) as wire:
+            said = wire.send(request(f"/{attempt}")).reply().body.decode()
+        assert (self.folder / "made").read_text() == attempt, "the worker was not reached"
+        assert "VainError" not in said, said
+        return said
 
-    def operate(self) -> str:
+    def operate(self, attempt: str) -> str:
         """Do what an operator does in the meantime; return all that he sees."""
         said = []
         for more in ({}, {"read": True}):
@@ -63,46 +79,97 @@ class Siege:
                 said.append(str(self.server.ask(command="stack", slot=0, **more)))
             except ControlError as error:
                 said.append(error.message)
+        if attempt in WRITES_WHEN_ASKED:
+            wait_until(lambda: self.server.ask(command="stack", slot=0, read=True)["stack"], "the worker has written")
+            said.append(str(self.server.ask(command="stack", slot=0, read=True)))
         self.server.signal(signal.SIGUSR1)
-        said.append(str(self.server.status()))
+        commands = ("status", "figures", "events", "status")  # the last one is answered in a turn after the signal's
+        said += [str(self.server.ask(command=command)) for command in commands]
         return "\n".join(said)
 
-    def recover(self, attempt: str) -> None:
-        """Take away what the attempt has left."""
+    def recover(self, attempt: str, worker: int) -> None:
+        """Take away what the attempt has left, with the *worker* that made it."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if attempt.startswith(HURTS_THE_WORKER):
-            worker = self.server.worker(0)
-            if worker["pid"] is not None:
-                os.kill(worker["pid"], signal.SIGKILL)
-            self.server.wait_ready(0, worker["pid"] or 0)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        if attempt in ENDS_THE_WORKER or attempt.startswith(HURTS_THE_WORKER):
+            self.server.wait_ready(0, worker)
 
 
-@pytest.fixture(scope="module")
-def siege() -> Iterator[Siege]:
-    """One server, which lives through all attempts."""
+@contextlib.contextmanager
+def besieged() -> Iterator[Siege]:
+    """Start a server for attempts, and see that it can still be stopped in the end."""
     with tempfile.TemporaryDirectory(prefix="limpet-test-") as name:
         siege = Siege(Path(name))
         with siege.server.launched():
             siege.wait_serving()
             yield siege
-            assert siege.server.stop() == 0
+            assert siege.is_stopped or siege.server.stop() == 0
 
 
-@pytest.mark.parametrize("attempt", ATTEMPTS)
-def test_worker_gets_nothing_of_roots_and_the_supervisor_lives(siege: Siege, attempt: str) -> None:
-    """With `--user`, an application that is taken over must not be the whole machine."""
-    seen = siege.make(attempt) + siege.operate()
+@pytest.fixture(scope="module")
+def siege() -> Iterator[Siege]:
+    """One server, which lives through all attempts."""
+    with besieged() as siege:
+        yield siege
+
+
+def check(siege: Siege, attempt: str) -> None:
+    """Have the worker make *attempt*, while an operator does what operators do, and see that nothing came of it."""
+    worker = siege.server.worker(0)["pid"]
+    said = siege.make(attempt)
+    seen = said + siege.operate(attempt)
     assert "TREASURE" not in seen
+    assert "\x1b" not in seen
+    assert len(seen) < 3_000_000  # a bounded part of the file of stacks, each byte of it escaped
+    if (attempt.startswith(REFUSED) and attempt not in ALLOWED) or attempt in REFUSED_TOO:
+        assert "PermissionError" in said, f"the kernel did not refuse it: {said}"
     found = siege.treasure.stat()
     assert siege.treasure.read_text() == TREASURE
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o600)
     assert not siege.treasure.with_name("treasure.new").exists()
+    if attempt.startswith("scoreboard_"):
+        for command in (["status"], ["top", "--once"]):
+            ended = limpet_command(*command, "--control", siege.server.control)
+            assert ended.returncode == 0, ended.stderr
     assert siege.server.running
-    siege.recover(attempt)
+    if attempt in HURTS_THE_SLOT:
+        return
+    siege.recover(attempt, worker)
     assert siege.server.running
+    few = siege.descriptors_at_first
+    wait_until(lambda: siege.descriptors() <= few, "the supervisor has no more descriptors than before", 5)
+
+
+@pytest.mark.parametrize("attempt", [each for each in ATTEMPTS if each not in HURTS_THE_SLOT])
+def test_worker_gets_nothing_of_roots_and_the_supervisor_lives(siege: Siege, attempt: str) -> None:
+    """With `--user`, an application that is taken over must not be the whole machine."""
+    check(siege, attempt)
+
+
+@pytest.mark.parametrize("attempt", HURTS_THE_SLOT)
+def test_worker_that_ruins_its_slot_ruins_no_more(attempt: str) -> None:
+    """Workers share memory and sockets with others of their user; the supervisor still answers, and stops in order."""
+    with besieged() as siege:
+        check(siege, attempt)
+
+
+def test_stop_leaves_what_has_taken_the_place_of_its_sockets() -> None:
+    """What is there by then is somebody else's."""
+    with besieged() as siege:
+        for attempt in ("control_by_file", "bind_by_symlink"):
+            siege.make(attempt)
+        siege.is_stopped = True
+        assert siege.server.stop() == 0
+        assert (siege.folder / "control").read_text() == "mine"
+        assert (siege.folder / "bind").is_symlink()
+        siege.server.start()
+        assert siege.server.wait_ended() == 3
+        assert siege.treasure.read_text() == TREASURE
 
 
 def test_there_are_many_attempts() -> None:
     """The list must not become short by accident."""
-    assert len(ATTEMPTS) >= 30
+    assert len(ATTEMPTS) >= 55
