@@ -12,6 +12,7 @@ from typing import Any
 from tests import apps
 
 _left: set[str] = set()  # long polls whose client has left
+_released: set[str] = set()  # requests of kind `hold` that may have their answer
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -35,6 +36,11 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
             pass
         _left.add(number)
         return
+    if kind == "release":
+        _released.add(number)
+    while kind == "hold" and number not in _released:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(receive(), 0.001)
     if kind == "poll":
         for _ in range(3):
             with contextlib.suppress(TimeoutError):

@@ -23,6 +23,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 import termios
@@ -245,6 +246,13 @@ class Receiver:
         self._socket = receiving
         self._channel = Channel(sending or receiving, receiving)
         self.queued = self._channel.queued
+
+    def refuse_end(self) -> None:
+        """Raise ConnectionResetError if a worker has shut the channel down, for whoever reads it. Blocks never."""
+        poll = select.poll()
+        poll.register(self._socket, 0)
+        if poll.poll(0):  # POLLHUP: the supervisor has both ends open, so closing one end does not lead to that
+            raise ConnectionResetError(errno.ECONNRESET, "the channel was ended by a worker")
 
     def probe(self) -> None:
         """Make the channel readable with a message that `receive` drops. Blocks never."""

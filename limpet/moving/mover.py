@@ -34,6 +34,7 @@ which slot the next request belongs to.
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import os
 import socket
@@ -197,7 +198,7 @@ class Mover:
 
         A connection of which there is no copy here goes to *adopt*. Raises OSError with EMFILE if the message carries
         descriptors and this process has no free numbers for them; then the message stays in the channel. Raises
-        RuntimeError if the message is invalid; then it is gone. Blocks never.
+        ConnectionResetError if a worker has shut the channel down, which ends it for every reader. Raises RuntimeError if the message is invalid; then it is gone. Blocks never.
         """
         channel = self._receiving
         try:
@@ -209,6 +210,8 @@ class Mover:
         except BlockingIOError:
             return 0
         size = len(message)
+        if not size and not ancillary:
+            raise ConnectionResetError(errno.ECONNRESET, "the channel was ended by a worker")
         if ancillary or size < codec.HEAD_BYTES or message[: codec.KIND_BYTES] != codec.LIGHT_KIND:
             self._receive_any(message, array.array("i", ancillary[0][2]) if ancillary else _NO_FDS, adopt)
             return size

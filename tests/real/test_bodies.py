@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import time
 from collections.abc import Iterator
 
@@ -101,6 +103,23 @@ def test_head_that_is_too_large_waits_for_the_response_before_it(wire: Wire) -> 
     wire.send(request("/late/1", x_user="u") + request("/echo/2", x_user="u", x_large="l" * 70_000))
     assert wire.reply().status == 200
     assert wire.reply().status == 431
+
+
+def test_bytes_behind_a_request_wait_in_the_kernel_though_its_application_asks_for_more(
+    server: Limpet, wire: Wire
+) -> None:
+    """An application that watches for the end of its client would otherwise have all that the client sends read."""
+    wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    wire.send(request("/hold/1", x_user="u"))
+    wire.send(request("/echo/2", "POST", x_user="u", content_length=str(1 << 30)))
+    wire.sock.settimeout(1)
+    sent = 0
+    with contextlib.suppress(TimeoutError):
+        while sent < 64 << 20:
+            sent += wire.sock.send(bytes(1 << 20))
+    with Wire(("127.0.0.1", server.port)) as other:
+        assert other.send(request("/release/1", x_user="u")).reply().status == 200
+    assert sent < 16 << 20  # the kernel's own buffers
 
 
 def _large_frame(payload: bytes) -> bytes:

@@ -156,6 +156,19 @@ def test_worker_that_ruins_its_slot_ruins_no_more(attempt: str) -> None:
         check(siege, attempt)
 
 
+def test_worker_that_finds_its_channels_ended_says_so_and_waits() -> None:
+    """What wakes an event loop for ever fills a disk with tracebacks, and takes a processor from others."""
+    with besieged() as siege:
+        worker = siege.server.worker(0)["pid"]
+        siege.make("channels_ended")
+        os.kill(worker, signal.SIGKILL)
+        siege.server.wait_ready(0, worker)
+        logged, said = siege.folder / "log", "cannot take connections: the channel was ended by a worker"
+        wait_until(lambda: said in logged.read_text(), "the log says so")
+        assert siege.server.log == ""  # which is stderr
+        assert len(logged.read_text().splitlines()) < 100
+
+
 def test_stop_leaves_what_has_taken_the_place_of_its_sockets() -> None:
     """What is there by then is somebody else's."""
     with besieged() as siege:

@@ -121,6 +121,7 @@ class Resources:
         self.moves: list[Channel] = []
         self.past = Past()
         self.newest_serial = 0
+        self.free_rows = {role: list(range(64)) for role in ("worker", "dispatcher", "terminator")}
         self.started: list[Child] = []
         self.refusal: OSError | None = None
         self._clock = clock

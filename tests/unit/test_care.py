@@ -82,16 +82,36 @@ def test_time_in_which_nobody_could_run_is_no_ones_fault() -> None:
         assert "has made no progress" in (watching.look_after(dispatcher, stage.clock.now) or "")
 
 
+def test_heart_that_could_not_beat_in_a_pause_is_not_missed() -> None:
+    """After a pause all hearts are late at once, and all workers would be killed as hung."""
+    board = Scoreboard.create()
+    member = Member("worker", 0)
+    member.life.happened(Event.START, 0.0)
+    member.life.happened(Event.ANNOUNCED, 0.0)
+    nobody = 1 << 30  # a pid that no process has: its CPU time never changes
+    member.child = cast(Child, SimpleNamespace(pid=nobody, row=3, serial=1))
+    health = Health(Settings(app="x:app", hang_timeout_s=30), board)
+    board.worker(3).set("beat_ns", 100 * 10**9)
+    for now in (100.0, 102.5, 104.0, 700.0, 701.0):  # paused for ten minutes
+        health.begin_look(now, {1})
+        assert health.fault(member, now) is None
+    for now in range(702, 732):
+        health.begin_look(now, {1})
+        found = health.fault(member, now)
+    assert found == "hangs: no heartbeat and no CPU time used for 30 s"
+
+
 def test_deadlines_of_a_stop_are_put_off_by_a_pause() -> None:
     """Requests in flight get the graceful timeout, not what was left of it when the machine slept."""
     with Stage(graceful_timeout_s=30).start() as stage:
         stage.shutdown.begin(wait_for_connections=False)
-        before = stage.shutdown.kill_at
+        before, left_s = stage.shutdown.kill_at, stage.shutdown.left_s(0.0)
         [dispatcher] = stage.fleet.dispatchers
         assert dispatcher.child is not None
         its_own = dispatcher.child.kill_at
         stage.shutdown.put_off(100.0)
         stage.processes.put_off(100.0)
+        assert stage.shutdown.left_s(100.0) == pytest.approx(left_s)
         assert (stage.shutdown.kill_at, dispatcher.child.kill_at) == (before + 100.0, its_own + 100.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import resource
 import socket
@@ -73,6 +74,7 @@ class Two:
 @pytest.fixture
 def two() -> Iterator[Two]:
     """Two workers."""
+    gc.collect()  # what earlier tests have left must not be closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     two = Two()
     yield two

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limpet.fleet.lifecycle import Event
+from limpet.ipc.control_link import Link
 from limpet.ipc.news import BadNewsError, Failed, Leaving, Left, Missing, News, Ready, Stop, message, parse
 from limpet.supervisor.lines import Lines
 from tests.unit.stage import Stage
@@ -143,6 +145,45 @@ def test_message_without_an_end_is_refused_before_it_fills_memory() -> None:
         while not heard.refused:
             heard.say(b"x" * 30_000)
         assert len(heard.child.link.unread) < 300_000
+
+
+def test_turn_reads_a_bounded_amount_of_a_line() -> None:
+    """A child that writes as fast as it is read would keep the supervisor in one turn for ever."""
+    ours, theirs = Link.pair()
+    with theirs:
+        theirs.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += theirs.send(b"x" * 1023 + b"\n")
+        bound = sent // 4
+        first = sum(len(line) + 1 for line in ours.receive_lines(bound))
+        assert first < sent
+        taken = first
+        while taken + len(ours.unread) < sent:
+            taken += sum(len(line) + 1 for line in ours.receive_lines(bound))
+    ours.close()
+
+
+def test_child_that_asks_and_does_not_read_is_refused_before_its_answers_fill_memory() -> None:
+    """An answer that finds no room waits in the supervisor."""
+    with Stage().start() as stage:
+        heard = Heard(stage)
+        heard.lines = Lines(
+            stage.lines._selector,
+            lambda member, child, news: child.link.send({"do": "slot", "slot": 0, "more": "x" * 1000}),
+            lambda member, child, why: heard.refused.append(why),
+            stage.clock,
+        )
+        most = 0
+        for _ in range(100):
+            heard.say(b'{"news": "missing", "slot": 0}\n' * 500)
+            most = max(most, len(heard.child.link.unsent))
+            if heard.refused:
+                break
+            stage.clock.now += 1
+        assert heard.refused == ["said more than could be answered, and it does not read"]
+        assert most < 5000
 
 
 def test_second_process_that_is_ready_in_one_member_changes_nothing() -> None:

@@ -43,6 +43,8 @@ def commands(stage: Stage) -> Commands:
     [
         {},
         {"command": 7},
+        {"command": ["status"]},
+        {"command": {}},
         {"command": "explode"},
         {"command": "scale"},
         {"command": "scale", "slots": True},
@@ -78,7 +80,17 @@ def test_any_request_has_an_answer(command: str, fields: dict[str, Any]) -> None
     """An exception in a command is an answer too, and never the server's end."""
     with Stage() as stage:
         stage.fleet.is_serving = True
-        assert isinstance(commands(stage).answer({"command": command, **fields}), dict)
+        answer = commands(stage).answer({"command": command, **fields})
+        assert isinstance(answer, dict)
+        assert answer.get("error") != "the server failed to do that"  # an exception is an answer, and a bug
+
+
+def test_every_request_is_checked_before_it_is_obeyed() -> None:
+    """`true` is a number to Python: without the table it would have scaled the server to one worker."""
+    with Stage(workers=2).start() as stage:
+        answer = commands(stage).answer({"command": "scale", "slots": True})
+        assert answer["error"].startswith("`scale` needs `slots`: a number of workers")
+        assert stage.fleet.router.slots == 2
 
 
 def test_failure_of_a_command_is_an_answer_and_a_traceback(caplog: pytest.LogCaptureFixture) -> None:

@@ -173,6 +173,20 @@ def test_request_for_which_browsers_keep_the_cookie_back_gets_no_new_one(
     assert (here.cookie_for(Request(method, "/", NOBODY, headers), is_https=True) is not None) is is_set
 
 
+def test_cookie_that_comes_with_a_cross_site_post_is_renewed() -> None:
+    """Some browsers send it for two minutes after it was set: then nothing is kept back that could be replaced."""
+    settings = Settings(app="app:app", workers=SLOTS, by="affinity")
+    clocks = Clocks(lambda: 0.0, lambda: 0.0)
+    old, new = (
+        build_router(settings, secret, clocks=clocks) for secret in (b"old" * 6, b"new" * 6 + b"\n" + b"old" * 6)
+    )
+    assert old.jar is not None
+    here = Sessions(settings, WorkerInfo(0, 1, 1), new, Scoreboard.create().worker(0))
+    value, _ = old.jar.mint(old.lives_at(0), secrets.token_bytes)
+    headers = [(b"cookie", f"{old.jar.name}={value}".encode()), (b"sec-fetch-site", b"cross-site")]
+    assert here.cookie_for(Request("POST", "/", NOBODY, headers), is_https=True) is not None
+
+
 def test_stand_in_renews_a_cookie_for_the_home_of_its_client() -> None:
     """The secret is changed while a worker is down: its clients must find back to it."""
     settings = Settings(app="app:app", workers=SLOTS, by="affinity")

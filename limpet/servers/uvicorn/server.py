@@ -301,20 +301,25 @@ class SeatedServer(uvicorn.Server):
     def _take(self) -> bool:
         """Adopt connections from the channel; return whether there may be more."""
         waiting = self._seat.receiver.queued()
-        for _ in range(min(waiting, TAKES_PER_TURN)):
-            try:
-                connection, handoff = self._seat.receiver.receive_bare()
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                self._pause_reading_of(self._seat.receiver.fileno(), self._take, error)
-                return False
+        try:
+            if not waiting:  # another worker was faster; but a channel that has ended wakes the loop for ever
+                self._seat.receiver.refuse_end()
+            self._take_some(min(waiting, TAKES_PER_TURN))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._pause_reading_of(self._seat.receiver.fileno(), self._take, error)
+            return False
+        return waiting > 0
+
+    def _take_some(self, number: int) -> None:
+        for _ in range(number):
+            connection, handoff = self._seat.receiver.receive_bare()
             self._cells[_RECEIVED] += 1
             protocol = self._makers[handoff.listener]()
             if handoff.listener not in self._streams:
                 protocol.accepted(handoff)
             self._adopt(connection, protocol)
-        return waiting > 0
 
     def _take_moved(self) -> None:
         """Adopt connections that other workers send."""
@@ -330,7 +335,7 @@ class SeatedServer(uvicorn.Server):
         self._adopt(arrived.connection, protocol, arrived.baton)
 
     def _pause_reading_of(self, fd: int, take: Callable[[], Any], error: OSError) -> None:
-        """Leave what is in a channel there for a while: this process has no free descriptor number.
+        """Leave what is in a channel there for a while: this process has no free descriptor number, or it was ended.
 
         Unless copies have some to spare: those are closed first, and the channel is read again in the next turn.
         """
