@@ -11,6 +11,8 @@ from typing import Any
 
 from tests import apps
 
+_begun: set[str] = set()  # long polls that have asked for their body
+_waiting: set[str] = set()  # long polls that have their body
 _left: set[str] = set()  # long polls whose client has left
 _released: set[str] = set()  # requests of kind `hold` that may have their answer
 
@@ -24,6 +26,8 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     digest, size = hashlib.sha256(), 0
     if kind == "late":
         await asyncio.sleep(0.003)  # the whole request is here before it is looked at
+    if kind == "leave":
+        _begun.add(number)
     more = kind != "early"
     while more:
         message = await receive()
@@ -32,6 +36,7 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         digest.update(message["body"])
         size, more = size + len(message["body"]), message["more_body"]
     if kind == "leave":
+        _waiting.add(number)
         while (await receive())["type"] != "http.disconnect":
             pass
         _left.add(number)
@@ -53,6 +58,8 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         "sha256": digest.hexdigest(),
         "slot": int(os.environ["LIMPET_SLOT"]),
         "left": number in _left,
+        "begun": number in _begun,
+        "waiting": number in _waiting,
     }
     await _answer(kind, json.dumps(seen).encode(), send)
 

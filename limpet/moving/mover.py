@@ -198,7 +198,8 @@ class Mover:
 
         A connection of which there is no copy here goes to *adopt*. Raises OSError with EMFILE if the message carries
         descriptors and this process has no free numbers for them; then the message stays in the channel. Raises
-        ConnectionResetError if a worker has shut the channel down, which ends it for every reader. Raises RuntimeError if the message is invalid; then it is gone. Blocks never.
+        ConnectionResetError if a worker has shut the channel down, which ends it for every reader. Raises RuntimeError
+        if the message is invalid; then it is gone. Blocks never.
         """
         channel = self._receiving
         try:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import Limpet
+from tests.harness import Limpet, wait_until
 from tests.wire import Wire, chunked, frame, request, upgrade
 
 CHUNKED = {"transfer_encoding": "chunked", "x_user": "u"}
@@ -75,17 +75,36 @@ def test_body_that_comes_after_its_answer_leads_to_no_timeout(wire: Wire) -> Non
     assert wire.sock.recv(20).startswith(b"HTTP/1.1 200 ")
 
 
-def test_application_hears_of_a_client_that_left_behind_an_empty_line(server: Limpet, http: str) -> None:
+def wait_until_seen(server: Limpet, number: str, what: str) -> None:
+    """Wait until the long poll *number* is as *what* says."""
+    with Wire(("127.0.0.1", server.port)) as other:
+        wait_until(lambda: json.loads(other.send(request(f"/echo/{number}", x_user="u")).reply().body)[what], what, 10)
+
+
+def test_application_hears_of_a_client_that_left_behind_an_empty_line(server: Limpet) -> None:
     """Some clients send one behind the body of a POST; the long poll would last for ever."""
     with Wire(("127.0.0.1", server.port)) as wire:
         wire.send(request("/leave/empty", "POST", b"abc", x_user="u") + b"\r\n")
+    wait_until_seen(server, "empty", "left")
+
+
+def test_application_hears_of_a_client_that_left_after_a_late_empty_line(server: Limpet) -> None:
+    """The line comes when the application waits already, and must not be taken for a request that waits."""
     with Wire(("127.0.0.1", server.port)) as wire:
-        deadline = time.monotonic() + 10
-        left = False
-        while not left and time.monotonic() < deadline:
-            wire.send(request("/echo/empty", x_user="u"))
-            left = json.loads(wire.reply().body)["left"]
-        assert left
+        wire.send(request("/leave/late", "POST", b"abc", x_user="u"))
+        wait_until_seen(server, "late", "waiting")
+        wire.send(b"\r\n")
+    wait_until_seen(server, "late", "left")
+
+
+def test_application_hears_of_a_client_that_left_behind_a_late_body_and_an_empty_line(server: Limpet) -> None:
+    """It waits for the body when both come, and asks for more at once."""
+    with Wire(("127.0.0.1", server.port)) as wire:
+        wire.send(request("/leave/both", "POST", x_user="u", content_length="3"))
+        wait_until_seen(server, "both", "begun")
+        wire.send(b"abc\r\n")
+        wait_until_seen(server, "both", "waiting")
+    wait_until_seen(server, "both", "left")
 
 
 def test_frames_behind_a_handshake_are_no_head_that_is_too_large(wire: Wire) -> None:
@@ -103,6 +122,13 @@ def test_head_that_is_too_large_waits_for_the_response_before_it(wire: Wire) -> 
     wire.send(request("/late/1", x_user="u") + request("/echo/2", x_user="u", x_large="l" * 70_000))
     assert wire.reply().status == 200
     assert wire.reply().status == 431
+
+
+def test_body_that_is_refused_waits_for_the_response_before_it(wire: Wire) -> None:
+    """A 400 in front of that would be taken for the answer to the first request."""
+    wire.send(request("/late/1", x_user="u") + request("/echo/2", "POST", **CHUNKED) + b"zz\r\n")
+    assert wire.reply().status == 200
+    assert wire.reply().status == 400
 
 
 def test_bytes_behind_a_request_wait_in_the_kernel_though_its_application_asks_for_more(

@@ -130,7 +130,7 @@ def check(siege: Siege, attempt: str) -> None:
     assert siege.treasure.read_text() == TREASURE
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o600)
     assert not siege.treasure.with_name("treasure.new").exists()
-    if attempt.startswith("scoreboard_"):
+    if attempt in ("scoreboard_row_full", "scoreboard_full"):
         for command in (["status"], ["top", "--once"]):
             ended = limpet_command(*command, "--control", siege.server.control)
             assert ended.returncode == 0, ended.stderr

@@ -588,8 +588,12 @@ class SeatedH11(Seated, H11Protocol):
 
     def feed(self, data: bytes | memoryview) -> None:
         super().feed(data)
-        if self.flow.read_paused and self._is_under_way() and self.conn.trailing_data[0]:
-            self.cycle.is_followed = self.conn.their_state is h11.DONE
+        behind = self.conn.trailing_data[0]
+        if self.flow.read_paused and self._is_under_way() and behind and self.conn.their_state is h11.DONE:
+            # An empty line is no request: what comes next is read, lest the end of the client is not seen.
+            self.cycle.is_followed = len(behind) > self.seat.settings.max_head_bytes or bool(behind.strip(b"\r\n"))
+            if not self.cycle.is_followed:
+                self.flow.resume_reading()
 
     def eof_received(self) -> Any:
         if (
