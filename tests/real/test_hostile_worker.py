@@ -22,6 +22,7 @@ from tests.wire import Wire, request
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0 and not os.environ.get("CI"), reason="only root can become another")
 TREASURE = "TREASURE of root\n"
+WORKERS = 4
 ENDS_THE_WORKER = {f"says_{name}" for name in SAYINGS} | {"descriptors_sent_up_the_line", "line_flooded_by_a_copy"}
 HURTS_THE_WORKER = ("stack_", "scoreboard_", "line_ended", "half_", "supervisor_group_joined")
 WRITES_WHEN_ASKED = {"stack_of_a_terabyte", "stack_that_is_full"}
@@ -34,7 +35,7 @@ ALLOWED = {"supervisor_group_joined"}  # within one session it is; nobody sends 
 class Siege:
     """A server whose directory its workers can write; the tests reach it by second names of its sockets."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, workers: int) -> None:
         self.folder, self.treasure = root / "shared", root / "treasure"
         root.chmod(0o711)
         self.folder.mkdir()
@@ -45,7 +46,7 @@ class Siege:
         self.is_stopped = False  # by the test
         how = for_nobody()
         how["env"] = {**how["env"], "HOSTILE_FOLDER": str(self.folder), "HOSTILE_TREASURE": str(self.treasure)}
-        more = ["--workers", "1", "--log-file", str(self.folder / "log"), *AS_NOBODY]
+        more = ["--workers", str(workers), "--by", "header:x-user", "--log-file", str(self.folder / "log"), *AS_NOBODY]
         self.server = Limpet("tests.taken_over:app", *more, bind=f"unix:{self.folder / 'bind'}", **how)
         self.server.arguments[self.server.arguments.index("--control") + 1] = str(self.folder / "control")
         self.server.control = str(root / "control")
@@ -57,37 +58,40 @@ class Siege:
         os.link(self.folder / "control", self.server.control)
         os.link(self.folder / "bind", self.door)
         self.descriptors_at_first = self.descriptors()
+        keys = [str(number) for number in range(50)]
+        self.keys = {found["slot"]: key for key, found in zip(keys, self.server.where(*keys), strict=True)}
 
     def descriptors(self) -> int:
         """Return how many descriptors the supervisor has."""
         return len(os.listdir(f"/proc/{self.server.pid}/fd"))
 
-    def make(self, attempt: str) -> str:
-        """Have the worker make the attempt; return what it says, unless that ended it."""
+    def make(self, attempt: str, slot: int = 0) -> str:
+        """Have the worker of *slot* make the attempt; return what it says, unless that ended it."""
         said, may_not_answer = "", (OSError, AssertionError) if attempt in ENDS_THE_WORKER else ()
         with contextlib.suppress(*may_not_answer), Wire(self.door) as wire:
-            said = wire.send(request(f"/{attempt}")).reply().body.decode()
+            said = wire.send(request(f"/{attempt}", x_user=self.keys[slot])).reply().body.decode()
         assert (self.folder / "made").read_text() == attempt, "the worker was not reached"
         assert "VainError" not in said, said
         return said
 
-    def operate(self, attempt: str) -> str:
+    def operate(self, attempt: str, slot: int) -> str:
         """Do what an operator does in the meantime; return all that he sees."""
         said = []
         for more in ({}, {"read": True}):
             try:
-                said.append(str(self.server.ask(command="stack", slot=0, **more)))
+                said.append(str(self.server.ask(command="stack", slot=slot, **more)))
             except ControlError as error:
                 said.append(error.message)
         if attempt in WRITES_WHEN_ASKED:
-            wait_until(lambda: self.server.ask(command="stack", slot=0, read=True)["stack"], "the worker has written")
-            said.append(str(self.server.ask(command="stack", slot=0, read=True)))
+            asked = {"command": "stack", "slot": slot, "read": True}
+            wait_until(lambda: self.server.ask(**asked)["stack"], "the worker has written")
+            said.append(str(self.server.ask(**asked)))
         self.server.signal(signal.SIGUSR1)
         commands = ("status", "figures", "events", "status")  # the last one is answered in a turn after the signal's
         said += [str(self.server.ask(command=command)) for command in commands]
         return "\n".join(said)
 
-    def recover(self, attempt: str, worker: int) -> None:
+    def recover(self, attempt: str, slot: int, worker: int) -> None:
         """Take away what the attempt has left, with the *worker* that made it."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -95,14 +99,14 @@ class Siege:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
         if attempt in ENDS_THE_WORKER or attempt.startswith(HURTS_THE_WORKER):
-            self.server.wait_ready(0, worker)
+            wait_until(lambda: self.server.worker(slot)["pid"] != worker, "the worker has ended")
 
 
 @contextlib.contextmanager
-def besieged() -> Iterator[Siege]:
+def besieged(workers: int = 1) -> Iterator[Siege]:
     """Start a server for attempts, and see that it can still be stopped in the end."""
     with tempfile.TemporaryDirectory(prefix="limpet-test-") as name:
-        siege = Siege(Path(name))
+        siege = Siege(Path(name), workers)
         with siege.server.launched():
             siege.wait_serving()
             yield siege
@@ -111,16 +115,17 @@ def besieged() -> Iterator[Siege]:
 
 @pytest.fixture(scope="module")
 def siege() -> Iterator[Siege]:
-    """One server, which lives through all attempts."""
-    with besieged() as siege:
+    """One server, which lives through all attempts: while one worker makes one, those before it are replaced."""
+    with besieged(WORKERS) as siege:
         yield siege
 
 
 def check(siege: Siege, attempt: str) -> None:
     """Have the worker make *attempt*, while an operator does what operators do, and see that nothing came of it."""
-    worker = siege.server.worker(0)["pid"]
-    said = siege.make(attempt)
-    seen = said + siege.operate(attempt)
+    slot = list(ATTEMPTS).index(attempt) % len(siege.keys)
+    worker = siege.server.wait_ready(slot)["pid"]
+    said = siege.make(attempt, slot)
+    seen = said + siege.operate(attempt, slot)
     assert "TREASURE" not in seen
     assert "\x1b" not in seen
     assert len(seen) < 3_000_000  # a bounded part of the file of stacks, each byte of it escaped
@@ -137,7 +142,7 @@ def check(siege: Siege, attempt: str) -> None:
     assert siege.server.running
     if attempt in HURTS_THE_SLOT:
         return
-    siege.recover(attempt, worker)
+    siege.recover(attempt, slot, worker)
     assert siege.server.running
     few = siege.descriptors_at_first
     wait_until(lambda: siege.descriptors() <= few, "the supervisor has no more descriptors than before", 5)
