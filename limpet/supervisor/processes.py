@@ -183,10 +183,11 @@ class Processes:
 
     def put_off(self, paused_s: float) -> None:
         """Move all deadlines by *paused_s* seconds, in which no process could run."""
-        for member, child in self._fleet.processes():
+        for _, child in self._fleet.processes():
             child.started_at += paused_s
             child.kill_at += paused_s
             child.leaves_by += paused_s if child.leaves_by else 0.0
+        for member in self._fleet.members():  # one that waits for its next try has no process
             member.life.retry_at += paused_s if member.life.state is State.BACKOFF else 0.0
 
     def kill(self, member: Member, child: Child, why: str) -> None:

@@ -101,6 +101,34 @@ def test_heart_that_could_not_beat_in_a_pause_is_not_missed() -> None:
     assert found == "hangs: no heartbeat and no CPU time used for 30 s"
 
 
+def test_next_try_of_a_start_is_put_off_by_a_pause() -> None:
+    """What kept the first one from starting had no time to pass either."""
+    with Stage() as stage:
+        slot = stage.fleet.slots[0]
+        stage.processes.apply(slot, Event.START)
+        child = slot.starting()
+        assert child is not None
+        stage.die(slot, child, code=1)
+        before = slot.life.retry_at
+        assert before > stage.clock.now
+        stage.processes.put_off(100.0)
+        assert slot.life.retry_at == before + 100.0
+
+
+def test_time_to_leave_the_channels_is_put_off_by_a_pause() -> None:
+    """A successor that began to accept too early would read a channel together with the one before."""
+    with Stage().start() as stage:
+        slot = stage.fleet.slots[0]
+        stage.processes.apply(slot, Event.RENEW)
+        stage.ready(slot)
+        [old] = slot.predecessors
+        old.leaves_by = before = stage.clock.now + 1.0
+        assert slot.child is not None
+        assert slot.child.leaves_by == 0.0
+        stage.processes.put_off(100.0)
+        assert (old.leaves_by, slot.child.leaves_by) == (before + 100.0, 0.0)
+
+
 def test_deadlines_of_a_stop_are_put_off_by_a_pause() -> None:
     """Requests in flight get the graceful timeout, not what was left of it when the machine slept."""
     with Stage(graceful_timeout_s=30).start() as stage:
