@@ -172,6 +172,9 @@ def test_worker_that_finds_its_channels_ended_says_so_and_waits() -> None:
         wait_until(lambda: said in logged.read_text(), "the log says so")
         assert siege.server.log == ""  # which is stderr
         assert len(logged.read_text().splitlines()) < 100
+        stat_of = Path(f"/proc/{siege.server.worker(0)['pid']}/stat")
+        states = (stat_of.read_text().rpartition(") ")[2][0] for _ in iter(int, 1))
+        wait_until(lambda: all(next(states) == "S" for _ in range(20)), "the worker sleeps")
 
 
 def test_stop_leaves_what_has_taken_the_place_of_its_sockets() -> None:
