@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 3
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris slowhttp bench docs site screenshots fronts capacity products measure-products clean
+.PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bench docs site screenshots fronts capacity products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -71,6 +71,9 @@ hostile: $(VENV)/.dev ## what limpet and uvicorn alone answer to hostile inputs;
 
 slowloris: $(VENV)/.dev ## 10,000 clients that never finish their head beside 1,000 honest requests a second
 	$(BIN)/python benchmarks/slowloris.py
+
+nasty: $(VENV)/.dev ## CPU time of slow and heavy inputs, limpet beside uvicorn alone: 3 minutes; writes docs/hostile-inputs.md
+	$(BIN)/python benchmarks/nasty.py
 
 slowhttp: $(VENV)/.dev ## slowhttptest in its four modes, on each backend
 	$(BIN)/pytest -m slow tests/real/test_slowhttptest.py

@@ -1,7 +1,8 @@
 """The application of all benchmarks: what a request needs that has nothing to do, so that the rest is the server's.
 
 `GET /` says which process answers, `GET /big` sends 1 MB, `GET /events` sends a message of 200 bytes each 10 ms, any
-other method takes the body and says so. A websocket sends back what it gets.
+other method takes the body and says so. `/size...` says how large the body was, `/refused` sends 401 without reading
+it. A websocket sends back what it gets.
 """
 
 import asyncio
@@ -37,10 +38,29 @@ async def http(scope, receive, send):
             await send({"type": "http.response.body", "body": EVENT, "more_body": True})
             await asyncio.sleep(0.01)
         return
+    if scope["path"].startswith("/size"):
+        await size(receive, send)
+        return
+    if scope["path"] == "/refused":
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+        return
     if scope["method"] != "GET":
         while (await receive()).get("more_body"):
             pass
     headers, body = (BIG_HEADERS, BIG) if scope["path"] == "/big" else (HEADERS, BODY)
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def size(receive, send):
+    """Take the body and say how large it was."""
+    total, more = 0, True
+    while more:
+        message = await receive()
+        total, more = total + len(message.get("body", b"")), message.get("more_body", False)
+    body = b"%d" % total
+    headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -43,15 +43,19 @@ _VERSIONS: Final = frozenset({"1.0", "1.1"})  # llhttp also takes 0.9, which has
 
 _PLAIN: Final = (
     rb"(?:GET|HEAD|OPTIONS|POST|PUT|PATCH|DELETE) /[!$%%&'()*+,\-./0-9:;=?@A-Z_a-z~]*+ HTTP/1\.[01]\r\n"
-    rb"(?:[!#$%%&'*+\-.^_`|~0-9A-Za-z]++:[\t -~]*+\r\n){0,%d}\r\n"
+    rb"(?:(?!(?i:content-length|transfer-encoding):)[!#$%%&'*+\-.^_`|~0-9A-Za-z]++:[^\r]*+\r\n){0,%d}\r\n"
 )
-_FRAMED: Final = re.compile(rb"\n(?i:content-length|transfer-encoding):")
+_TEXT: Final = bytes((0x09, *range(0x20, 0x7F)))  # what the lines of a plain head consist of
 
 
 def plain(data: bytes, max_headers: int) -> int:
     """Return the length of the request head at the start of *data*; 0 if the head is incomplete or not plain."""
     found = _plain_pattern(max_headers).match(data)
-    return 0 if found is None or _FRAMED.search(data, 0, found.end()) else found.end()
+    if found is None:
+        return 0
+    # For a value of 60 kB this takes a third of the time that a set of characters in the expression would take.
+    ends = found[0].translate(None, _TEXT)  # each CR in it is followed by LF
+    return found.end() if ends == b"\r\n" * (len(ends) // 2) else 0
 
 
 @lru_cache(maxsize=1)

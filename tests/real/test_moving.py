@@ -126,6 +126,18 @@ def test_upload_is_refused_at_its_head_and_its_rest_belongs_to_nobody(home: dict
         perform(wire, [early, get(other, "/next")], home)
 
 
+@pytest.mark.parametrize("zeros", [0, 14, 17])
+def test_chunk_size_with_zeros_before_it_hides_no_request_behind_the_body(
+    home: dict[str, int], wire: Wire, zeros: int
+) -> None:
+    """A size of which a part is read would let what the client writes into the chunk say where the body ends."""
+    a, b, *_ = inhabitants(home).values()
+    content = b"\r\n\r\nfff\r\n" + b"x" * 300
+    body = b"%b%x\r\n%b\r\n0\r\n\r\n" % (b"0" * zeros, len(content), content)
+    sent = request("/odd", "POST", x_user=a, transfer_encoding="chunked") + body
+    perform(wire, [Exchange(a, "/odd", sent, "POST", body=content), get(b, "/next"), get(a, "/last")], home)
+
+
 def test_client_that_expects_100_hears_it_from_its_home(home: dict[str, int], wire: Wire) -> None:
     """The line comes before the body, so the connection must have moved by then."""
     a, b, *_ = inhabitants(home).values()

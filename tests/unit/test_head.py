@@ -384,3 +384,9 @@ def test_parser_is_freed_with_its_connection() -> None:
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("inside", [b"\n", b"\nx-user: other", b"\x00", b"\x7f", b"\xe9", b"\r"])
+def test_value_with_anything_but_text_is_not_plain(inside: bytes) -> None:
+    """The worker's parser refuses it or reads another header in it, so the parser has to decide here as well."""
+    assert plain(HEAD[:-2] + b"x-more: a%bb\r\n\r\n" % inside, 256) == 0

@@ -30,12 +30,28 @@ from limpet.worker.ownership import UNTOLD
 
 _RETRY_S: Final = 0.01  # between tries to send into a full channel
 _BLANK_LINE: Final = b"\r\n\r\n"
+_LONG: Final = 4096  # bytes from which on a search line by line is worth it
+_LINES: Final = 16  # that it goes through: with short lines it is the slower one
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*+")
-_CHUNK: Final = re.compile(rb"([0-9a-fA-F]{1,16})[^\r\n]*+\r\n")  # the line before one
-# Whole chunks of 1 to 15 bytes: a loop over them in Python would cost more than their parser.
-_SMALL_CHUNKS: Final = re.compile(
-    b"(?s:%b)*+" % b"|".join(b"(?i:%x)\r\n.{%d}\r\n" % (size, size) for size in range(1, 16))
-)
+
+
+def _chunks() -> re.Pattern[bytes]:
+    """Return what finds whole chunks of up to 255 bytes, and the size (1) in the line behind them if that is whole.
+
+    A loop over small chunks in Python would cost more than their parser. Zeros before a size and extensions behind it
+    are in here as well: they cost a client nothing. A line that no parser accepts may be taken for one: it gets the
+    connection a 400, so where its chunk ends does not matter.
+    """
+    small = []
+    for high in range(1, 16):
+        two_digits = [b"(?i:%x)[^\n]*+\n.{%d}\r\n" % (low, 16 * high + low) for low in range(16)]
+        one_digit = b"(?![0-9a-fA-F])[^\n]*+\n.{%d}\r\n" % high
+        small.append(b"(?i:%x)(?:%b|%b)" % (high, b"|".join(two_digits), one_digit))
+    is_short = b"0*+(?=[0-9a-fA-F]{1,2}+(?![0-9a-fA-F]))"
+    return re.compile(b"(?s:%b(?:%b))*+(?:([0-9a-fA-F]++)[^\r\n]*+\r\n)?+" % (is_short, b"|".join(small)))
+
+
+_CHUNKS: Final = _chunks()
 _SAFE: Final = (b"GET ", b"HEAD ", b"OPTIONS ", b"TRACE ")  # repeated by clients after an end without an answer
 
 
@@ -55,8 +71,9 @@ class _Moving(Seated):
         self._wanted: int | None = None  # the slot that the connection is to move to
         self._away = False  # this is a paused copy
         self._give_up_at = 0.0
-        self._at = 0  # in `_unread`: up to here the parser has it
+        self._at = 0  # in `_unread`: up to here the parser has it; if it has all, both are empty
         self._in_message = False  # the parser has a head whose message has not ended
+        self._searched = 0  # bytes from a last chunk on, with the trailers, in which there is no blank line
         self._left = 0  # bytes of a body with a length, or of a chunk, that are still to come
         self._limited = False  # the transport tells when its last byte has left
         self._took_over = False  # a websocket protocol has the connection now
@@ -116,7 +133,7 @@ class _Moving(Seated):
         cycle = self.cycle
         if self._wanted is None:
             under_way = cycle is not None and not (cycle.more_body or cycle.response_complete)
-            due = _BLANK_LINE in self._unread  # what is no whole request will never be one
+            due = self._unread.find(_BLANK_LINE, self._at) >= 0  # what is no whole request will never be one
             if not (under_way and due):
                 return super().eof_received()
             cycle.tell_of_end()
@@ -142,7 +159,8 @@ class _Moving(Seated):
 
     def _give_away(self, slot: int, *, silent: bool) -> bool:
         now = self.loop.time()
-        done = self.seat.mover.give(self, self._baton, slot, self._unread, now, keyed=self._keyed, silent=silent)
+        unread = self._unread[self._at :]
+        done = self.seat.mover.give(self, self._baton, slot, unread, now, keyed=self._keyed, silent=silent)
         if done:
             self._baton = None
         return done
@@ -174,7 +192,7 @@ class _Moving(Seated):
             if self._in_message:
                 self._await_head(0)
             elif within:
-                self._body_ended(len(self._unread))
+                self._body_ended(len(self._unread) - self._at)
             elif self._unread:  # else nothing but empty lines has come
                 self._await_head(len(data))
 
@@ -189,7 +207,9 @@ class _Moving(Seated):
             if self._took_over:
                 self._upgraded()
                 return
-        self._unread, self._at = self._unread[self._at :], 0
+        # Not after each of many pipelined requests: that would copy those that follow as often.
+        if self._wanted is not None or 2 * self._at >= len(self._unread):
+            self._unread, self._at = self._unread[self._at :], 0
         if self._wanted is not None:
             self._move()
 
@@ -212,7 +232,7 @@ class _Moving(Seated):
             self.cycle.is_followed = True
             self.flow.pause_reading()  # the next request waits for this response
             return b""
-        found = self._unread.find(_BLANK_LINE, self._at)
+        found = first_blank_line(self._unread, self._at)
         if found < 0:
             return b""
         end = found + len(_BLANK_LINE)
@@ -241,19 +261,26 @@ class _Moving(Seated):
         The line before a chunk is given when it is whole, the last one together with the trailers.
         """
         unread, end = self._unread, self._at
-        while end < len(unread):
-            end = _SMALL_CHUNKS.match(unread, end).end()  # type: ignore[union-attr]  # it may be empty
-            line = _CHUNK.match(unread, end)
-            if line is None:
-                if unread.find(b"\n", end) < 0:
-                    return self._held_from(end)
+        while unread.find(b"\n", end) >= 0:
+            line: Any = _CHUNKS.match(unread, end)  # it may be empty
+            if line.end() == end:
                 self.send_400_response("Invalid HTTP request received.")
                 return self._at
+            if line[1] is None:
+                end = line.end()
+                continue
             size = int(line[1], 16)
             if not size:
-                found = unread.find(_BLANK_LINE, line.end() - 2)
-                return self._held_from(end) if found < 0 else found + len(_BLANK_LINE)
+                found = unread.find(_BLANK_LINE, max(line.end() - 2, self._at + self._searched))
+                if found >= 0:
+                    self._searched = 0
+                    return found + len(_BLANK_LINE)
+                end = line.start(1)
+                self._searched = max(0, len(unread) - end - 3)
+                return self._held_from(end)
             end = line.end() + size + 2
+        if end < len(unread):
+            return self._held_from(end)
         self._left = end - len(unread)
         return len(unread)
 
@@ -313,7 +340,7 @@ class _Moving(Seated):
 
     def _refuse(self) -> None:
         """Answer 503: the request's own slot cannot take it, and no other may."""
-        self._wanted, self._unread = None, b""
+        self._wanted, self._unread, self._at = None, b"", 0
         self.seat.row.add("returns_refused")
         self.flow.resume_reading()  # the rest of the request is thrown away: unread it would reset the connection
         self.refuse(503)
@@ -323,7 +350,7 @@ class _Moving(Seated):
 
         A front does, on another machine; a 503 it would pass on.
         """
-        self._wanted, self._unread = None, b""
+        self._wanted, self._unread, self._at = None, b"", 0
         self.seat.row.add("returns_refused")
         self.transport.close()
 
@@ -349,7 +376,7 @@ class MovingHttpTools(_Moving, SeatedHttpTools):
             or self._refused
             or self._wanted is not None
             or len(data) > self.seat.settings.max_head_bytes  # there may be a megabyte to search
-            or not 0 < data.find(_BLANK_LINE) == len(data) - len(_BLANK_LINE)
+            or not 0 < first_blank_line(data) == len(data) - len(_BLANK_LINE)
             or self.transport.is_closing()
         ):
             super().data_received(data)
@@ -401,6 +428,23 @@ class MovingH11(_Moving, SeatedH11):
     def handle_websocket_upgrade(self, event: Any) -> None:
         super().handle_websocket_upgrade(event)
         self._took_over = True
+
+
+def first_blank_line(data: bytes, start: int = 0) -> int:
+    """Return what `data.find(b"\\r\\n\\r\\n", start)` does, faster where long lines come first.
+
+    CPython looks at each fifth byte for four of them, but finds one by memchr, ten times as fast.
+    """
+    if len(data) - start <= _LONG:
+        return data.find(_BLANK_LINE, start)
+    at = start
+    for _ in range(_LINES):
+        at = data.find(b"\n", at) + 1
+        if not at:
+            return -1
+        if at > start + 1 and data.startswith(_BLANK_LINE, at - 2):
+            return at - 2
+    return data.find(_BLANK_LINE, at - 1)
 
 
 def _length(head: bytes) -> int:

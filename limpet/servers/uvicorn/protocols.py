@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Final
 import h11
 import httptools
 from uvicorn.protocols.http import h11_impl, httptools_impl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -116,7 +117,8 @@ class Seated(asyncio.Protocol):
         "_at", "_away", "_baton", "_came_idle", "_corked", "_cut_short", "_give_up_at", "_has_body", "_has_entered",
         "_head_bytes",
         "_head_since", "_idle_since", "_in_body", "_in_message", "_initial", "_is_long", "_keyed", "_late", "_left",
-        "_limited", "_peer", "_pinned", "_refused", "_repeating", "_served", "_silent_bytes", "_took_over", "_unread",
+        "_limited", "_peer", "_pinned", "_refused", "_repeating", "_searched", "_served", "_silent_bytes", "_took_over",
+        "_unread",
         "_wanted", "_was_sent", "digest", "fd", "had_by", "light_head", "listener", "origin",
     )  # fmt: skip
 
@@ -412,7 +414,7 @@ class _EnoughError(Exception):
 
 
 class _Trailers(list[tuple[bytes, bytes]]):
-    """In place of the headers of a request from its first chunk on: trailers are counted with them, and dropped."""
+    """In place of the headers of a request from its first trailer on: trailers are counted with them, and dropped."""
 
     def __init__(self, protocol: SeatedHttpTools) -> None:
         super().__init__(protocol.headers)
@@ -440,8 +442,8 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
         super()._prepare()
         self._in_body = False
         self._served: Any = None  # the request being served while others wait in `pipeline`
-        self._silent_bytes = -1  # those that the parser got since it gave a part of the body; -1 without chunks
-        self._has_body = False  # the parser has just given some
+        self._silent_bytes = 0  # those that the parser got since the head or since it gave a part of the body
+        self._has_body = False  # the parser has just given one of these
         self._cut_short = False  # httptools takes what asks for an upgrade to have no body, but this one has
         self._repeating = False  # a parser is given a head that is known
 
@@ -450,7 +452,7 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
         while data:
             try:
                 self.parser.feed_data(data)
-                if self._silent_bytes >= 0:
+                if self._in_body:
                     self._count_silent(len(data))
                 return
             except httptools.HttpParserUpgrade as upgrade:
@@ -533,14 +535,27 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
     def holds_head(self) -> bool:
         return self._in_body or self.scope is not (self.cycle and self.cycle.scope)
 
-    def on_chunk_header(self) -> None:
-        """Keep what may come behind the last chunk out of the headers of `scope`: the parser reports it as such."""
-        if self._silent_bytes < 0:
-            self.headers, self._silent_bytes = _Trailers(self), 0
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep what comes behind the last chunk out of the headers of `scope`: the parser reports it as such."""
+        name = name.lower()
+        if self._in_body:
+            if not isinstance(self.headers, _Trailers):
+                self.headers = _Trailers(self)
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_body(self, body: bytes) -> None:
-        self._has_body = True
-        super().on_body(body)
+        """Take a part of the body, and note that one came.
+
+        This and `on_header` do what uvicorn's do: for one byte of a body a call of those would cost as much again.
+        """
+        self._has_body, cycle = True, self.cycle
+        if not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
 
     def _count_silent(self, size: int) -> None:
         """Refuse a line without an end, before a chunk or behind the last one: the parser would keep all of it."""
@@ -559,7 +574,7 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
         if self.parser.should_upgrade() and self.parser.get_method() == b"CONNECT":  # else it would not say so
             self.send_400_response("Invalid HTTP request received.")
             raise _EnoughError
-        self._in_body = True
+        self._in_body = self._has_body = True
         if self._is_under_way():
             self.cycle.is_followed = True
             if not self.pipeline:
@@ -571,7 +586,7 @@ class SeatedHttpTools(Seated, HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._cut_short:
             return
-        self._in_body, self._silent_bytes = False, -1
+        self._in_body = False
         super().on_message_complete()
 
 
