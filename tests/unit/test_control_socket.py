@@ -82,9 +82,9 @@ def test_directory_that_somebody_else_has_made_first_is_not_looked_into(runtime:
     """In /tmp anybody can make `limpet-0` before root does, and would then be told the keys that root asks for."""
     with server_of(0, runtime / "shop-1.sock"):
         os.chown(runtime, NOBODY, NOBODY)
-        with pytest.raises(ControlError, match="is not a directory of this user alone"):
+        with pytest.raises(ControlError, match="is not a directory that only this user can write to"):
             control_socket.ask(None, {"command": "where", "keys": ["a key"]})
-        with pytest.raises(ListenError, match="is not a directory of this user alone"):
+        with pytest.raises(ListenError, match="is not a directory that only this user can write to"):
             control_socket.listen(None, "shop")
 
 
@@ -93,7 +93,7 @@ def test_directory_that_others_can_write_is_not_looked_into(runtime: Path, mode:
     """What is there may be theirs."""
     with answering_never(runtime / "shop-1.sock"):
         runtime.chmod(mode)
-        with pytest.raises(ControlError, match="is not a directory of this user alone"):
+        with pytest.raises(ControlError, match="is not a directory that only this user can write to"):
             control_socket.ask(None, STATUS)
 
 
@@ -101,7 +101,10 @@ def test_link_in_place_of_the_directory_is_not_followed(runtime: Path, tmp_path:
     """It leads to a directory of this user, of somebody else's choice."""
     runtime.rename(tmp_path / "elsewhere")
     runtime.symlink_to(tmp_path / "elsewhere")
-    with answering_never(runtime / "shop-1.sock"), pytest.raises(ControlError, match="of this user alone"):
+    with (
+        answering_never(runtime / "shop-1.sock"),
+        pytest.raises(ControlError, match="that only this user can write to"),
+    ):
         control_socket.ask(None, STATUS)
 
 
@@ -121,7 +124,7 @@ def answering_never(path: Path) -> Iterator[None]:
 def test_server_of_another_user_in_the_directory_is_told_nothing(runtime: Path) -> None:
     """The kernel says who listens, whoever the file belongs to."""
     with server_of(NOBODY, runtime / "shop-1.sock") as listening:
-        with pytest.raises(ControlError, match="no server runs"):
+        with pytest.raises(ControlError, match="no server is running"):
             control_socket.ask(None, STATUS)
         assert said_to(listening) == b""
 

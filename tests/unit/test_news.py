@@ -182,7 +182,7 @@ def test_child_that_asks_and_does_not_read_is_refused_before_its_answers_fill_me
             if heard.refused:
                 break
             stage.clock.now += 1
-        assert heard.refused == ["said more than could be answered, and it does not read"]
+        assert heard.refused == ["said more than can be answered, because it does not read the answers"]
         assert most < 5000
 
 

@@ -89,7 +89,7 @@ def test_every_request_is_checked_before_it_is_obeyed() -> None:
     """`true` is a number to Python: without the table it would have scaled the server to one worker."""
     with Stage(workers=2).start() as stage:
         answer = commands(stage).answer({"command": "scale", "slots": True})
-        assert answer["error"].startswith("`scale` needs `slots`: a number of workers")
+        assert answer["error"].startswith("`scale`: `slots` must be a number of workers")
         assert stage.fleet.router.slots == 2
 
 
