@@ -92,6 +92,7 @@ docs: $(VENV)/.dev ## write again what in docs/ is made from the code (`make sit
 	$(BIN)/python -m tools.docs.settings_page > docs/settings.md
 	$(BIN)/python -m tools.docs.settings_page exit-codes > docs/exit-codes.md
 	$(BIN)/python -m tools.docs.bounds_page > docs/bounds.md
+	$(BIN)/python -m tools.docs.events_page > docs/events.md
 	$(BIN)/python -m tools.docs.api_page > docs/api.md
 	$(BIN)/python -m tools.docs.presets_page benchmarks/results/products.json > docs/presets.md
 	$(BIN)/python -m tools.docs.lifecycle_page docs/lifecycle.md

@@ -37,7 +37,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, ClassVar, Final
 
 from limpet.errors import LimpetError, SettingsError, reason
@@ -46,9 +45,8 @@ _HOUR_S: Final = 3600.0
 _PIECE: Final = 4096  # bytes, PIPE_BUF: a pipe takes that many as a whole or not at all
 _MOST_WAITING: Final = 1 << 18  # bytes of lines that wait for room in each process: some seconds of an access log
 _LAST_S: Final = 0.5  # the longest wait for room at the end of a process
-_SUBJECT: Final = re.compile(r"(worker|dispatcher) (\d+)(?: \(pid (\d+)\))?")
+_ABOUT: Final = ("slot", "dispatcher", "terminator", "pid")  # what `extra` of a log call may name beside its event
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-_FILLED_IN: Final = re.compile(r"%[-+ 0#]*\d*(?:\.\d+)?[a-z]")
 
 
 def configure(level: str, path: str | None, form: str, own_fd: int = -1) -> None:
@@ -160,25 +158,15 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
     found: dict[str, Any] = {
         "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
-        "event": getattr(record, "event", None) or _event(str(record.msg)) or "other",
+        "event": getattr(record, "event", "other"),
         "message": message,
     }
     if hint:
         found["hint"] = hint
-    if subject := _SUBJECT.match(message):
-        found["slot" if subject[1] == "worker" else "dispatcher"] = int(subject[2])
-        if subject[3]:
-            found["pid"] = int(subject[3])
+    found |= {name: getattr(record, name) for name in _ABOUT if hasattr(record, name)}
     if record.exc_info:
         found["traceback"] = logging.Formatter().formatException(record.exc_info)
     return found
-
-
-@lru_cache(maxsize=1024)
-def _event(template: str) -> str:
-    """Return the name of the event of log lines made from *template*: its words without placeholders and hint."""
-    words = _FILLED_IN.sub(" ", template.partition(" (hint: ")[0])
-    return "_".join(re.findall(r"[a-z]+", words.lower()))
 
 
 class Stderr(logging.Handler):
@@ -412,10 +400,10 @@ def take_over(*names: str) -> None:
         logger.propagate = False
 
 
-def warn_hourly(cause: str, text: str, *args: object) -> None:
-    """Log a warning, unless this process has logged one for *cause* within the last hour. Runs in workers."""
-    if _HOURLY.allows(cause, time.monotonic()):
-        logging.getLogger("limpet.worker").warning(text, *args)
+def warn_hourly(event: str, text: str, *args: object) -> None:
+    """Log a warning, unless this process has logged one of this *event* within the last hour. Runs in workers."""
+    if _HOURLY.allows(event, time.monotonic()):
+        logging.getLogger("limpet.worker").warning(text, *args, extra={"event": event})
 
 
 class Hourly:

@@ -115,7 +115,13 @@ class Acceptor:
         self._pause(until=now + _PAUSE_S)
         name = self._listeners[fd].name
         if self._hourly.allows(name, now):
-            log.warning("%s: clients wait in the backlog: %s (hint: %s)", name, why, _HINT)
+            log.warning(
+                "%s: clients wait in the backlog: %s (hint: %s)",
+                name,
+                why,
+                _HINT,
+                extra={"event": "clients_wait_in_backlog"},
+            )
 
     def end(self, accept: Callable[[int, float, int], None], backlog: int, now: float, *, is_last: bool) -> None:
         """Stop accepting, and close the listeners.

@@ -65,7 +65,13 @@ def turn_away(connection: socket.SocketType, peer: Peer, row: Row, cell: str, wh
     """
     row.add(cell)
     if _HOURLY.allows(f"{cell} {peer.listener}", time.monotonic()):
-        log.warning("%s: a connection from %s was closed: %s", peer.listener, peer.address or "unix", why)
+        log.warning(
+            "%s: a connection from %s was closed: %s",
+            peer.listener,
+            peer.address or "unix",
+            why,
+            extra={"event": "connection_closed"},
+        )
     connection.close()
 
 

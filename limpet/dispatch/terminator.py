@@ -183,7 +183,7 @@ class Terminator:
         except ssl.SSLWantWriteError:
             self._epoll.modify(handshake.client.fileno(), select.EPOLLOUT)
         except (OSError, ValueError, ClientGoneError) as error:  # the client is gone, or does not speak TLS
-            log.debug("a TLS handshake failed: %s", error)
+            log.debug("a TLS handshake failed: %s", error, extra={"event": "tls_handshake_failed"})
             self._drop(handshake, "tls_failures")
         else:
             self._forget(handshake)
@@ -315,7 +315,7 @@ class Terminator:
             log.error(
                 "the terminator keeps its old certificate: %s",
                 error,
-                extra={"event": "the_terminator_goes_on_with_the_certificate_that_it_has"},
+                extra={"event": "certificate_not_reloaded"},
             )
 
     def _stop(self, now: float, timeout: float | None, *, last: bool) -> None:

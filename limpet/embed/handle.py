@@ -241,7 +241,7 @@ class Handle:
             try:
                 callback(self)
             except Exception:
-                log.exception("a callback of %r failed", self)
+                log.exception("a callback of %r failed", self, extra={"event": "callback_failed"})
 
     def _leave_to_parent(self) -> None:
         self._is_ours = False

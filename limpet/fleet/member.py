@@ -52,6 +52,11 @@ class Member:
         """Return the name of *child* in logs."""
         return f"{self.role} {self.number} (pid {child.pid})"
 
+    def about(self, child: Child | None = None) -> dict[str, int]:
+        """Return what `extra` of a log call says about this member, and about *child* or else the process in charge."""
+        child = child or self.child
+        return {"slot" if self.role == "worker" else self.role: self.number} | ({"pid": child.pid} if child else {})
+
     @property
     def word(self) -> str:
         """The state of the slot as `status` shows it."""

@@ -63,7 +63,7 @@ class Resources:
         try:
             self.pem = tls.read(self.settings)
         except SettingsError as error:
-            log.error("not reloaded: %s", error.message)
+            log.error("not reloaded: %s", error.message, extra={"event": "not_reloaded"})
             raise ControlError(error.message, hint=error.hint) from None
         for member in terminators:
             for child in member.children:

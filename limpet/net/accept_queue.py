@@ -66,7 +66,7 @@ class Watch:
                 log.warning(
                     "%s: the kernel dropped %d connection attempts, because the backlog of %d was full (hint: %s)",
                     *(name, more, bound, self._hint(bound)),
-                    extra={"event": "attempts_to_connect_were_dropped_since_its_backlog_of_was_full"},
+                    extra={"event": "connections_dropped"},
                 )
 
     def _hint(self, bound: int) -> str:

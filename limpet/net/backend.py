@@ -180,7 +180,7 @@ class KernelBackend:
             try:
                 group.place(placing)
             except OSError as error:  # for example without memory; the old program stays in use
-                log.error("cannot send clients to another slot: %s", reason(error))
+                log.error("cannot send clients to another slot: %s", reason(error), extra={"event": "failover_failed"})
 
     def queued(self, slot: int) -> int:
         members = [group.members[slot].sock for group in self._groups]
@@ -206,7 +206,7 @@ def _listens(sock: socket.socket) -> bool:
 def open(settings: Settings, router: Router) -> Backend:  # noqa: A001 - reads `backend.open(settings, router)`
     """Return the backend for *settings*, bound to its addresses, and log which. Raises BackendError and ListenError."""
     name, why = choose(settings, router)
-    log.info("backend %s: %s", name, why)
+    log.info("backend %s: %s", name, why, extra={"event": "backend_chosen"})
     _say_what_keep_alive_means(settings, router)
     return _spoken(
         KernelBackend.open(settings, router)
@@ -240,19 +240,14 @@ def _say_what_keep_alive_means(settings: Settings, router: Router) -> None:
         log.info(
             "a client's key is in each request: each response closes its connection, because %s cannot move it",
             settings.server,
-            extra={
-                "event": "a_client_s_key_is_in_each_request_each_response_closes_its_connection_since_cannot_move_them"
-            },
+            extra={"event": "connections_end_with_responses"},
         )
     else:
         log.warning(
             "a client's key is in each request, but limpet sees only the first request of a connection: "
             "let %s close each connection with its response",
             settings.server,
-            extra={
-                "event": "a_client_s_key_is_in_each_request_and_only_the_first_of_a_connection_is_looked_at_"
-                "let_close_each_connection_with_its_response"
-            },
+            extra={"event": "only_first_requests_seen"},
         )
 
 

@@ -24,11 +24,12 @@ _FAST_CLOCKS: Final = frozenset(
 
 
 class Sign(NamedTuple):
-    """One warning. Warnings with the same *cause* are logged at most once an hour."""
+    """One warning. Warnings with the same *event* about the same thing are logged at most once an hour."""
 
-    cause: str
+    event: str
     text: str
     hint: str
+    about: str = ""  # the element of the key chain that is meant, if there may be several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ def _one_address(facts: Facts, seen: Seen) -> Iterator[Sign]:
         share = share if len(seen.received) > 1 else 0.0
     if count >= _ENOUGH and share >= _ONE_ADDRESS:
         yield Sign(
-            "one address",
+            "one_address",
             f"{share:.0%} of the last {count} connections {what}: behind a proxy `--by {facts.chain[0]}` sends "
             "everybody to one worker",
             "`--by forwarded --trust 10.0.0.0/8` uses the client address that the proxy passes on",
@@ -93,7 +94,7 @@ def _no_key(facts: Facts, seen: Seen) -> Iterator[Sign]:
     if seen.handed >= _ENOUGH and seen.keyless > seen.handed / 2 and "affinity" not in facts.chain:
         chain = ",".join(facts.chain)
         yield Sign(
-            "no key",
+            "no_key",
             f"{seen.keyless / seen.handed:.0%} of the last {seen.handed} connections had no key for `{chain}`: their "
             "clients may get a different worker each time",
             f"`limpet explain` shows why for a request; `--by {chain},affinity` gives them a cookie from limpet",
@@ -104,7 +105,7 @@ def key_is_set(facts: Facts) -> Sign:
     """Return the warning that the application sets the cookie by which its clients are routed."""
     cookies = ",".join(each for each in facts.chain if each.startswith("cookie:"))
     return Sign(
-        "key set",
+        "key_set",
         f"the application sets a cookie that is the key (`{cookies}`): a client that gets the cookie, or a new value, "
         "goes to another worker with its next request",
         f"`--learn {cookies}` keeps the client on the worker that made the cookie; `--by affinity` routes by a cookie "
@@ -121,7 +122,7 @@ def _busy_slot(facts: Facts, seen: Seen) -> Iterator[Sign]:
         slot = list(seen.requests).index(most)
         times = f"{most / others:.0f} times" if others >= 1 else "far more than"
         yield Sign(
-            "busy slot",
+            "busy_slot",
             f"slot {slot} has served {most / total:.0%} of the last {total} requests, {times} the mean of the others: "
             "one of its keys probably has very many requests",
             f"`limpet status` shows the slots, `--access-log` the digest of each request's key; a key chain with more "
@@ -143,9 +144,10 @@ def _idle_elements(facts: Facts, seen: Seen) -> Iterator[Sign]:
             rest = ",".join(each for each in facts.chain if each != element)
             remedy = f"; to remove it: `--by {rest}`" if rest else ""
             yield Sign(
-                f"idle element {element}",
+                "idle_element",
                 f"`{element}` of the key chain has found no key in {seen.routed} connections",
                 f"`limpet explain` shows for a request what the element looks for{remedy}",
+                element,
             )
 
 
@@ -155,7 +157,7 @@ def _cannot_move(facts: Facts, seen: Seen) -> Iterator[Sign]:
     if facts.moves or not facts.closes or not looks_into_requests or requests < _ENOUGH or received < 0.9 * requests:
         return
     yield Sign(
-        "cannot move",
+        "cannot_move",
         f"each of the last {requests} requests needed its own connection, because {facts.server} cannot move "
         "connections between workers",
         "`--server uvicorn` moves connections and keeps them open",
@@ -166,14 +168,14 @@ def _limits(facts: Facts, seen: Seen) -> Iterator[Sign]:
     slot, most = max(seen.open.items(), key=lambda item: item[1], default=(0, 0))
     if most >= _NEARLY_FULL * facts.descriptors:
         yield Sign(
-            "descriptors",
+            "few_descriptors",
             f"worker {slot} has {most} connections and copies, and its limit is {facts.descriptors} descriptors",
             f"`ulimit -n {16 * facts.descriptors}` before the start; in a systemd unit "
             f"`LimitNOFILE={16 * facts.descriptors}`",
         )
     if facts.clock not in _FAST_CLOCKS:
         yield Sign(
-            "clock",
+            "slow_clock",
             f"the clock source of this machine is `{facts.clock}`, which costs each request microseconds",
             "`cat /sys/devices/system/clocksource/clocksource0/available_clocksource` shows the alternatives",
         )

@@ -50,7 +50,7 @@ class Adviser:
         ):  # At once, and only once: this is a matter of the application's code.
             self._keys_set = True
             sign = advice.key_is_set(self._facts())
-            log.warning("%s (hint: %s)", sign.text, sign.hint)
+            log.warning("%s (hint: %s)", sign.text, sign.hint, extra={"event": sign.event})
         if self._before is None or len(self._before[0]) != len(slots):
             self._before, self._judge_at = (slots, dispatchers), now + _LONGEST_S
             return
@@ -59,8 +59,8 @@ class Adviser:
         if max(sum(seen.requests), sum(seen.received), seen.handed) >= _ENOUGH or now >= self._judge_at:
             self._before, self._judge_at = (slots, dispatchers), now + _LONGEST_S
             for sign in advice.signs(self._facts(), seen):
-                if self._hourly.allows(sign.cause, now):
-                    log.warning("%s (hint: %s)", sign.text, sign.hint)
+                if self._hourly.allows(sign.event + sign.about, now):
+                    log.warning("%s (hint: %s)", sign.text, sign.hint, extra={"event": sign.event})
 
     def _seen(self, slots: list[Counter[str]], dispatchers: Counter[str]) -> Seen:
         assert self._before is not None

@@ -138,7 +138,7 @@ class ControlServer:
         credentials = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(credentials)
         if uid not in self._allowed:
-            log.warning("user %d (pid %d) may not use the control socket", uid, pid)
+            log.warning("user %d (pid %d) may not use the control socket", uid, pid, extra={"event": "control_refused"})
             caller.close()
             return
         caller.setblocking(False)

@@ -113,7 +113,11 @@ class Manager:
             return False
         except OSError as error:
             self._unsent.clear()
-            log.warning("cannot send messages to the service manager: %s (hint: see NOTIFY_SOCKET)", reason(error))
+            log.warning(
+                "cannot send messages to the service manager: %s (hint: see NOTIFY_SOCKET)",
+                reason(error),
+                extra={"event": "service_manager_unreachable"},
+            )
             self._socket.close()
             self._socket = None
             return False

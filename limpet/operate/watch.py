@@ -88,16 +88,20 @@ class Watcher:
         try:
             news = self._line.receive()
         except LinkClosedError:
-            log.warning("files are no longer watched: the watching process has ended")
+            log.warning(
+                "files are no longer watched: the watching process has ended", extra={"event": "watching_ended"}
+            )
             self._hang_up()
             return
         for message in news:
             if message["fault"]:
-                log.error("not reloaded, the old version keeps serving: %s", message["fault"])
+                log.error(
+                    "not reloaded, the old version keeps serving: %s", message["fault"], extra={"event": "not_reloaded"}
+                )
             else:
                 files = message["files"]
                 more = f" and {len(files) - _MOST_NAMED} more" if len(files) > _MOST_NAMED else ""
-                log.info("changed: %s%s", ", ".join(files[:_MOST_NAMED]), more)
+                log.info("changed: %s%s", ", ".join(files[:_MOST_NAMED]), more, extra={"event": "files_changed"})
                 self._changed()
 
 

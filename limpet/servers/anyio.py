@@ -74,9 +74,9 @@ async def _serve_one(app: Callable[..., Any], door: Door, fd: int) -> None:
         async with await kind.from_socket(connection) as stream:
             await app(stream)
     except (anyio.BrokenResourceError, anyio.EndOfStream):
-        log.debug("a client is gone")
+        log.debug("a client is gone", extra={"event": "client_gone"})
     except Exception:
-        log.exception("the handler of a connection failed")
+        log.exception("the handler of a connection failed", extra={"event": "handler_failed"})
     finally:
         door.tally.ended()
         door.tally.requested()

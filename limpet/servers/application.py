@@ -109,7 +109,12 @@ def _in_threads(app: Application, settings: Settings) -> Application:
             hint="`--loop auto`, or `--server uvicorn`",
         )
     if current.child_role() == "worker" and current.current_worker()[::2] == (0, 1):  # once for the whole server
-        log.info("application %s is WSGI: each worker serves it in up to %d threads", settings.app, settings.threads)
+        log.info(
+            "application %s is WSGI: each worker serves it in up to %d threads",
+            settings.app,
+            settings.threads,
+            extra={"event": "wsgi_detected"},
+        )
     return Threaded(app, settings.threads)
 
 

@@ -195,7 +195,7 @@ class _Notes:
             path = request.target.partition("?")[0].encode("latin-1")
             self._log.write([Entry(began, time.monotonic(), request.method, path, request.peer.bind, status, route)])
         except Exception:  # noqa: BLE001  the response is another matter
-            _log.exception("a request is missing in the access log")
+            _log.exception("a request is missing in the access log", extra={"event": "request_not_logged"})
 
 
 def _asgi(app: Callable[..., Awaitable[None]], notes: _Notes, root_path: str) -> Callable[..., Awaitable[None]]:

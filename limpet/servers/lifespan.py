@@ -70,7 +70,7 @@ class _Life:
         if self._is_spoken:
             answer, message = await self._order("shutdown")
             if answer != "complete":
-                log.error("the shutdown of `%s` failed: %s", self._name, message)
+                log.error("the shutdown of `%s` failed: %s", self._name, message, extra={"event": "shutdown_failed"})
 
     async def _order(self, order: str) -> tuple[str, str]:
         self._orders.put_nowait(order)

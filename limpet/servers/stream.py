@@ -65,9 +65,9 @@ class Handlers:
         try:
             await self._handle(reader, writer)
         except ConnectionError:
-            log.debug("a client is gone")
+            log.debug("a client is gone", extra={"event": "client_gone"})
         except Exception:
-            log.exception("the handler of a connection failed")
+            log.exception("the handler of a connection failed", extra={"event": "handler_failed"})
         finally:
             self._ended()
             writer.close()

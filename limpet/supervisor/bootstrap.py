@@ -48,13 +48,13 @@ def run(settings: Settings, program: Program | None = None) -> None:
     if settings.reload:
         watch.check(settings.reload_dir)
     kept = secret.load(settings.cluster, settings.secret_file, settings.state_dir)
-    log.info("secret %s", kept.origin)
+    log.info("secret %s", kept.origin, extra={"event": "secret_read"})
     if kept.warning is not None:
-        log.warning("%s (hint: %s)", *kept.warning)
+        log.warning("%s (hint: %s)", *kept.warning, extra={"event": "secret_warning"})
     board = Scoreboard.create()
     router = _router(settings, kept.value, board)
     for message, hint in shared_cookies.announce(settings, router.jar) if router.jar is not None else ():
-        log.warning("%s (hint: %s)", message, hint)
+        log.warning("%s (hint: %s)", message, hint, extra={"event": "cookie_shared"})
     with contextlib.closing(backend.open(settings, router)) as chosen:
         Supervisor(_new_fleet(settings, kept.value, router, chosen, board), program).run()
 
@@ -93,10 +93,14 @@ def _take_over(settings: Settings, before: snapshot.Packed, *, is_trial: bool) -
     if is_trial:  # outside `closing`: these are copies of listeners that stay in use
         upgrade.pass_on_trial(settings)
     log.info(
-        "upgraded from version %s to %s: %d workers keep serving", before["version"], __version__, len(fleet.slots)
+        "upgraded from version %s to %s: %d workers keep serving",
+        before["version"],
+        __version__,
+        len(fleet.slots),
+        extra={"event": "upgraded"},
     )
     for line in unchanged:
-        log.warning("%s (hint: stop and start the server to change it)", line)
+        log.warning("%s (hint: stop and start the server to change it)", line, extra={"event": "setting_not_upgraded"})
     with contextlib.closing(chosen):
         server.run()
 

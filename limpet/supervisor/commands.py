@@ -63,7 +63,7 @@ class Commands:
         except LimpetError as error:
             return {"error": error.message, "hint": error.hint}
         except Exception:
-            log.exception("the command `%s` failed", request.get("command"))
+            log.exception("the command `%s` failed", request.get("command"), extra={"event": "command_failed"})
             return {"error": "the command failed in the server", "hint": "the server's log shows the traceback"}
 
     def _answer(self, request: Message) -> Message:
@@ -136,7 +136,12 @@ class Commands:
             )
         if slot.is_held != held:
             slot.is_held = held
-            log.info("worker %d gets %s new clients", slot.number, "no" if held else "again")
+            log.info(
+                "worker %d gets %s new clients",
+                slot.number,
+                "no" if held else "again",
+                extra={"event": "slot_drains" if held else "slot_undrained", **slot.about()},
+            )
             self._announcer.tell_workers(time.monotonic())
         answer: Message = {"slot": slot.number, "state": slot.word}
         if all(each.is_held for each in self._fleet.slots[: self._fleet.router.slots]):

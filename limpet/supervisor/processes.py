@@ -83,7 +83,7 @@ class Processes:
                 old = member.retire()
                 self._drain(old, "drain", succeeded=True)
                 self._open(member)
-                log.info("%s drains", member.name(old))
+                log.info("%s drains", member.name(old), extra={"event": "draining", **member.about(old)})
             case Action.PROMOTE:
                 member.promote()
             case Action.KEEP:
@@ -152,7 +152,12 @@ class Processes:
         if child is member.child and member.life.state.serves:
             self._followers.crashed(member, child, self._now())
         if child.failure and child.failure.detail and not self._fleet.is_stopping:  # all slots may fail in the same way
-            log.error("%s failed\n%s", member.name(child), child.failure.detail.rstrip())
+            log.error(
+                "%s failed\n%s",
+                member.name(child),
+                child.failure.detail.rstrip(),
+                extra={"event": "failed_with_traceback", **member.about(child)},
+            )
         cause = _cause(member, child)
         event = member.remove(child)
         if event is not None:
@@ -160,7 +165,12 @@ class Processes:
             self.apply(member, event)
         else:
             if child.failure is None:
-                log.info("%s has drained: it %s", member.name(child), child.how_it_ended())
+                log.info(
+                    "%s has drained: it %s",
+                    member.name(child),
+                    child.how_it_ended(),
+                    extra={"event": "drained", **member.about(child)},
+                )
             self.let_take(member)
         self._announcer.tell_workers(self._now())
         self._followers.ended(member)
@@ -171,7 +181,14 @@ class Processes:
         seconds = self._now() - member.child.started_at
         release = member.child.release if member.child.release != self._fleet.started_in else ""
         level = logging.INFO if member.role == "worker" else logging.DEBUG
-        log.log(level, "%s ready after %.1f s%s", member, seconds, f", from {release}" if release else "")
+        log.log(
+            level,
+            "%s ready after %.1f s%s",
+            member,
+            seconds,
+            f", from {release}" if release else "",
+            extra={"event": "ready", **member.about()},
+        )
         self._announcer.tell_workers(self._now())
         self._followers.ready(member)
 
@@ -193,7 +210,7 @@ class Processes:
     def kill(self, member: Member, child: Child, why: str) -> None:
         """Kill a process that does not do what it must. Its death is handled later."""
         if child.failure is None:
-            log.error("%s %s; it is killed", member.name(child), why)
+            log.error("%s %s; it is killed", member.name(child), why, extra={"event": "killed", **member.about(child)})
             child.failure = Failed(f"{member.name(child)} {why}")
             child.kill()
 

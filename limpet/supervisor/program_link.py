@@ -71,7 +71,7 @@ class Program:
             orders = self._line.receive()
         except LinkClosedError:
             selector.unregister(self._line)
-            log.warning("the program that started this server has ended")
+            log.warning("the program that started this server has ended", extra={"event": "program_ended"})
             stop(wait_for_connections=False)
             return
         for order in orders:

@@ -49,7 +49,12 @@ class Rolling:
         change = self._fleet.changes.current
         cause = member.cause or AppError(f"{member} did not start")
         if member.role != "worker" and member.life.state is State.READY:
-            log.error("%s stays in charge, because its successor did not start: %s", member, cause.message)
+            log.error(
+                "%s stays in charge, because its successor did not start: %s",
+                member,
+                cause.message,
+                extra={"event": "successor_failed", **member.about()},
+            )
             if change is not None and change.is_through() and member.role == "dispatcher":
                 change.outcome, change.message = "failed", cause.message
         if change is None or member.role != "worker" or not change.failed(member.number, cause.message):
@@ -62,7 +67,13 @@ class Rolling:
         """Start and end changes, and renew the slots that are due."""
         begun = self._fleet.changes.begin() if may_begin else None
         if begun is not None:
-            log.info("%s begins: %d of %d workers", begun.why, begun.slots, len(self._fleet.slots))
+            log.info(
+                "%s begins: %d of %d workers",
+                begun.why,
+                begun.slots,
+                len(self._fleet.slots),
+                extra={"event": "change_begun"},
+            )
         change = self._fleet.changes.current
         if change is None:
             self._renew_dispatchers()
@@ -75,11 +86,12 @@ class Rolling:
         if change.is_over():
             self._fleet.changes.end()
             if change.outcome == "done":
-                log.info("%s done: %d new workers", change.why, change.renewed)
+                log.info("%s done: %d new workers", change.why, change.renewed, extra={"event": "change_done"})
             else:
                 log.error(
                     "%s failed: %s; %d of %d workers are new, the old ones keep serving",
                     *(change.why, change.message, change.renewed, change.slots),
+                    extra={"event": "change_failed"},
                 )
 
     def _last_step(self, change: Change) -> bool:

@@ -66,7 +66,7 @@ class Scaling:
         self._change = change = self._rolling.register(f"scaling to {slots}", abs(slots - self.slots))
         self._fleet.is_scaling = True
         self._target = slots
-        log.info("scaling from %d to %d workers", self.slots, slots)
+        log.info("scaling from %d to %d workers", self.slots, slots, extra={"event": "scaling_begun"})
         if slots < self.slots:
             self._use(slots)
             for slot in self._fleet.slots[slots:]:
@@ -132,6 +132,13 @@ class Scaling:
         assert self._change is not None
         self._change.outcome, self._change.message = outcome, message
         level = logging.INFO if outcome == "done" else logging.ERROR
-        log.log(level, "%s %s%s", self._change.why, outcome, f": {message}" if message else "")
+        log.log(
+            level,
+            "%s %s%s",
+            self._change.why,
+            outcome,
+            f": {message}" if message else "",
+            extra={"event": "scaled" if outcome == "done" else "scaling_failed"},
+        )
         self._change = None
         self._fleet.is_scaling = False

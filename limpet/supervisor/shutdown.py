@@ -60,7 +60,7 @@ class Shutdown:
             self._by = time.monotonic() + fleet.settings.graceful_timeout_s
             self.kill_at = self._by + HARD_STOP_S
         self._rolling.cancel("the server is stopping")
-        log.info("stopping")
+        log.info("stopping", extra={"event": "stopping"})
         self._owing = {slot.number for slot in fleet.slots if fleet.backend.queued(slot.number)}
         fleet.backend.close()
         self.go_on()

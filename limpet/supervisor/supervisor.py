@@ -135,7 +135,7 @@ class Supervisor:
         self._control.close()
         if self._shutdown.failure is not None:
             raise self._shutdown.failure
-        log.info("stopped")
+        log.info("stopped", extra={"event": "stopped"})
 
     def _start(self) -> None:
         for member in self._fleet.members():
@@ -181,7 +181,7 @@ class Supervisor:
             self._upgrade.begin()
         elif number == signal.SIGUSR1:
             if logs.reopen():
-                log.info("the log file was reopened")
+                log.info("the log file was reopened", extra={"event": "log_reopened"})
         elif number in SCALING:
             self._scaling.obey(number)
         elif number == signal.SIGHUP and not (self._has_terminal and not signals.has_terminal()):
@@ -214,10 +214,18 @@ class Supervisor:
             case Leaving() if child is member.child:
                 if not child.is_ready:
                     raise BadNewsError("that it drains, before it was ready")
-                log.info("%s drains, because it received a signal; replacing it", member)
+                log.info(
+                    "%s drains, because it received a signal; replacing it",
+                    member,
+                    extra={"event": "draining", **member.about()},
+                )
                 self._processes.apply(member, Event.LEFT)
             case Stop(wait):
-                log.info("%s asked to stop the server", member.name(child))
+                log.info(
+                    "%s asked to stop the server",
+                    member.name(child),
+                    extra={"event": "stop_asked", **member.about(child)},
+                )
                 self.stop(wait_for_connections=wait)
 
     def _begin(self) -> None:
@@ -233,7 +241,14 @@ class Supervisor:
             self._processes.let_take(member)
         urls = " and ".join(self._fleet.backend.urls)
         count = f"{len(self._fleet.slots)} worker{'s' if len(self._fleet.slots) > 1 else ''}"
-        log.info("serving %s at %s with %s, by %s", self._fleet.settings.app, urls, count, self._fleet.settings.by)
+        log.info(
+            "serving %s at %s with %s, by %s",
+            self._fleet.settings.app,
+            urls,
+            count,
+            self._fleet.settings.by,
+            extra={"event": "serving"},
+        )
         if self._program is not None:
             self._program.serving(self._fleet.backend.urls, str(self._control.path.absolute()))
 
@@ -255,7 +270,13 @@ class Supervisor:
         cause = member.cause or AppError(f"{member} did not start")
         if self._fleet.is_serving:
             wait_s = member.life.retry_at - time.monotonic()
-            log.error("%s did not start, next try in %.1f s: %s", member, wait_s, cause.message)
+            log.error(
+                "%s did not start, next try in %.1f s: %s",
+                member,
+                wait_s,
+                cause.message,
+                extra={"event": "start_failed", **member.about()},
+            )
             self._rolling.failed(member)
         elif not self._fleet.is_stopping:
             self._shutdown.fail(cause)
@@ -268,7 +289,7 @@ class Supervisor:
         """Start to renew the workers of all slots. Raises ControlError while the server is starting or stopping."""
         if not self._fleet.is_serving or self._fleet.is_stopping:
             what = "is stopping" if self._fleet.is_stopping else "is starting"
-            log.warning("not reloaded: the server %s", what)
+            log.warning("not reloaded: the server %s", what, extra={"event": "not_reloaded"})
             raise ControlError(f"the server {what}")
         self._fleet.resources.renew(self._fleet.terminators)
         return self._rolling.request(RELOAD, range(self._fleet.router.slots), self._fleet.settings.max_surge)

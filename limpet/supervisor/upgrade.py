@@ -85,7 +85,7 @@ class Upgrade:
         except OSError as error:
             self._refuse(reason(error))
             return
-        log.info("upgrade: trying the new version (pid %d)", self._trial.process.pid)
+        log.info("upgrade: trying the new version (pid %d)", self._trial.process.pid, extra={"event": "upgrade_tried"})
 
     def go_on(self, recorded: list[int]) -> None:
         """Look at the trial, and do what is due. *recorded* are the signals that were not handled yet."""
@@ -112,7 +112,7 @@ class Upgrade:
 
     def _refuse(self, why: str) -> None:
         self._fleet.upgrade_refusal = why.partition("\n")[0]
-        log.error("not upgraded, and nothing has changed: %s", why)
+        log.error("not upgraded, and nothing has changed: %s", why, extra={"event": "upgrade_failed"})
 
     def _replace(self, recorded: list[int]) -> None:
         """Become the new version. Return only if that is not possible, or not yet."""

@@ -177,7 +177,11 @@ class Watchdog:
         serials = {child.serial for slot in self._fleet.slots for child in slot.children}
         paused_s = self._health.begin_look(now, serials)
         if paused_s:
-            log.warning("this process could not run for %.1f s: all deadlines move by that time", paused_s)
+            log.warning(
+                "this process could not run for %.1f s: all deadlines move by that time",
+                paused_s,
+                extra={"event": "paused"},
+            )
         return paused_s
 
     def look_after(self, member: Member, now: float) -> str | None:
@@ -190,7 +194,13 @@ class Watchdog:
         elif blocked_s := self._health.blocked_s(member, now):
             self._board.supervisor().add("loops_blocked")
             hint = f"`limpet stack {member.number}` shows where its code is"
-            log.warning("%s has blocked its event loop for %.1f s (hint: %s)", member, blocked_s, hint)
+            log.warning(
+                "%s has blocked its event loop for %.1f s (hint: %s)",
+                member,
+                blocked_s,
+                hint,
+                extra={"event": "event_loop_blocked", **member.about()},
+            )
         elif member.life.state is State.READY and member.child.is_open and now >= member.recycle_at:
             self._recycle(member, member.child, now)
         return fault
@@ -202,11 +212,12 @@ class Watchdog:
                 "%s used %d MiB when it began to serve, more than `--max-memory %d`: a successor would be as large, so "
                 "it is renewed only after it has grown by half (hint: set a larger `--max-memory`)",
                 *(member, used, self._fleet.settings.max_memory_mib),
+                extra={"event": "large_at_start", **member.about()},
             )
         if why and not self._fleet.changes.involves(member.number):
             member.recycle_at = now + _RECYCLE_PAUSE_S  # if the renewal fails, the old worker stays for a while
             self._board.supervisor().add("recycled")
-            log.info("%s is recycled: %s", member, why)
+            log.info("%s is recycled: %s", member, why, extra={"event": "recycled", **member.about()})
             self._rolling.request(f"recycling of worker {member.number}", [member.number], 1)
 
     def crashed(self, member: Member, child: Child, now: float) -> None:
@@ -218,9 +229,16 @@ class Watchdog:
             if before != self._memory_kills:
                 member.last_end += ", most likely by the kernel, which is out of memory"
                 hint = " (hint: `--max-memory` renews a worker in time; `dmesg` shows what the kernel has killed)"
-        log.error("%s %s; it is replaced%s", member.name(child), member.last_end, hint)
+        log.error(
+            "%s %s; it is replaced%s",
+            member.name(child),
+            member.last_end,
+            hint,
+            extra={"event": "crashed", **member.about(child)},
+        )
         if member.life.crashed(now):
             log.error(
                 "%s keeps crashing: %d times within %d s (hint: `limpet status --json` shows `last_end`)",
                 *(f"{member.role} {member.number}", CRASHES, CRASH_WINDOW_S),
+                extra={"event": "crash_loop", **member.about()},
             )

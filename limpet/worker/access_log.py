@@ -93,7 +93,9 @@ class AccessLog:
             except Exception as exception:  # noqa: BLE001  nothing that logs may raise into a request
                 lost, why = lost + 1, exception
         if lost:
-            _log.error("%d lines of the access log cannot be written", lost, exc_info=why)
+            _log.error(
+                "%d lines of the access log cannot be written", lost, exc_info=why, extra={"event": "access_log_lost"}
+            )
 
     def _json(self, entries: Iterable[Fields], offset: float) -> list[str]:
         """Return the lines, each in five parts. *offset* plus a monotonic time is the wall-clock time."""

@@ -65,7 +65,7 @@ async def shutdown() -> None:
         try:
             await _call(hook)
         except Exception:
-            log.exception("`%s`, called at the end of the worker, failed", _name(hook))
+            log.exception("`%s`, called at the end of the worker, failed", _name(hook), extra={"event": "hook_failed"})
 
 
 @contextlib.contextmanager

@@ -191,7 +191,12 @@ class Door:
         if self._stop is not None:
             self._stop()
         threading.Event().wait(None if self._until == math.inf else self.left_s + _END_S)
-        log.warning("worker %d ends with %d connections open", self._seat.info.slot, self.tally.open)
+        log.warning(
+            "worker %d ends with %d connections open",
+            self._seat.info.slot,
+            self.tally.open,
+            extra={"event": "connections_left_open", "slot": self._seat.info.slot},
+        )
         os._exit(0)
 
     def _waiting(self) -> int:

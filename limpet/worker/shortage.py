@@ -20,7 +20,13 @@ _HINT: Final = "`ulimit -n 65536` before the start, or `LimitNOFILE=65536` in a 
 
 def say(error: OSError) -> None:
     """Warn that connections cannot be taken for *error*."""
-    warn_hourly("take", "worker (pid %d) cannot take connections: %s (hint: %s)", os.getpid(), reason(error), _HINT)
+    warn_hourly(
+        "cannot_take_connections",
+        "worker (pid %d) cannot take connections: %s (hint: %s)",
+        os.getpid(),
+        reason(error),
+        _HINT,
+    )
 
 
 def pause(loop: asyncio.AbstractEventLoop, fd: int, error: OSError, again: Callable[[], object]) -> None:

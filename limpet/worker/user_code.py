@@ -62,6 +62,7 @@ def end_copy(pid: int) -> None:
         log.error(
             "user code forked while it was imported, and the forked copy (pid %d) returned from the import: it ends",
             os.getpid(),
+            extra={"event": "forked_at_import"},
         )
         logging.shutdown()
         os._exit(1)
@@ -77,7 +78,12 @@ class Complaints:
     def __call__(self, element: str, error: BaseException | str) -> None:
         self._row.add("key_errors")
         if self._hourly.allows(element, time.monotonic()):
-            log.warning("`%s` %s; the rest of the key chain is used", element, self._what(error))
+            log.warning(
+                "`%s` %s; the rest of the key chain is used",
+                element,
+                self._what(error),
+                extra={"event": "key_function_failed"},
+            )
 
     def _what(self, error: BaseException | str) -> str:
         """Return what was wrong. It never includes the text of a user's exception, because that may contain the key."""

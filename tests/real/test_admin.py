@@ -201,7 +201,7 @@ def test_admin_process_that_never_stops_talking_is_ended(tmp_path: Path) -> None
 def test_events_are_there_to_follow(server: Limpet) -> None:
     """What happened to the workers, for who was not there to see it."""
     events = server.ask(command="events")["events"]
-    ready = [event for event in events if event["event"] == "ready_after_s"]
+    ready = [event for event in events if event["event"] == "ready"]
     assert {event["slot"] for event in ready} == {0, 1}
     assert server.ask(command="events", after=events[-1]["number"])["events"] == []
 

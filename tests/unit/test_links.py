@@ -48,7 +48,16 @@ def test_page_says_what_kind_it_is() -> None:
         "Reference": "This page is a reference",
         "Explanation": "This page explains",
     }
-    made = {"presets", "api", "metrics", "bounds", "hostile-inputs", "benchmarks", "scaling"}  # by tools, with figures
+    made = {
+        "presets",
+        "api",
+        "metrics",
+        "bounds",
+        "events",
+        "hostile-inputs",
+        "benchmarks",
+        "scaling",
+    }
     elsewhere = {"security": "SECURITY.md", "architecture": "ARCHITECTURE.md"}
     examples = {"chat": "chat", "chat-redis": "chat_redis", "mcp": "mcp"}
     seen = set()

@@ -78,7 +78,7 @@ class Keeper:
         """Let who wants to know something connect, and start the process. *now* is monotonic."""
         if self.listener is not None:
             self.listener.listen()
-            log.info("admin at %s", self.listener.url)
+            log.info("admin at %s", self.listener.url, extra={"event": "admin_serving"})
             self._spawn(now)
 
     def _spawn(self, now: float) -> None:
@@ -140,7 +140,7 @@ class Keeper:
     def _put_off(self, now: float, why: str) -> None:
         self._pause_s = _FIRST_PAUSE_S if now - self._started_at > _LASTED_S else self._pause_s
         self._start_at = now + self._pause_s
-        log.warning("%s; the next one starts in %.1f s", why, self._pause_s)
+        log.warning("%s; the next one starts in %.1f s", why, self._pause_s, extra={"event": "admin_ended"})
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
     def look(self, now: float) -> None:

@@ -137,7 +137,7 @@ def config(settings: Settings) -> tuple[Config, frozenset[str]]:
 def tell(settings: Settings) -> None:
     """Log what of the file does not count."""
     for note in _read(settings.server_config).notes if settings.server_config else ():
-        log.warning("%s", note)
+        log.warning("%s", note, extra={"event": "gunicorn_setting_ignored"})
 
 
 class _Master(NamedTuple):

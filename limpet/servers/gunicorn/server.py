@@ -132,7 +132,12 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         self._seat.ready()
         super().run()
         if self.nr_conns:
-            log.warning("worker %d ends with %d connections open", self._seat.info.slot, self.nr_conns)
+            log.warning(
+                "worker %d ends with %d connections open",
+                self._seat.info.slot,
+                self.nr_conns,
+                extra={"event": "connections_left_open", "slot": self._seat.info.slot},
+            )
 
     def notify(self) -> None:
         """Count, where gunicorn tells its master that it lives. Runs in each turn of the loop."""

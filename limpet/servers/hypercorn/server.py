@@ -210,7 +210,7 @@ class _Server:
         self._tasks.discard(task)
         self._seat.row.add("connections", -1)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a connection failed", exc_info=error)
+            log.error("a connection failed", exc_info=error, extra={"event": "connection_failed"})
 
     def _obey(self) -> None:
         try:

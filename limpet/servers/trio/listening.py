@@ -74,8 +74,8 @@ async def _serve_one(
         async with stream:
             await handle(stream)
     except trio.BrokenResourceError:
-        log.debug("a client is gone")
+        log.debug("a client is gone", extra={"event": "client_gone"})
     except Exception:
-        log.exception("the handler of a connection failed")
+        log.exception("the handler of a connection failed", extra={"event": "handler_failed"})
     finally:
         door.tally.ended()

@@ -48,7 +48,7 @@ def _hooks(base: Any, home: Home, held: Held, *, moves: bool) -> dict[str, Any]:
         try:
             self._found = self.first() if type(found) is int and found < 0 else found
         except Exception:  # noqa: BLE001  nothing that logs may raise into a request
-            _log.exception("the access log cannot say how a request was routed")
+            _log.exception("the access log cannot say how a request was routed", extra={"event": "route_unknown"})
             self._found = None
 
     def on_response_complete(self: Any) -> None:
@@ -63,7 +63,7 @@ def _hooks(base: Any, home: Home, held: Held, *, moves: bool) -> dict[str, Any]:
             if type(found) is First:
                 self._found = found.found
         except Exception:  # noqa: BLE001  nothing that logs may raise into a request
-            _log.exception("a request is missing in the access log")
+            _log.exception("a request is missing in the access log", extra={"event": "request_not_logged"})
         response_complete(self)
 
     return {"_request_began": _request_began, "on_response_complete": on_response_complete}
@@ -99,7 +99,7 @@ class Noted(Seated):
                     (cycle.began, monotonic(), scope["method"], scope["raw_path"], self.listener, status, self._found)
                 )
         except Exception:  # noqa: BLE001  nothing that logs may raise into a request
-            _log.exception("a request is missing in the access log")
+            _log.exception("a request is missing in the access log", extra={"event": "request_not_logged"})
         super().connection_lost(exc)
 
     def first(self) -> First:

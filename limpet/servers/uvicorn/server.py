@@ -368,7 +368,7 @@ class SeatedServer(uvicorn.Server):
             self._adopting -= 1
             if self._tls:
                 self._seat.row.add("tls_failures")
-                log.debug("a TLS handshake failed: %s", error)
+                log.debug("a TLS handshake failed: %s", error, extra={"event": "tls_handshake_failed"})
             if baton is not None:
                 self._seat.mover.ended(connection.fileno(), baton)
             connection.close()
