@@ -1,9 +1,6 @@
 """One port, N worker processes, and every client always reaches the same worker.
 
-How a server comes to life: cli -> settings -> supervisor -> (lifecycle decides) -> process -> child, which is a
-dispatcher or a worker; or a program -> cluster -> handle -> hosted -> supervisor. How a connection finds its worker:
-listener -> peek -> head -> key -> router (hashing, buckets) -> handoff -> worker -> servers/. What people see: report,
-control, logs, errors. ARCHITECTURE.md draws it.
+ARCHITECTURE.md draws the packages, and walks through a start, a request and a reload.
 
 Applications import this module in their workers, so that a name brings its file in only when it is used.
 """

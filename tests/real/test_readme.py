@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from limpet.routing.buckets import BUCKETS, table
 from tests.harness import PATIENCE_S, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +119,14 @@ def test_first_block_of_the_readme_does_what_it_shows(tmp_path: Path, runtime: s
     shown = [line for line in block().splitlines() if not line.startswith("$ ")]
     said = [line for line in shell.said().splitlines() if not re.search(r"prompt-is-back|\[\d\]", line)]
     assert normal("\n".join(said), port) == normal("\n".join(shown), 8000), shell.said()
+
+
+def test_digest_bucket_and_slot_of_an_example_fit_together() -> None:
+    """An operator who follows one by hand must come to the same slot."""
+    slots = table(4)
+    for page in ("README.md", "docs/quickstart.md"):
+        found = re.findall(r"slot (\d), .*bucket (\d+), digest ([0-9a-f]{16})", (ROOT / page).read_text())
+        assert found
+        for slot, bucket, digest in found:
+            assert int(digest, 16) % BUCKETS == int(bucket)
+            assert slots[int(bucket)] == int(slot)
