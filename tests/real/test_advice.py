@@ -55,7 +55,7 @@ def test_application_that_sets_the_cookie_that_is_the_key_is_warned_of_once(app:
         wait_until(lambda: "sets a cookie that is the key (`cookie:sid`)" in server.log, "it warns")
         server.stop()
         [line] = re.findall(r"WARNING .*sets a cookie that is the key.*", server.log)
-    assert "(hint: `--learn cookie:sid` keeps it" in line
+    assert "(hint: `--learn cookie:sid` keeps the client" in line
 
 
 def test_nothing_is_said_of_cookies_that_stay_at_home() -> None:
