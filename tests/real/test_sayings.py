@@ -18,12 +18,7 @@ import pytest
 from limpet.errors import ControlError
 from limpet.operate import control_socket
 from tests.harness import HERE, PATIENCE_S, Limpet, wait_until
-
-
-def reload(server: Limpet) -> None:
-    """Have all workers renewed, and wait until they are."""
-    change = server.ask(command="reload")["change"]
-    wait_until(lambda: server.ask(command="change", number=change)["state"] == "done", "the reload is done")
+from tests.public import reload
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +108,7 @@ def test_application_that_forks_at_import_has_one_worker_in_each_slot(tmp_path: 
     with Limpet("shop:echo", "--workers", "2", cwd=tmp_path, env={"PYTHONPATH": str(HERE.parent)}) as limpet:
         shop.write_text("import os\nfrom tests.apps import echo\nos.fork()\n")
         before = {slot["pid"] for slot in limpet.status()["slots"]}
-        reload(limpet)
+        assert reload(limpet)["state"] == "done"
         after = {slot["pid"] for slot in limpet.status()["slots"]}
         assert len(after) == 2
         assert not before & after
@@ -137,7 +132,7 @@ def test_workers_follow_a_link_to_the_release_of_now(tmp_path: Path) -> None:
         assert limpet.request().json()["path"] == "/one"
         link.unlink()
         link.symlink_to("two")
-        reload(limpet)
+        assert reload(limpet)["state"] == "done"
         # The old worker was told to drain, and may still take one connection before it does.
         wait_until(lambda: limpet.request().json()["path"] == "/two", "the new release serves")
         wait_until(lambda: f", from {tmp_path / 'two'}" in limpet.log, "the log says which release serves")
