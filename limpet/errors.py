@@ -12,8 +12,7 @@ limpet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class LimpetError(Exception):
@@ -87,10 +86,10 @@ EXIT_CODES: dict[int, str] = {
 """The meaning of each exit code of the command line."""
 
 
-def failure_of(report: Mapping[str, Any]) -> LimpetError:
-    """Return the error that another process reported, as an instance of the class with its exit code."""
+def failure_of(message: str, hint: str | None, code: int) -> LimpetError:
+    """Return the error that another process reported, as an instance of the class whose exit code is *code*."""
     kinds = {kind.exit_code: kind for kind in LimpetError.__subclasses__()}
-    return kinds.get(report["code"], LimpetError)(report["message"], hint=report["hint"])
+    return kinds.get(code, LimpetError)(message, hint=hint)
 
 
 def reason(error: OSError) -> str:

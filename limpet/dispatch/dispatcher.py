@@ -20,7 +20,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from limpet import logs
@@ -29,9 +29,10 @@ from limpet.dispatch.accepting import ACCEPTS_PER_TURN, RESERVE, Acceptor, let_i
 from limpet.dispatch.arrivals import HUNG_UP, Arrivals
 from limpet.dispatch.peek import Arrival, ClientGoneError
 from limpet.dispatch.refusals import Refusals, turn_away
-from limpet.ipc import news
+from limpet.ipc import news, orders
 from limpet.ipc.channel import Handoff, Outbox
 from limpet.ipc.control_link import Link, LinkClosedError
+from limpet.ipc.orders import Accept, Drain, Slot, Workers
 from limpet.ipc.scoreboard import Row
 from limpet.protocol.client_hello import BadHelloError
 from limpet.protocol.head import BadHead
@@ -58,7 +59,7 @@ class Dispatcher:
         listeners: list[tuple[socket.socket, str]],
         link: Link,
         row: Row,
-        reach: Callable[[int, list[int]], bool],
+        reach: Callable[[int, Sequence[int]], bool],
         *,
         is_inner: bool,
     ) -> None:
@@ -230,7 +231,7 @@ _LAST_WORD_S: Final = 0.25  # before the end, for the 408 to clients whose head 
 class Orders:
     """Receives the supervisor's orders for one dispatcher and carries them out."""
 
-    def __init__(self, dispatcher: Dispatcher, link: Link, reach: Callable[[int, list[int]], bool]) -> None:
+    def __init__(self, dispatcher: Dispatcher, link: Link, reach: Callable[[int, Sequence[int]], bool]) -> None:
         self._dispatcher = dispatcher
         self._link = link
         self._reach = reach
@@ -253,29 +254,34 @@ class Orders:
     def obey(self, now: float) -> None:
         """Carry out the orders that have arrived. If the supervisor is gone, stop."""
         try:
-            commands = self._link.receive()
+            arrived = orders.receive(self._link)
         except LinkClosedError:
-            commands = [{"do": "stop", "timeout": 0.0}]
+            arrived = [Drain(timeout=0.0, last=True)]
+        for order in arrived:
+            match order:
+                case Accept():
+                    self._dispatcher.acceptor.start()
+                case Workers():
+                    self._follow(order, now)
+                case Slot(slot, fds):
+                    self._missing -= {slot}
+                    if not self._reach(slot, fds):
+                        self._missing |= {slot}
+                        self._ask_at = now + _ASK_AGAIN_S
+                case Drain(timeout, last):
+                    self._stop(now, timeout, last=last)
+
+    def _follow(self, workers: Workers, now: float) -> None:
+        """Route connections as *workers* says from now on."""
         dispatcher = self._dispatcher
-        for command in commands:
-            if command["do"] == "accept":
-                dispatcher.acceptor.start()
-            elif command["do"] == "workers":
-                if command["slots"] != dispatcher.router.slots:
-                    dispatcher.router.resize(command["slots"])
-                dispatcher.placement.follow(command["rows"], command["held"])
-                dispatcher.router.follow(command["up"])
-                self._refused_slots = command["refused"]
-                if any(command["up"]):
-                    for slot in [slot for slot, is_up in enumerate(command["up"]) if not is_up]:
-                        self._fail_over(slot, now)
-            elif command["do"] == "slot":
-                self._missing -= {command["slot"]}
-                if not self._reach(command["slot"], command["fds"]):
-                    self._missing |= {command["slot"]}
-                    self._ask_at = now + _ASK_AGAIN_S
-            elif command["do"] in ("stop", "drain"):
-                self._stop(now, command["timeout"], last=command["do"] == "stop")
+        if workers.slots != dispatcher.router.slots:
+            dispatcher.router.resize(workers.slots)
+        dispatcher.placement.follow(workers.rows, workers.held)
+        dispatcher.router.follow(workers.up)
+        self._refused_slots = workers.refused
+        if any(workers.up):
+            for slot in [slot for slot, is_up in enumerate(workers.up) if not is_up]:
+                self._fail_over(slot, now)
 
     def _fail_over(self, slot: int, now: float) -> None:
         """Pass each connection that waits for *slot* to the slot that serves its client now.

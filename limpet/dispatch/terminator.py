@@ -37,9 +37,10 @@ from limpet.dispatch.address_limit import PerAddress
 from limpet.dispatch.peek import Arrival, ClientGoneError
 from limpet.dispatch.refusals import answer, turn_away
 from limpet.dispatch.relay import Relay
-from limpet.ipc import news
+from limpet.ipc import news, orders
 from limpet.ipc.channel import Handoff, Outbox
 from limpet.ipc.control_link import Link, LinkClosedError
+from limpet.ipc.orders import Accept, Certificate, Drain
 from limpet.ipc.scoreboard import Row
 from limpet.net import tls
 from limpet.protocol import proxy_protocol
@@ -295,17 +296,18 @@ class Terminator:
 
     def _obey(self, now: float) -> None:
         try:
-            commands = self._link.receive()
+            arrived = orders.receive(self._link)
         except LinkClosedError:  # the supervisor is gone: stop, with the same timeout as the workers
             self._epoll.unregister(self._link.fileno())
-            commands = [{"do": "stop", "timeout": self._settings.graceful_timeout_s, "last": True}]
-        for command in commands:
-            if command["do"] == "accept":
-                self._acceptor.start()
-            elif command["do"] == "certificate":
-                self._renew(command["pem"])
-            elif command["do"] in ("stop", "drain"):
-                self._stop(now, command["timeout"], last=command["last"])
+            arrived = [Drain(self._settings.graceful_timeout_s, last=True)]
+        for order in arrived:
+            match order:
+                case Accept():
+                    self._acceptor.start()
+                case Certificate(pem):
+                    self._renew(pem)
+                case Drain(timeout, last):
+                    self._stop(now, timeout, last=last)
 
     def _renew(self, pem: str) -> None:
         """Use *pem*, which the supervisor has checked, for new handshakes."""

@@ -37,9 +37,12 @@ from typing import Any, Final, Self
 from limpet.config.bind import Served
 from limpet.config.settings import Settings
 from limpet.errors import AppError, ControlError, LimpetError, failure_of
-from limpet.ipc.control_link import Link, LinkClosedError, Message
+from limpet.ipc.control_link import Link, LinkClosedError
+from limpet.ipc.news import Failed
 from limpet.operate import control_socket
+from limpet.operate.control_socket import Message
 from limpet.supervisor import program_link
+from limpet.supervisor.program_link import NEWS, ORDERS, News, Serving, Stop
 from limpet.system import activation
 
 Callback = Callable[["Handle"], object]
@@ -147,10 +150,10 @@ class Handle:
         """
         if not self._is_ours:
             return
-        self._line.send({"do": "stop", "wait_for_connections": wait_for_connections, "at_once": False})
+        self._line.send(ORDERS.pack(Stop(wait_for_connections)))
         if self._wait_for(lambda: self._state is _State.CLOSED, timeout):
             return
-        self._line.send({"do": "stop", "wait_for_connections": False, "at_once": True})
+        self._line.send(ORDERS.pack(Stop(wait_for_connections=False, at_once=True)))
         if not self._wait_for(lambda: self._state is _State.CLOSED, _END_S):
             self._process.kill()
             self._wait_for(lambda: self._state is _State.CLOSED, None)
@@ -211,7 +214,7 @@ class Handle:
         with contextlib.suppress(LinkClosedError):
             while True:
                 readable.poll()
-                for news in self._line.receive():
+                for news in map(NEWS.unpack, self._line.receive()):
                     self._hear(news)
         code = self._process.wait()
         with self._changed:
@@ -222,14 +225,15 @@ class Handle:
             self._changed.notify_all()
         self._line.close()
 
-    def _hear(self, news: Message) -> None:
+    def _hear(self, news: News | None) -> None:
         with self._changed:
-            if news["news"] == "serving":
-                self._addresses, self._control = news["urls"], news["control"]
-                self._state = _State.READY
-                self._changed.notify_all()
-            else:
-                self._failure = failure_of(news)
+            match news:
+                case Serving(urls, control):
+                    self._addresses, self._control = urls, control
+                    self._state = _State.READY
+                    self._changed.notify_all()
+                case Failed(message, hint, code):
+                    self._failure = failure_of(message, hint, code)
 
     def _call_back(self) -> None:
         """Call the program's callbacks. Runs in its own thread, so that a callback may close the server."""

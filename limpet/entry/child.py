@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 
 from limpet import current, logs
 from limpet.config.router import Clocks, build_router
@@ -82,7 +83,7 @@ def _dispatch(place: boot.Boot, link: Link) -> None:
     placement = Placement(settings.place, router, board, lambda slot: outboxes[slot].queued(), random.Random(), most)
     listeners = [(socket.socket(fileno=fd), text) for fd, text in place.listeners]
 
-    def reach(slot: int, fds: list[int]) -> bool:
+    def reach(slot: int, fds: Sequence[int]) -> bool:
         while len(outboxes) <= slot:
             outboxes.append(Outbox(None, board.waiting(place.row, len(outboxes))))
         if len(fds) == 2 and not outboxes[slot].has_channel:

@@ -91,7 +91,7 @@ TABLE: Final[Mapping[tuple[State, Event], tuple[State, Action]]] = {
     (State.RENEWING, Event.DIED): (State.STARTING, Action.PROMOTE),
     (State.RENEWING, Event.LEFT): (State.STARTING, Action.RETIRE),
     (State.RENEWING, Event.STOP): (State.DRAINING, Action.DRAIN),
-    (State.DRAINING, Event.ANNOUNCED): (State.DRAINING, Action.NOTHING),  # it said READY before it read the command
+    (State.DRAINING, Event.ANNOUNCED): (State.DRAINING, Action.NOTHING),  # it said READY before it read the order
     (State.DRAINING, Event.LEFT): (State.DRAINING, Action.NOTHING),
     (State.DRAINING, Event.DIED): (State.STOPPED, Action.NOTHING),
     (State.DRAINING, Event.START): (State.STARTING, Action.REPLACE),

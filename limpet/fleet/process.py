@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from limpet.config import privileges
-from limpet.ipc import boot
+from limpet.ipc import boot, orders
 from limpet.ipc.control_link import Link
 from limpet.ipc.news import Failed
 from limpet.system import activation, stack
@@ -113,6 +113,10 @@ class Child:
         *kept* holds the fields that it left.
         """
         return cls(**kept, link=link, process=_Adopted(kept["pid"]))
+
+    def tell(self, order: orders.Order) -> None:
+        """Send *order* to the process. It cannot fail: the end of a process is seen elsewhere. Blocks never."""
+        orders.send(self.link, order)
 
     def ended(self) -> bool:
         """Reap the process if it has ended, and return whether it has. Never blocks."""

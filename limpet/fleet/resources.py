@@ -25,6 +25,7 @@ from limpet.fleet.process import Child
 from limpet.ipc import boot
 from limpet.ipc.channel import Channel
 from limpet.ipc.control_link import Link
+from limpet.ipc.orders import Certificate
 from limpet.ipc.scoreboard import DISPATCHER_ROWS, MAX_WORKERS, TERMINATOR_ROWS, Scoreboard
 from limpet.net import backend, tls
 from limpet.system import descriptors
@@ -67,7 +68,7 @@ class Resources:
             raise ControlError(error.message, hint=error.hint) from None
         for member in terminators:
             for child in member.children:
-                child.link.send({"do": "certificate", "pem": self.pem})
+                child.tell(Certificate(self.pem))
 
     def grow(self, slots: int) -> None:
         """Make the channels and counters that *slots* slots need. Raises OSError."""

@@ -5,9 +5,9 @@ If the supervisor dies, in whatever way, the kernel closes its end, and the chil
 cannot show that death, since the supervisor has both ends of each channel.
 
 1. No message is lost while the other side does not read, because it is stopped or busy. What finds no room waits here.
-2. That queue is bounded: of the `workers` messages only the latest waits, and each other message is sent only a few
-   times in the life of a child.
-3. Down: {"do": "accept" | "workers" | "slot" | "certificate" | "drain" | "stop", ...}. Up: ipc/news.py.
+2. That queue is bounded: of the messages that replace each other only the latest waits, and each other message is
+   sent only a few times in the life of a child.
+3. ipc/orders.py defines what the supervisor says, ipc/news.py what a child says.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Unsent(NamedTuple):
 
     line: bytes
     fds: tuple[int, ...] = ()  # owned by the caller of `send`, which keeps them open
-    is_latest: bool = False  # a `workers` message, which a later one replaces
+    is_latest: bool = False  # a later message of this sort replaces it
 
 
 class Link:
@@ -68,14 +68,15 @@ class Link:
         """Return the descriptor to watch for readability."""
         return self._end.fileno()
 
-    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+    def send(self, message: Message, fds: Sequence[int] = (), *, is_latest: bool = False) -> None:
         """Send *message* with copies of *fds*, which the receiver finds in its field `fds`. Blocks never.
+
+        If *is_latest*, it takes the place of an earlier one that still waits here.
 
         What finds no room is sent by a later `flush`. Raises nothing if the other side has ended: `receive`, or the
         supervisor's wait for its children, shows that.
         """
         line = json.dumps(message | ({"fds": len(fds)} if fds else {})).encode() + b"\n"
-        is_latest = message.get("do") == "workers"
         with self._lock:
             if is_latest and self.unsent:
                 self.unsent = deque(each for each in self.unsent if not each.is_latest)

@@ -11,8 +11,10 @@ call `message`. Pure.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
+
+from limpet.ipc.codec import Codec
 
 LONGEST_LINE: Final = 1 << 17  # bytes of one message; one with a traceback has some thousand
 _LONGEST_TEXT: Final = 4096  # characters of a message or hint
@@ -72,12 +74,12 @@ _KINDS: Final[dict[str, type[News]]] = {
     "stop": Stop,
     "failed": Failed,
 }
-_NAMES: Final = {kind: name for name, kind in _KINDS.items()}
+_CODEC: Final = Codec[News]("news", _KINDS)
 
 
 def message(news: News) -> dict[str, Any]:
     """Return *news* as a message for `Link.send`."""
-    return {"news": _NAMES[type(news)], **asdict(news)}
+    return _CODEC.pack(news)
 
 
 def parse(line: bytes) -> News:

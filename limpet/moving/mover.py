@@ -39,7 +39,7 @@ import fcntl
 import os
 import socket
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -159,13 +159,14 @@ class Mover:
             self._batons.keep(baton)
         return False
 
-    def reach(self, slot: int, fds: list[int]) -> None:
+    def reach(self, slot: int, fds: Sequence[int]) -> None:
         """Use the move channel *fds* for the new *slot*. Owns: this object. With no *fds* the slot stays missing."""
         while len(self._sending) <= slot:
             self._sending.append(None)
-        if fds and self._sending[slot] is None:
-            self._sending[slot] = socket.socket(fileno=fds.pop())
-        for fd in fds:
+        rest = list(fds)
+        if rest and self._sending[slot] is None:
+            self._sending[slot] = socket.socket(fileno=rest.pop())
+        for fd in rest:
             os.close(fd)
 
     def missing(self) -> list[int]:

@@ -32,7 +32,7 @@ def fits(app: object) -> bool:
 
 
 def serve(app: web.Application, seat: Seat) -> None:
-    """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
+    """Serve *app* until the order to drain has been carried out. Raises AppError when its start-up fails."""
     asyncio_loops.run(seat.settings, _serve(app, seat))
 
 

@@ -29,7 +29,7 @@ def fits(app: object) -> bool:
 
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
-    """Serve connections by *app* until the command to drain has been carried out."""
+    """Serve connections by *app* until the order to drain has been carried out."""
     door = Door(seat)
     if seat.settings.loop == "trio":
         anyio.run(_serve, app, door, backend="trio")

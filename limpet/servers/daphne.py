@@ -24,7 +24,7 @@ _RESTARTS: Final = 1012  # the close code of a websocket whose server goes and c
 
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
-    """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
+    """Serve *app* until the order to drain has been carried out. Raises AppError when its start-up fails."""
     reactor: Any = chosen
     loop = daphne.twisted_loop
     lifespan = Lifespan((app, seat.settings.app))

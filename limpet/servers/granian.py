@@ -4,7 +4,7 @@ Owns the event loop that runs the application, and granian's embedded server for
 one to accept from, so there is no dispatcher here, and it shows nothing of connections: `received` and `connections`
 stay 0.
 
-1. granian accepts as soon as it runs, so it is started by the command to accept.
+1. granian accepts as soon as it runs, so it is started by the order to accept.
 2. It gets duplicates of the listeners, which it closes, and which it never shuts down.
 3. On the last stop it goes on to accept until nobody waits. Nobody new can come: the door is closed.
 """
@@ -27,7 +27,9 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from limpet.ipc import orders
 from limpet.ipc.control_link import LinkClosedError
+from limpet.ipc.orders import Accept, Drain
 from limpet.logs import take_over
 from limpet.net.accept_queue import backlog
 from limpet.net.reuseport_group import close_behind, open_door
@@ -48,7 +50,7 @@ _LOG: Final = {
 
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
-    """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
+    """Serve *app* until the order to drain has been carried out. Raises AppError when its start-up fails."""
     name = seat.settings.loop
     with asyncio.Runner(loop_factory=lambda: loops.get(name)) as runner:
         runner.run(_Worker(app, seat).run())
@@ -94,7 +96,7 @@ def _as_specified(app: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Worker:
-    """A worker's event loop, its servers and its commands."""
+    """A worker's event loop, its servers and its orders."""
 
     def __init__(self, app: Callable[..., Any], seat: Seat) -> None:
         self._seat = seat
@@ -142,18 +144,19 @@ class _Worker:
 
     def _obey(self) -> None:
         try:
-            commands = self._seat.link.receive()
+            arrived = orders.receive(self._seat.link)
         except LinkClosedError:  # the supervisor is gone: finish what is here, then end
             self._loop.remove_reader(self._seat.link.fileno())
-            commands = [{"do": "drain", "timeout": self._timeout_s, "last": True}]
+            arrived = [Drain(self._timeout_s, last=True)]
             for listener in self._seat.listeners:
                 close_behind(listener)
-        for command in commands:
-            if command["do"] == "drain":
-                self._timeout_s, self._is_last = command["timeout"], command["last"]
-                self._stop.set()
-            elif command["do"] == "accept" and not self._running:
-                self._running = [self._loop.create_task(server.serve()) for server in self._servers]
+        for order in arrived:
+            match order:
+                case Drain(timeout, last):
+                    self._timeout_s, self._is_last = timeout, last
+                    self._stop.set()
+                case Accept() if not self._running:
+                    self._running = [self._loop.create_task(server.serve()) for server in self._servers]
 
 
 def _open_doors(listeners: tuple[socket.socket, ...]) -> None:

@@ -2,7 +2,7 @@
 
 An adapter is a function `serve(app, seat)`, for limpet's own servers of a module named in `KINDS`. It starts the
 application, says `seat.ready()` last, takes connections from `seat.receiver` while it serves, and from `seat.listeners`
-once it is told to accept; obeys the commands on `seat.link` (and takes the end of that line as the command to drain,
+once it is told to accept; obeys the orders on `seat.link` (and takes the end of that line as the order to drain,
 since the supervisor is gone then), counts in `seat.row`, and returns when it has drained. It raises AppError when the
 application does not start. One file for each server. `limpet.worker.listener_bridge.Door` does all of that for a server
 that accepts from a socket it is given: docs/own-server.md shows an adapter of ten lines.

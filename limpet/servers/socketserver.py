@@ -26,7 +26,7 @@ def fits(app: object) -> bool:
 
 
 def serve(app: type[socketserver.BaseRequestHandler], seat: Seat) -> None:
-    """Serve connections by *app* until the command to drain has been carried out."""
+    """Serve connections by *app* until the order to drain has been carried out."""
     is_http = issubclass(app, BaseHTTPRequestHandler)
     if seat.home.router.chain.needs_head and not is_http:
         raise SettingsError(

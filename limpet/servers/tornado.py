@@ -28,7 +28,7 @@ def fits(app: object) -> bool:
 
 
 def serve(app: web.Application, seat: Seat) -> None:
-    """Serve *app* until the command to drain has been carried out."""
+    """Serve *app* until the order to drain has been carried out."""
     asyncio_loops.run(seat.settings, _serve(app, seat))
 
 

@@ -29,7 +29,7 @@ _TURN_S: Final = 0.1  # how late the loop may notice that it shall end
 
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
-    """Serve *app* until the command to drain has been carried out."""
+    """Serve *app* until the order to drain has been carried out."""
     settings, door = seat.settings, Door(seat)
     connections: dict[int, Any] = {}
     is_told = False

@@ -14,7 +14,7 @@ from limpet.config.server_kinds import kind
 from limpet.fleet.fleet import Fleet, Phase
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
-from limpet.ipc.control_link import Message
+from limpet.ipc.orders import Slot, Workers
 
 
 class Announcer:
@@ -35,9 +35,9 @@ class Announcer:
         if fleet.router.follow(up[: fleet.router.slots]) and fleet.phase is Phase.SERVING:
             fleet.backend.follow(fleet.router.owners)
         self._told_up = up
-        message = news(fleet, up)
+        order = _workers(fleet, up)
         for _, child in fleet.processes():
-            child.link.send(message)
+            child.tell(order)
 
     def tell_slots(self) -> None:
         """Pass the channels of new slots to the processes that were started before them."""
@@ -51,24 +51,23 @@ class Announcer:
         """Pass the channels of slot *number* to *child*."""
         resources = self._fleet.resources
         if member.role == "dispatcher":
-            child.link.send({"do": "slot", "slot": number}, resources.channels[number].fds)
+            child.tell(Slot(number, resources.channels[number].fds))
         elif member.role == "worker" and kind(self._fleet.settings.server).moves:
-            child.link.send({"do": "slot", "slot": number}, resources.moves[number].fds[:1])
+            child.tell(Slot(number, resources.moves[number].fds[:1]))
 
 
-def news(fleet: Fleet, up: list[bool]) -> Message:
-    """Return the message about the workers. *up* says for each slot whether its clients are sent there."""
+def _workers(fleet: Fleet, up: list[bool]) -> Workers:
+    """Return the order about the workers. *up* says for each slot whether its clients are sent there."""
     count = fleet.router.slots
     ready = [slot.child if slot.life.state.serves else None for slot in fleet.slots]
     refuses = fleet.settings.on_down == "refuse"
-    return {
-        "do": "workers",
-        "slots": count,
-        "scaled": fleet.has_scaled,
-        "up": up[:count],
-        "held": [slot.number for slot in fleet.slots if slot.is_held],
-        "refused": [number for number, child in enumerate(ready) if refuses and not child],
-        "rows": [child and child.row for child in ready[:count]],
-        "alive": [child.serial for slot in fleet.slots for child in slot.children],
-        "newest": fleet.resources.newest_serial,
-    }
+    return Workers(
+        slots=count,
+        rows=[None if child is None else child.row for child in ready[:count]],
+        up=up[:count],
+        held=[slot.number for slot in fleet.slots if slot.is_held],
+        refused=[number for number, child in enumerate(ready) if refuses and not child],
+        alive=[child.serial for slot in fleet.slots for child in slot.children],
+        newest=fleet.resources.newest_serial,
+        scaled=fleet.has_scaled,
+    )

@@ -23,6 +23,7 @@ from limpet.fleet.lifecycle import Action, Event, State
 from limpet.fleet.member import Member
 from limpet.fleet.process import Child
 from limpet.ipc.news import Failed
+from limpet.ipc.orders import Accept, Drain, Stop
 from limpet.supervisor.announcing import Announcer
 from limpet.supervisor.lines import Lines
 
@@ -81,7 +82,7 @@ class Processes:
                 self._open(member)
             case Action.SWITCH:
                 old = member.retire()
-                self._drain(old, "drain", succeeded=True)
+                self._drain(old, Drain, succeeded=True)
                 self._open(member)
                 log.info("%s drains", member.name(old), extra={"event": "draining", **member.about(old)})
             case Action.PROMOTE:
@@ -93,7 +94,7 @@ class Processes:
             case Action.DRAIN:
                 member.dismiss_successor()
                 for child in member.children:
-                    self._drain(child, "drain" if member.role == "worker" else "stop")
+                    self._drain(child, Drain if member.role == "worker" else Stop)
             case Action.KILL if member.child is not None:
                 member.child.kill()
 
@@ -119,11 +120,11 @@ class Processes:
             member.child = child
         self._lines.listen_to(member, child)
 
-    def _drain(self, child: Child, command: str, *, succeeded: bool = False) -> None:
+    def _drain(self, child: Child, order: type[Drain], *, succeeded: bool = False) -> None:
         """Tell *child* to finish, and whether a successor has its place. Record when its time is over."""
         left_s = self._give_time(child)
         timeout_s = None if left_s == float("inf") else left_s
-        child.link.send({"do": command, "timeout": timeout_s, "last": self._fleet.is_stopping, "succeeded": succeeded})
+        child.tell(order(timeout_s, self._fleet.is_stopping, succeeded))
 
     def _give_time(self, child: Child) -> float:
         """Record when *child* is killed if it has not drained by then. Return how many seconds it may take."""
@@ -196,7 +197,7 @@ class Processes:
         """Let the process in charge take connections, once its predecessors have left the slot's channels."""
         if self._fleet.is_serving and member.may_open(self._now()) and member.child is not None:
             member.child.is_open = True
-            member.child.link.send({"do": "accept"})
+            member.child.tell(Accept())
 
     def put_off(self, paused_s: float) -> None:
         """Move all deadlines by *paused_s* seconds, in which no process could run."""

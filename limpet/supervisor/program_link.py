@@ -4,12 +4,11 @@ Owns the messages between the two; embed/handle.py is the program's side. The se
 except for this line. When the line closes, the program has ended.
 
 How it works: `write` puts the settings and the number of the line's descriptor into a memory file, whose descriptor is
-the argument of `python -m limpet.entry.hosted`. The line carries one JSON object per line. Up: {"news": "serving",
-"urls", "control"} or {"news": "failed", "message", "hint", "code"}. Down: {"do": "stop", "wait_for_connections",
-"at_once"}.
+the argument of `python -m limpet.entry.hosted`. `News` is what the supervisor says to the program, `Stop` what the
+program says to it.
 
 1. The program is told that the server serves exactly when clients can connect.
-2. A program that has ended needs no server: its end is a command to stop gracefully.
+2. A program that has ended needs no server: its end is an order to stop gracefully.
 """
 
 from __future__ import annotations
@@ -19,11 +18,14 @@ import logging
 import os
 import selectors
 import signal
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from limpet.config.settings import Settings
 from limpet.errors import LimpetError
+from limpet.ipc.codec import Codec
 from limpet.ipc.control_link import Link, LinkClosedError
+from limpet.ipc.news import Failed
 from limpet.system import descriptors
 
 log = logging.getLogger("limpet")
@@ -41,7 +43,28 @@ def write(settings: Settings, line_fd: int) -> int:
     return fd
 
 
-class Stop(Protocol):
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Clients can connect."""
+
+    urls: list[str]
+    control: str  # the path of the control socket
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop the server."""
+
+    wait_for_connections: bool
+    at_once: bool = False  # end what is still under way
+
+
+News = Serving | Failed
+NEWS: Final = Codec[News]("news", {"serving": Serving, "failed": Failed})
+ORDERS: Final = Codec[Stop]("do", {"stop": Stop})
+
+
+class _Stopper(Protocol):
     """Starts to stop the server."""
 
     def __call__(self, *, wait_for_connections: bool) -> None: ...
@@ -53,28 +76,27 @@ class Program:
     def __init__(self, line: Link) -> None:
         self._line = line
 
-    def watch(self, selector: selectors.BaseSelector, stop: Stop) -> None:
+    def watch(self, selector: selectors.BaseSelector, stop: _Stopper) -> None:
         """Call *stop* when the program asks for it, and when the program has ended."""
         selector.register(self._line, selectors.EVENT_READ, lambda _: self._hear(selector, stop))
 
     def serving(self, urls: list[str], control: str) -> None:
         """Tell the program that clients can connect to *urls*."""
-        self._line.send({"news": "serving", "urls": urls, "control": control})
+        self._line.send(NEWS.pack(Serving(urls, control)))
 
     def failed(self, error: LimpetError) -> None:
         """Tell the program why the server could not start to serve."""
-        kept = {"message": error.message, "hint": error.hint, "code": error.exit_code}
-        self._line.send({"news": "failed", **kept})
+        self._line.send(NEWS.pack(Failed(error.message, error.hint, error.exit_code)))
 
-    def _hear(self, selector: selectors.BaseSelector, stop: Stop) -> None:
+    def _hear(self, selector: selectors.BaseSelector, stop: _Stopper) -> None:
         try:
-            orders = self._line.receive()
+            arrived = self._line.receive()
         except LinkClosedError:
             selector.unregister(self._line)
             log.warning("the program that started this server has ended", extra={"event": "program_ended"})
             stop(wait_for_connections=False)
             return
-        for order in orders:
-            stop(wait_for_connections=order["wait_for_connections"])
-            if order["at_once"]:
+        for order in filter(None, map(ORDERS.unpack, arrived)):
+            stop(wait_for_connections=order.wait_for_connections)
+            if order.at_once:
                 os.kill(os.getpid(), signal.SIGTERM)  # a second signal to stop means: at once

@@ -1,6 +1,6 @@
 """The general door: a listening socket for servers that accept by themselves, and the worker's duties around them.
 
-Owns, in its own thread, the gate of that socket, READY, the supervisor's commands and the end of the worker. So the
+Owns, in its own thread, the gate of that socket, READY, the supervisor's orders and the end of the worker. So the
 server needs to know nothing of them. Adapters make a `Door`; programs under `--server script` reach it through
 `limpet.listener()`. uvicorn, hypercorn and granian need no door: they take connections on their own event loop.
 
@@ -32,8 +32,9 @@ from typing import Any, Final
 from limpet import current
 from limpet.config.bind import Bind
 from limpet.errors import AppError
-from limpet.ipc import news
+from limpet.ipc import news, orders
 from limpet.ipc.control_link import LinkClosedError
+from limpet.ipc.orders import Accept, Drain
 from limpet.net.accept_queue import backlog
 from limpet.net.reuseport_group import close_door
 from limpet.worker.channel_listener import FdListener, SlotListener, Tally
@@ -122,7 +123,7 @@ class Door:
             self._asked_at = time.monotonic()
             os.eventfd_write(self._wake_fd, 1)
 
-    # --- commands
+    # --- orders
 
     def signalled(self, number: int, frame: FrameType | None) -> None:
         """Drain after a signal that was sent to this process itself."""
@@ -130,33 +131,33 @@ class Door:
         os.eventfd_write(self._wake_fd, 1)
 
     def _obey(self) -> None:
-        """Obey the supervisor until the command to drain, then drain. This is the thread's whole life."""
+        """Obey the supervisor until the order to drain, then drain. This is the thread's whole life."""
         poll = select.poll()
         poll.register(self._seat.link.fileno(), select.POLLIN)
         poll.register(self._wake_fd, select.POLLIN)
-        command: dict[str, Any] | None = None
-        while command is None and not self.draining:
+        order: Drain | None = None
+        while order is None and not self.draining:
             poll.poll(self._patience_ms())
             if select.select([self._wake_fd], [], [], 0)[0]:
                 os.eventfd_read(self._wake_fd)
             self._refuse_if_deaf()
-            command = self._command()
-        timeout_s = self._seat.settings.graceful_timeout_s
-        self._drain(**(command or {"timeout": timeout_s, "last": False}))
+            order = self._order()
+        self._drain(order or Drain(self._seat.settings.graceful_timeout_s, last=False))
 
-    def _command(self) -> dict[str, Any] | None:
-        """Carry out what the supervisor says. Return the arguments of a command to drain, or None."""
+    def _order(self) -> Drain | None:
+        """Carry out what the supervisor says. Return an order to drain, or None."""
         try:
-            commands = self._seat.link.receive()
+            arrived = orders.receive(self._seat.link)
         except LinkClosedError:  # the supervisor is gone: serve the connections that are here, then end
             for listener in self._seat.listeners:
                 close_door(listener)
-            return {"timeout": self._seat.settings.graceful_timeout_s, "last": True}
-        for command in commands:
-            if command["do"] == "accept":
-                self._may_accept.set()
-            elif command["do"] == "drain":
-                return {"timeout": command["timeout"], "last": command["last"]}
+            return Drain(self._seat.settings.graceful_timeout_s, last=True)
+        for order in arrived:
+            match order:
+                case Accept():
+                    self._may_accept.set()
+                case Drain():
+                    return order
         return None
 
     def _patience_ms(self) -> float | None:
@@ -178,13 +179,13 @@ class Door:
 
     # --- the end
 
-    def _drain(self, timeout: float | None, last: bool) -> None:
+    def _drain(self, order: Drain) -> None:
         began = time.monotonic()
-        self._until = math.inf if timeout is None else began + timeout
+        self._until = math.inf if order.timeout is None else began + order.timeout
         self.draining = True
         self._begin_to_drain()
-        if last or not self._seat.listeners:
-            self._wait_while(self._waiting, self._until if last else min(began + _IDLE_S, self._until))
+        if order.last or not self._seat.listeners:
+            self._wait_while(self._waiting, self._until if order.last else min(began + _IDLE_S, self._until))
         self.shut = True
         self._may_accept.set()
         self._wait_while(lambda: self.tally.open, min(time.monotonic() + _IDLE_S, self._until))

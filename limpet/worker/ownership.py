@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from limpet.ipc.control_link import Message
+from limpet.ipc.orders import Workers
 from limpet.protocol.request import Peer, Request
 from limpet.routing import buckets
 from limpet.routing.placement import Placement
@@ -33,16 +33,16 @@ class Home:
         self.latest: Route | int | None = None
         self._slots = router.slots  # the size of the table that the other processes use
 
-    def follow(self, news: Message) -> None:
+    def follow(self, workers: Workers) -> None:
         """Record what the supervisor says about the workers, and which slots are up."""
-        self._slots = news["slots"]
+        self._slots = workers.slots
         if self._slots <= self.slot:  # a removed slot: requests that still come here, and minted ids, stay
             return
         if self._slots != self.router.slots:
             self.router.resize(self._slots)
-        self.has_changed = news["scaled"] and not self.router.chain.needs_head  # else each request is checked anyway
-        self.placement.follow(news["rows"], news["held"])
-        self.router.follow(news["up"])
+        self.has_changed = workers.scaled and not self.router.chain.needs_head  # else each request is checked anyway
+        self.placement.follow(workers.rows, workers.held)
+        self.router.follow(workers.up)
 
     def peer(self, sockaddr: object, listener: int) -> Peer:
         """Return the peer of a connection that came in by bind number *listener*."""

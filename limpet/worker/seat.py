@@ -5,9 +5,9 @@ sending READY with the first heartbeat. entry/worker.py builds it; the adapter i
 loop and the connections. It never decides where a client belongs.
 
 1. The adapter sends READY last: after the application's start-up, and after signal handlers are in place.
-2. Nothing is read from the channel before READY. After a command to drain, only connections already in it are read.
+2. Nothing is read from the channel before READY. After an order to drain, only connections already in it are read.
 3. The slot's listeners, if it has any, belong to the server as a whole. This worker may close its copies, but must
-   never shut them down. It accepts after the command `accept`, because the supervisor must listen first, and stops when
+   never shut them down. It accepts after the order to accept, because the supervisor must listen first, and stops when
    it drains. Connections that wait then are for its successor. If there is none (`last`), this worker takes them first.
 """
 

@@ -101,10 +101,10 @@ def test_child_that_does_not_read_gets_everything_later_and_only_the_latest_news
     child = Link(theirs)
     ours.send({"do": "accept"})
     for number in range(1000):
-        ours.send({"do": "workers", "number": number, "alive": [0] * 1000})
+        ours.send({"do": "workers", "number": number, "alive": [0] * 1000}, is_latest=True)
     ours.send({"do": "slot", "slot": 4}, channel.fds)
     ours.send({"do": "drain"})
-    ours.send({"do": "workers", "number": 1000})
+    ours.send({"do": "workers", "number": 1000}, is_latest=True)
     assert 3 <= len(ours.unsent) <= 4, "it had no room, and what waits is bounded"
     heard = child.receive()
     while ours.unsent:

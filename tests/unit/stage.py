@@ -23,6 +23,7 @@ from limpet.fleet.member import Member
 from limpet.fleet.past import Past
 from limpet.fleet.process import Child
 from limpet.ipc.control_link import Link
+from limpet.ipc.orders import CODEC, Order
 from limpet.ipc.scoreboard import Scoreboard
 from limpet.supervisor.announcing import Announcer
 from limpet.supervisor.lines import Lines
@@ -165,8 +166,8 @@ class Resources:
         """Forget *child*."""
         self._far_ends.pop(child.pid).close()
 
-    def told(self, child: Child) -> list[dict[str, Any]]:
-        """Return what *child* was told since the last call."""
+    def told(self, child: Child) -> list[Order]:
+        """Return what *child* was told since the last call. Channels come without their descriptors."""
         far_end = self._far_ends.get(child.pid)
         if far_end is None:
             return []
@@ -176,7 +177,7 @@ class Resources:
                 data += part
         except BlockingIOError:
             pass
-        return [json.loads(line) for line in data.splitlines()]
+        return [order for line in data.splitlines() if (order := CODEC.unpack(json.loads(line))) is not None]
 
     def close(self) -> None:
         """Close all lines."""
@@ -281,7 +282,7 @@ class Stage:
             for member, child in leaving:
                 self.die(member, child, code=0)
 
-    def told(self, member: Member) -> list[dict[str, Any]]:
+    def told(self, member: Member) -> list[Order]:
         """Return what the process in charge of *member* was told since the last call."""
         assert member.child is not None
         return self.resources.told(member.child)

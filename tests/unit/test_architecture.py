@@ -45,6 +45,7 @@ PURE = (
     "fleet.changes",
     "fleet.lifecycle",
     "ipc.baton",
+    "ipc.codec",
     "ipc.figures",
     "ipc.news",
     "moving.codec",

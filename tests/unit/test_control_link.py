@@ -69,7 +69,7 @@ def test_of_the_news_of_workers_only_the_latest_waits() -> None:
     with line() as (ours, child):
         fill(ours)
         for number in range(1000):
-            ours.send({"do": "workers", "alive": [number]})
+            ours.send({"do": "workers", "alive": [number]}, is_latest=True)
         assert len(ours.unsent) <= 3
         assert hear_all(child, ours)[-1] == {"do": "workers", "alive": [999]}
 

@@ -16,8 +16,10 @@ import pytest
 from limpet.config.router import build_router
 from limpet.config.settings import Settings
 from limpet.dispatch.dispatcher import Dispatcher
+from limpet.ipc import orders
 from limpet.ipc.channel import Channel, Handoff, Outbox, Receiver
 from limpet.ipc.control_link import Link
+from limpet.ipc.orders import Accept, Stop, Workers
 from limpet.ipc.scoreboard import Scoreboard
 from limpet.routing.placement import Placement
 from tests.harness import PATIENCE_S, wait_until
@@ -57,11 +59,11 @@ class Desk:
 
     def __enter__(self) -> Desk:
         self._thread.start()
-        self.link.send({"do": "accept"})
+        orders.send(self.link, Accept())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.link.send({"do": "stop", "timeout": 0.0})
+        orders.send(self.link, Stop(timeout=0.0, last=True))
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
         self.close()
@@ -79,8 +81,8 @@ class Desk:
     def news(self, up: list[bool], refused: list[int] | None = None) -> None:
         """Tell the dispatcher which slots are up."""
         rows = [number if is_up else None for number, is_up in enumerate(up)]
-        told = {"slots": len(up), "rows": rows, "held": [], "up": up, "refused": refused or []}
-        self.link.send({"do": "workers", **told})
+        told = Workers(len(up), rows, up, held=[], refused=refused or [], alive=[], newest=0, scaled=False)
+        orders.send(self.link, told)
 
     def connect(self, data: bytes = b"") -> socket.socket:
         """Return a client that has sent *data*."""

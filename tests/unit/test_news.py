@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from limpet.fleet.lifecycle import Event
 from limpet.ipc.control_link import Link
 from limpet.ipc.news import BadNewsError, Failed, Leaving, Left, Missing, News, Ready, Stop, message, parse
+from limpet.ipc.orders import Certificate
 from limpet.supervisor.lines import Lines
 from tests.unit.stage import Stage
 
@@ -171,7 +172,7 @@ def test_child_that_asks_and_does_not_read_is_refused_before_its_answers_fill_me
         heard = Heard(stage)
         heard.lines = Lines(
             stage.lines._selector,
-            lambda member, child, news: child.link.send({"do": "slot", "slot": 0, "more": "x" * 1000}),
+            lambda member, child, news: child.tell(Certificate("x" * 1000)),
             lambda member, child, why: heard.refused.append(why),
             stage.clock,
         )

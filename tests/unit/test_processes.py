@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from limpet.fleet.lifecycle import Event, State
+from limpet.ipc.orders import Accept, Drain, Workers
 from limpet.supervisor.processes import HARD_STOP_S
 from tests.unit.stage import Stage, state
 
@@ -17,7 +18,7 @@ def test_no_worker_takes_connections_before_all_are_ready() -> None:
         for member in stage.fleet.members():
             stage.processes.apply(member, Event.START)
         stage.ready(stage.fleet.slots[0])
-        assert not [each for each in stage.told(stage.fleet.slots[0]) if each["do"] == "accept"]
+        assert Accept() not in stage.told(stage.fleet.slots[0])
 
 
 def test_new_worker_accepts_only_when_the_old_one_has_left_the_channel() -> None:
@@ -29,11 +30,11 @@ def test_new_worker_accepts_only_when_the_old_one_has_left_the_channel() -> None
         stage.processes.apply(slot, Event.RENEW)
         stage.ready(slot)
         assert slot.predecessors == [old]
-        assert "drain" in [each["do"] for each in stage.resources.told(old)]
-        assert not [each for each in stage.told(slot) if each["do"] == "accept"]
+        assert Drain(stage.fleet.settings.graceful_timeout_s, last=False, succeeded=True) in stage.resources.told(old)
+        assert Accept() not in stage.told(slot)
         old.leaves_by = 0.0  # it has said so
         stage.processes.let_take(slot)
-        assert [each["do"] for each in stage.told(slot)] == ["accept"]
+        assert stage.told(slot) == [Accept()]
 
 
 def test_old_worker_that_hangs_keeps_its_successor_waiting_for_a_second_at_most() -> None:
@@ -44,7 +45,7 @@ def test_old_worker_that_hangs_keeps_its_successor_waiting_for_a_second_at_most(
         stage.ready(slot)
         stage.clock.now += 1.01
         stage.processes.let_take(slot)
-        assert [each["do"] for each in stage.told(slot) if each["do"] == "accept"] == ["accept"]
+        assert stage.told(slot).count(Accept()) == 1
 
 
 def test_worker_that_does_not_drain_is_killed_after_its_time() -> None:
@@ -81,9 +82,9 @@ def test_killed_worker_is_replaced_at_once_and_all_are_told() -> None:
         assert state(slot) is State.STARTING
         assert slot.child is not None
         assert slot.child is not dead
-        told = [each for each in stage.told(other) if each["do"] == "workers"][-1]
-        assert told["rows"][0] is None
-        assert dead.serial not in told["alive"]
+        told = [each for each in stage.told(other) if isinstance(each, Workers)][-1]
+        assert told.rows[0] is None
+        assert dead.serial not in told.alive
         assert ("crashed", "worker 0") in stage.events
 
 

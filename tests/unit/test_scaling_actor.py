@@ -6,6 +6,7 @@ import pytest
 
 from limpet.errors import ControlError, ListenError
 from limpet.fleet.lifecycle import State
+from limpet.ipc.orders import Workers
 from tests.unit.stage import Stage, state
 
 
@@ -22,7 +23,9 @@ def test_nobody_is_sent_to_new_slots_before_all_of_them_are_ready() -> None:
         assert stage.fleet.settings.workers == stage.resources.settings.workers == 4
         assert stage.fleet.has_scaled
         assert not stage.fleet.is_scaling
-        assert stage.told(stage.fleet.dispatchers[0])[-1]["slots"] == 4
+        told = stage.told(stage.fleet.dispatchers[0])[-1]
+        assert isinstance(told, Workers)
+        assert told.slots == 4
 
 
 def test_fewer_slots_leave_the_table_before_their_workers_drain() -> None:
@@ -31,8 +34,9 @@ def test_fewer_slots_leave_the_table_before_their_workers_drain() -> None:
         change = stage.scaling.request(2)
         assert stage.fleet.router.slots == 2
         assert [state(slot) for slot in stage.fleet.slots[2:]] == [State.DRAINING] * 2
-        dispatcher = [each["do"] for each in stage.told(stage.fleet.dispatchers[0])]
-        assert dispatcher[-1] == "workers"
+        told = stage.told(stage.fleet.dispatchers[0])[-1]
+        assert isinstance(told, Workers)
+        assert told.slots == 2
         stage.leave()
         stage.scaling.go_on()
         assert change.outcome == "done"

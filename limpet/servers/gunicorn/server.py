@@ -1,10 +1,10 @@
 """The adapter for gunicorn: one of its threaded workers serves a WSGI application in this process.
 
-Owns that worker: what it accepts from, how it hears commands, and its end. There is no master of gunicorn; the
+Owns that worker: what it accepts from, how it hears orders, and its end. There is no master of gunicorn; the
 supervisor does its part. Connections are accepted in the main thread and wait there between requests; a thread has one
 from the first byte of a request to the end of the response. A user's `gunicorn.conf.py` is read by config_file.py.
 
-1. READY is said when the worker's loop begins. It accepts after the command to accept; from the channel at once.
+1. READY is said when the worker's loop begins. It accepts after the order to accept; from the channel at once.
 2. Where keys are per request it keeps no connection alive: it cannot move them.
 3. gunicorn stops accepting at a number of connections, which follows from the limit of descriptor numbers.
 4. `requests` counts what threads have begun, so it may be one ahead.
@@ -28,7 +28,9 @@ from gunicorn.config import Config
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from limpet.config.settings import Settings
+from limpet.ipc import orders
 from limpet.ipc.control_link import LinkClosedError
+from limpet.ipc.orders import Accept, Drain
 from limpet.logs import take_over
 from limpet.net.reuseport_group import close_behind
 from limpet.servers.asgi import framed_wsgi
@@ -55,7 +57,7 @@ def prepare(settings: Settings) -> None:
 
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
-    """Serve *app* until the command to drain has been carried out."""
+    """Serve *app* until the order to drain has been carried out."""
     config, is_told = _config(seat)
     if seat.info.slot == 0:  # once is enough
         config_file.tell(seat.settings)
@@ -145,7 +147,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
         self._seat.row.set("requests", self.nr)
 
     def is_parent_alive(self) -> bool:
-        """Leave that to the end of the line, which is the command to drain."""
+        """Leave that to the end of the line, which is the order to drain."""
         return True
 
     def set_accept_enabled(self, enabled: bool) -> None:
@@ -194,20 +196,20 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
 
     def _obey(self, _: object) -> None:
         try:
-            commands = self._seat.link.receive()
+            arrived = orders.receive(self._seat.link)
         except LinkClosedError:  # the supervisor is gone: finish what is here, then end
             self.poller.unregister(self._seat.link.fileno())
-            commands = [{"do": "drain", "timeout": self._seat.settings.graceful_timeout_s, "last": True}]
+            arrived = [Drain(self._seat.settings.graceful_timeout_s, last=True)]
             for listener in self._seat.listeners:
                 close_behind(listener)
-        for command in commands:
-            if command["do"] == "drain":
-                self._is_last = command["last"]
-                timeout_s = command["timeout"]
-                self.cfg.settings["graceful_timeout"].value = _FOREVER_S if timeout_s is None else timeout_s
-                self.alive = False
-            elif command["do"] == "accept" and not self._may_accept:
-                self._begin_to_accept()
+        for order in arrived:
+            match order:
+                case Drain(timeout, last):
+                    self._is_last = last
+                    self.cfg.settings["graceful_timeout"].value = _FOREVER_S if timeout is None else timeout
+                    self.alive = False
+                case Accept() if not self._may_accept:
+                    self._begin_to_accept()
 
     def _begin_to_accept(self) -> None:
         was_accepting = self._accepting

@@ -48,7 +48,7 @@ def prepare(settings: Settings) -> None:
 
 
 def serve(app: Callable[..., Any], seat: Seat, config: Any, loaded: Callable[[Any], Any]) -> None:
-    """Serve *app* by a worker with gunicorn's *config* until the command to drain has been carried out."""
+    """Serve *app* by a worker with gunicorn's *config* until the order to drain has been carried out."""
     asyncio_loops.install()
     door = Door(seat)
     name = seat.settings.worker_class

@@ -26,7 +26,7 @@ from limpet.worker.seat import Seat
 
 
 def serve(app: Callable[..., Any], seat: Seat, config: hypercorn.Config, plain: Callable[[type], type]) -> None:
-    """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails.
+    """Serve *app* until the order to drain has been carried out. Raises AppError when its start-up fails.
 
     *plain* makes of a connection class one that speaks HTTP/1.1 alone.
     """

@@ -1,6 +1,6 @@
 """The adapter for hypercorn: its protocol serves connections from the slot's channel or from its listeners.
 
-Owns the event loop of a worker that runs hypercorn: its start, its commands and its end. hypercorn's own server only
+Owns the event loop of a worker that runs hypercorn: its start, its orders and its end. hypercorn's own server only
 takes listening sockets, of which uvloop ignores all but the descriptor; so connections are accepted or received here
 and each is given to hypercorn's `TCPServer`, which serves one. That works on both loops and with both backends.
 
@@ -24,7 +24,9 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 
+from limpet.ipc import orders
 from limpet.ipc.control_link import LinkClosedError
+from limpet.ipc.orders import Accept, Drain
 from limpet.protocol.proxy_protocol import Origin
 from limpet.servers.asgi import framed
 from limpet.servers.lifespan import Lifespan
@@ -39,7 +41,7 @@ log = logging.getLogger("limpet.worker")
 
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
-    """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
+    """Serve *app* until the order to drain has been carried out. Raises AppError when its start-up fails."""
     if seat.settings.loop == "trio":
         from limpet.servers.hypercorn import on_trio  # only now: trio is no part of hypercorn
 
@@ -95,7 +97,7 @@ async def _changes_nothing(event: object) -> None:
 
 
 class _Server:
-    """A worker's event loop, its connections and its commands."""
+    """A worker's event loop, its connections and its orders."""
 
     def __init__(self, app: Callable[..., Any], seat: Seat) -> None:
         self._seat = seat
@@ -214,17 +216,18 @@ class _Server:
 
     def _obey(self) -> None:
         try:
-            commands = self._seat.link.receive()
+            arrived = orders.receive(self._seat.link)
         except LinkClosedError:  # the supervisor is gone: finish what is here, then end
             self._loop.remove_reader(self._seat.link.fileno())
-            commands = [{"do": "drain", "timeout": self._timeout_s, "last": True}]
+            arrived = [Drain(self._timeout_s, last=True)]
             self._listening.close_door()
-        for command in commands:
-            if command["do"] == "drain":
-                self._timeout_s = command["timeout"]
-                self._stop.set()
-            elif command["do"] == "accept":
-                self._listening.open()
+        for order in arrived:
+            match order:
+                case Drain(timeout):
+                    self._timeout_s = timeout
+                    self._stop.set()
+                case Accept():
+                    self._listening.open()
 
 
 class _Far:

@@ -22,7 +22,7 @@ def fits(app: object) -> bool:
 
 
 def serve(app: Callable[..., Any], seat: Seat) -> None:
-    """Serve connections by *app* until the command to drain has been carried out."""
+    """Serve connections by *app* until the order to drain has been carried out."""
     trio.run(_serve, app, Door(seat))
 
 

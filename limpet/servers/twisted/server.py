@@ -25,7 +25,7 @@ def fits(app: object) -> bool:
 
 
 def serve(app: Any, seat: Seat) -> None:
-    """Serve *app* until the command to drain has been carried out."""
+    """Serve *app* until the order to drain has been carried out."""
     from twisted.internet import reactor  # by now the application has chosen which
 
     settings = seat.settings

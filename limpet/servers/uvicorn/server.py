@@ -1,11 +1,11 @@
 """The adapter for uvicorn: its protocols serve connections from the slot's channel or from its listeners.
 
-Owns the event loop of a worker that runs uvicorn: its start, its commands, its clock and its end. An application sees
+Owns the event loop of a worker that runs uvicorn: its start, its orders, its clock and its end. An application sees
 what it would see had uvicorn accepted the connection itself.
 
 1. A connection is in `_adopting` or in uvicorn's set of connections. It counts as the worker's from the moment at which
    it is taken from the channel until its protocol loses it: placement adds the count to what is still in the channel.
-2. READY is said last, when signal handlers are in place; the channels are read after the command to accept.
+2. READY is said last, when signal handlers are in place; the channels are read after the order to accept.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any, Final
 
 import uvicorn
 
-from limpet.ipc import news
+from limpet.ipc import news, orders
 from limpet.ipc.baton import Baton
 from limpet.ipc.control_link import LinkClosedError
+from limpet.ipc.orders import Accept, Drain, Slot, Workers
 from limpet.ipc.scoreboard import position
 from limpet.moving.messages import Arrived
 from limpet.moving.mover import TAKES_PER_TURN
@@ -54,7 +55,7 @@ log = logging.getLogger("limpet.worker")
 
 
 def serve(app: user_code.Application | application.PerBind, seat: Seat) -> None:
-    """Serve *app* until the command to drain has been carried out. Raises AppError when its start-up fails."""
+    """Serve *app* until the order to drain has been carried out. Raises AppError when its start-up fails."""
     each = app if isinstance(app, application.PerBind) else (app,) * len(seat.settings.bind)
     SeatedServer(each, seat).run()
 
@@ -179,7 +180,7 @@ class SeatedServer(uvicorn.Server):
         self._seat.ready()
 
     async def main_loop(self) -> None:
-        """Keep time until the command to drain comes."""
+        """Keep time until the order to drain comes."""
         while not self.should_exit:
             await self._keep_date()
             now = self._loop.time()
@@ -388,25 +389,24 @@ class SeatedServer(uvicorn.Server):
                 listening.open()
 
     def _obey(self) -> None:
-        settings = self._seat.settings
         try:
-            commands = self._seat.link.receive()
+            arrived = orders.receive(self._seat.link)
         except LinkClosedError:  # the supervisor is gone: finish what is here, then end
             self._loop.remove_reader(self._seat.link.fileno())
-            commands = [{"do": "drain", "timeout": settings.graceful_timeout_s, "last": True}]
+            arrived = [Drain(self._seat.settings.graceful_timeout_s, last=True)]
             for listening in self._listening:
                 listening.close_door()
-        for command in commands:
-            if command["do"] == "drain":
-                self.config.timeout_graceful_shutdown = command["timeout"]
-                self._is_told, self._is_last = True, command["last"]
-                self._is_succeeded = command.get("succeeded", False)
-                self.should_exit = True
-                self._wake.set()
-            elif command["do"] == "accept":
-                self._begin_to_take()
-            elif command["do"] == "slot":
-                self._seat.mover.reach(command["slot"], command["fds"])
-            elif command["do"] == "workers":
-                self._seat.home.follow(command)
-                self._seat.mover.alive(command["alive"], command["newest"], self._loop.time())
+        for order in arrived:
+            match order:
+                case Drain(timeout, last, succeeded):
+                    self.config.timeout_graceful_shutdown = timeout  # type: ignore[assignment]  # a float will do
+                    self._is_told, self._is_last, self._is_succeeded = True, last, succeeded
+                    self.should_exit = True
+                    self._wake.set()
+                case Accept():
+                    self._begin_to_take()
+                case Slot(slot, fds):
+                    self._seat.mover.reach(slot, fds)
+                case Workers():
+                    self._seat.home.follow(order)
+                    self._seat.mover.alive(order.alive, order.newest, self._loop.time())
