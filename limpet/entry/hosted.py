@@ -16,16 +16,14 @@ from limpet.errors import LimpetError
 from limpet.ipc.control_link import Link
 from limpet.supervisor import bootstrap
 from limpet.supervisor.program_link import Program
-from limpet.system import descriptors
+from limpet.system import descriptors, memfile
 
 
 def main() -> int:
     """Run the supervisor that a program asked for, and return its exit code."""
     descriptors.have_standard_streams()
-    fd = int(sys.argv[1])
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started this process may have blocked signals
-    with open(fd, "rb") as file:
-        told = json.loads(file.read())
+    told = json.loads(memfile.read(int(sys.argv[1])))
     descriptors.keep_from_programs([told["line"]])
     program = Program(Link(socket.socket(fileno=told["line"])))
     try:

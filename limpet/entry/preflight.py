@@ -15,17 +15,14 @@ from limpet.config.settings import Settings
 from limpet.errors import LimpetError
 from limpet.servers import application
 from limpet.supervisor.upgrade import PASSED
-from limpet.system import descriptors
+from limpet.system import descriptors, memfile
 from limpet.worker import user_code
 
 
 def main() -> int:
     """Import what the settings name. Return the exit code if that fails; if it succeeds, end the process."""
     descriptors.have_standard_streams()
-    fd = int(sys.argv[1])
-    os.lseek(fd, 0, os.SEEK_SET)
-    with open(fd, "rb") as file:
-        settings = Settings.from_json(file.read().decode())
+    settings = Settings.from_json(memfile.read(int(sys.argv[1])).decode())
     user_code.look_in(settings.app_dir)  # as in the children
     try:
         application.check(settings)

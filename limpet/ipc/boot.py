@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from limpet.config.settings import Settings
-from limpet.system import descriptors
+from limpet.system import descriptors, memfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +54,7 @@ def write(boot: Boot) -> int:
     """Return a descriptor of a memory file that holds *boot*. Owns: the caller passes it to the child and closes it."""
     fields: dict[str, Any] = {field.name: getattr(boot, field.name) for field in dataclasses.fields(boot)}
     fields["settings"] = boot.settings.to_json()
-    fd = os.memfd_create("limpet-boot", os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(json.dumps(fields).encode())
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+    return memfile.create("limpet-boot", json.dumps(fields).encode())
 
 
 def read(fd: int) -> Boot:
@@ -67,8 +62,7 @@ def read(fd: int) -> Boot:
 
     The inherited descriptors become close-on-exec, so that no program that the child starts gets any of them.
     """
-    with open(fd, "rb") as file:
-        fields = json.loads(file.read())
+    fields = json.loads(memfile.read(fd))
     fields["settings"] = Settings.from_json(fields["settings"])
     fields["channel_fds"] = tuple(tuple(pair) for pair in fields["channel_fds"])
     fields["move_fds"] = tuple(fields["move_fds"])

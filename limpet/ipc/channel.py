@@ -80,6 +80,12 @@ class Bare(socket.socket):
     family = socket.SocketType.family  # type: ignore[assignment]
     type = socket.SocketType.type  # type: ignore[assignment]
 
+    def whole(self) -> socket.socket:
+        """Return the same connection as an ordinary non-blocking socket. Owns: the caller; this object is closed."""
+        found = socket.socket(self.family, self.type, self.proto, self.detach())
+        found.setblocking(False)  # a flag of the open file description, which the sender may have left blocking
+        return found
+
 
 class ChannelFullError(Exception):
     """The channel has no room for a message now. The connection is still the caller's."""
@@ -263,19 +269,12 @@ class Receiver:
         """Return the descriptor to watch for readability."""
         return self._socket.fileno()
 
-    def receive(self) -> tuple[socket.socket, Handoff]:
-        """Return the next connection, non-blocking, and its handoff. Owns: the caller closes the connection.
+    def receive(self) -> tuple[Bare, Handoff]:
+        """Return the next connection, which may be blocking, and its handoff. Owns: the caller closes the connection.
 
         Raises BlockingIOError if no connection waits. Raises OSError with EMFILE if this process has no free descriptor
         number; then the connection stays in the channel. Blocks never.
         """
-        connection, handoff = self.receive_bare()
-        whole = socket.socket(connection.family, connection.type, connection.proto, connection.detach())
-        whole.setblocking(False)  # a flag of the open file description, which the sender may have left blocking
-        return whole, handoff
-
-    def receive_bare(self) -> tuple[Bare, Handoff]:
-        """Do as `receive`, but return a `Bare` socket, for event loops. The connection may be blocking."""
         while True:
             connection, handoff = self.take()
             if handoff.listener != _PROBE.listener:
@@ -288,7 +287,7 @@ class Receiver:
             connection.close()
 
     def take(self) -> tuple[Bare, Handoff]:
-        """Do as `receive_bare`, but return probes too, and leave a PROXY header on the connection.
+        """Do as `receive`, but return probes too, and leave a PROXY header on the connection.
 
         Raises BlockingIOError also if every sending end is closed.
         """

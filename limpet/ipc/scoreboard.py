@@ -28,7 +28,7 @@ from limpet.ipc.baton import CELLS_PER_WORKER
 from limpet.ipc.figures import BOUNDS_NS, Figure, Kind, histogram
 from limpet.routing.buckets import MAX_SLOTS
 from limpet.routing.learned_ids import CELLS as LEARNED_CELLS
-from limpet.system import descriptors
+from limpet.system import memfile
 
 WORKER_CELLS: Final[Mapping[str, Figure]] = {
     "received": Figure("connections taken from the slot's channel or listeners"),
@@ -240,7 +240,7 @@ class Scoreboard:
     @classmethod
     def create(cls) -> Scoreboard:
         """Return a new scoreboard with all cells 0. Runs in the supervisor."""
-        board = cls.adopt(descriptors.memory_file("limpet-scoreboard"))
+        board = cls.adopt(memfile.create("limpet-scoreboard"))
         # A child that could shorten the file would end every process that has mapped it, by SIGBUS. A child that could
         # add seals could stop later children from mapping it.
         fcntl.fcntl(board.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)

@@ -140,16 +140,3 @@ def shut_down(fd: int, last: bytes = b"") -> None:
         with contextlib.suppress(OSError):  # a client that does not read needs no answer
             connection.send(last, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         connection.shutdown(socket.SHUT_RDWR)
-
-
-def write_file(data: bytes) -> int:
-    fd = os.memfd_create("limpet-leftover", os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    return fd
-
-
-def read_file(fd: int) -> bytes:
-    with open(fd, "rb") as file:
-        file.seek(0)
-        return file.read()

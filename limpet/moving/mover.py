@@ -54,14 +54,13 @@ from limpet.moving.messages import (
     Copy,
     Kept,
     origin_header,
-    read_file,
     send,
     send_with,
     shut_down,
     split_origin,
-    write_file,
 )
 from limpet.protocol.proxy_protocol import Origin
+from limpet.system import memfile
 
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(2 * _DESCRIPTOR_BYTES)
@@ -238,7 +237,7 @@ class Mover:
             assert moved.baton is not None
             self._insist(partial(self._send_again, Back(moved.slot, moved.sender, moved.baton, moved.leftover)))
             return
-        leftover = read_file(fds[1]) if moved.kind == codec.IN_FILE else moved.leftover
+        leftover = memfile.read(fds[1]) if moved.kind == codec.IN_FILE else moved.leftover
         origin, leftover = split_origin(leftover, fds[0]) if moved.has_origin else (None, leftover)
         if moved.kind == codec.KEPT:
             assert moved.baton is not None
@@ -426,7 +425,7 @@ class Mover:
         if len(leftover) <= codec.INLINE_BYTES:
             return send_with(self._channel(slot), self._head(codec.WHOLE | flags, copy, baton), leftover, copy.fd)
         try:
-            file = write_file(leftover)
+            file = memfile.create("limpet-leftover", leftover)
         except OSError as error:
             if error.errno in FULL:
                 return False

@@ -8,6 +8,7 @@ the supervisor needs permission to read the key.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from limpet.config.settings import Settings
 from limpet.errors import SettingsError, reason
 from limpet.routing.key_chain import KeyChain
-from limpet.system import descriptors
+from limpet.system import memfile
 
 if TYPE_CHECKING:  # at run time imported where it is used: OpenSSL takes 4 MB of each process
     import ssl
@@ -50,10 +51,11 @@ def context(pem: str) -> ssl.SSLContext:
     found.options |= ssl.OP_NO_RENEGOTIATION
     found.set_alpn_protocols(["http/1.1"])
     found.sni_callback = _remember
-    fd = descriptors.memory_file("limpet-tls")  # Python loads certificates only from a file
-    with open(fd, "wb", buffering=0) as file:
-        file.write(pem.encode())
+    fd = memfile.create("limpet-tls", pem.encode())  # Python loads certificates only from a file
+    try:
         found.load_cert_chain(f"/proc/self/fd/{fd}", password=_refuse)
+    finally:
+        os.close(fd)
     return found
 
 

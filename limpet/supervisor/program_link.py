@@ -26,7 +26,7 @@ from limpet.errors import LimpetError
 from limpet.ipc.codec import Codec
 from limpet.ipc.control_link import Link, LinkClosedError
 from limpet.ipc.news import Failed
-from limpet.system import descriptors
+from limpet.system import descriptors, memfile
 
 log = logging.getLogger("limpet")
 
@@ -36,11 +36,8 @@ def write(settings: Settings, line_fd: int) -> int:
 
     The caller passes it on and closes it. Runs in the program.
     """
-    fd = descriptors.above_standard_streams(os.memfd_create("limpet-program", os.MFD_CLOEXEC))
-    with open(fd, "wb", closefd=False) as file:
-        file.write(json.dumps({"settings": settings.to_json(), "line": line_fd}).encode())
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+    told = json.dumps({"settings": settings.to_json(), "line": line_fd})
+    return descriptors.above_standard_streams(memfile.create("limpet-program", told.encode()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from limpet.net import backend
 from limpet.net.listener import Listener
 from limpet.operate.control_socket import ControlServer
 from limpet.routing.router import Router
-from limpet.system import proc
+from limpet.system import memfile, proc
 from limpet.version import __version__
 
 FORMAT: Final = 1  # of the state, and of the messages of ipc/control_link.py and ipc/boot.py
@@ -126,10 +126,7 @@ def descriptors(state: Packed) -> Iterator[int]:
 
 def write(state: Packed) -> int:
     """Return the descriptor of a memory file with *state*. The caller closes it."""
-    fd = os.memfd_create("limpet-upgrade", os.MFD_CLOEXEC)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(json.dumps(state).encode())
-    return fd
+    return memfile.create("limpet-upgrade", json.dumps(state).encode())
 
 
 def read(fd: int) -> Packed:
@@ -137,9 +134,7 @@ def read(fd: int) -> Packed:
 
     Owns all descriptors that the state names from then on, and closes *fd*.
     """
-    os.lseek(fd, 0, os.SEEK_SET)
-    with open(fd, "rb") as file:
-        state: Packed = json.loads(file.read())
+    state: Packed = json.loads(memfile.read(fd))
     if why := misfit(state):
         raise LimpetError(
             f"version {state['version']} cannot be replaced in place by version {__version__}: {why}",

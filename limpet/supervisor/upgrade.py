@@ -35,7 +35,7 @@ from limpet.config.settings import Settings
 from limpet.errors import reason
 from limpet.fleet.fleet import Fleet
 from limpet.supervisor import snapshot
-from limpet.system import signals
+from limpet.system import memfile, signals
 
 _VARIABLE: Final = "LIMPET_UPGRADE"  # `trial:FD` or `take-over:FD`
 PASSED: Final = "\nlimpet can take over\n"
@@ -143,7 +143,7 @@ class _Trial:
 
     def __init__(self, state: snapshot.Packed, timeout_s: float) -> None:
         """Start it in the directory where a worker would start now. Raises OSError."""
-        self._said_fd = os.memfd_create("limpet-trial", os.MFD_CLOEXEC)  # not a pipe, which could fill up
+        self._said_fd = memfile.create("limpet-trial")  # not a pipe, which could fill up
         fd = snapshot.write(state)
         try:
             self.process = subprocess.Popen(
@@ -172,9 +172,7 @@ class _Trial:
 
     def fault(self) -> str | None:
         """Return why the new version cannot take over, or None if it can. The trial must have ended."""
-        with open(self._said_fd, "rb") as file:
-            file.seek(0)
-            said = file.read().decode(errors="replace")
+        said = memfile.read(self._said_fd).decode(errors="replace")
         if self.process.returncode == 0 and said.endswith(PASSED):
             return None
         if self.process.returncode == -signal.SIGKILL:
@@ -199,7 +197,6 @@ def pass_on_trial(settings: Settings) -> NoReturn:
     identity = privileges.wanted(settings)
     if identity is not None:
         identity.become()  # what follows runs user code
-    fd = os.memfd_create("limpet-preflight", 0)  # it must be inherited
-    with open(fd, "wb", closefd=False) as file:
-        file.write(settings.to_json().encode())
+    fd = memfile.create("limpet-preflight", settings.to_json().encode())
+    os.set_inheritable(fd, True)
     os.execv(sys.executable, [sys.executable, "-P", "-m", "limpet.entry.preflight", str(fd)])

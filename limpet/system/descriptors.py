@@ -1,7 +1,6 @@
 """The descriptors of a process: how many it may have, which numbers are never free, and what its programs inherit.
 
-This file owns the soft limit of descriptors, which a process may raise to its hard limit by itself. It also makes
-memory files.
+This file owns the soft limit of descriptors, which a process may raise to its hard limit by itself.
 
 Service managers and shells set the soft limit to 1024 for programs that use select(). select() cannot watch descriptors
 above 1023, and in C it may write beyond its array. A program that does not use select() raises the limit itself.
@@ -25,8 +24,6 @@ import resource
 import sys
 from collections.abc import Iterable
 from typing import Final
-
-from limpet.errors import LimpetError, reason
 
 _STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # in the order of their descriptors
 
@@ -74,17 +71,3 @@ def keep_from_programs(fds: Iterable[int]) -> None:
 def _set(soft: int, hard: int) -> None:
     with contextlib.suppress(ValueError, OSError):  # fs.nr_open may now be below the hard limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def memory_file(name: str) -> int:
-    """Return a descriptor of an empty memory file that may be sealed. Raises LimpetError if the system refuses one.
-
-    The first call after a start shows whether the system allows memory files. Later code may call `memfd_create`.
-    """
-    try:
-        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    except OSError as error:
-        raise LimpetError(
-            f"cannot make a memory file: {reason(error)}",
-            hint="allow `memfd_create` in the seccomp profile: limpet passes settings to its processes in memory files",
-        ) from None

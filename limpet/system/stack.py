@@ -19,13 +19,15 @@ import os
 import signal
 from typing import Final
 
+from limpet.system import memfile
+
 _SIGNAL: Final = signal.SIGRTMIN + 7  # a real-time signal: applications rarely use those
 _MOST_BYTES: Final = 1 << 18  # read of the file: enough for hundreds of threads
 
 
 def create() -> int:
     """Return a descriptor of an empty file for one worker. Owns: the caller closes it. Runs in the supervisor."""
-    fd = os.memfd_create("limpet-stack", os.MFD_CLOEXEC)
+    fd = memfile.create("limpet-stack")
     fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)  # so that stacks begin at 0 again after `ask` has emptied the file
     return fd
 

@@ -292,7 +292,8 @@ class FdListener(_Listener):
 
     def _next(self) -> tuple[socket.socket, _Address]:
         while True:
-            connection, handoff = self._receiver.receive()
+            found, handoff = self._receiver.receive()
+            connection = found.whole()
             try:
                 peer, name = connection.getpeername(), connection.getsockname()
             except OSError:  # the client has already gone

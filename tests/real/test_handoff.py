@@ -131,8 +131,8 @@ def test_connection_arrives_with_what_was_decided_and_all_its_bytes(
         clients[0].sendall(b"GET / HTTP/1.1\r\n")
         connection.recv(100, socket.MSG_PEEK)
         channel.send(connection, DECIDED)
-    received, handoff = Receiver(channel.receiving).receive()
-    with received:
+    found, handoff = Receiver(channel.receiving).receive()
+    with found.whole() as received:
         assert handoff == DECIDED
         assert received.recv(100) == b"GET / HTTP/1.1\r\n"
         assert not os.get_blocking(received.fileno())

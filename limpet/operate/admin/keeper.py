@@ -26,6 +26,7 @@ from limpet.errors import reason
 from limpet.ipc.control_link import Link, LinkClosedError
 from limpet.net import listener
 from limpet.net.listener import Listener
+from limpet.system import memfile
 from limpet.system.proc import is_stopped
 
 _BACKLOG: Final = 64
@@ -93,10 +94,9 @@ class Keeper:
             "listener": self.listener.sock.fileno(),
         }
         identity = privileges.wanted(self._settings)
-        fd = os.memfd_create("limpet-admin", os.MFD_CLOEXEC)
+        fd = -1
         try:
-            os.write(fd, json.dumps(told).encode())
-            os.lseek(fd, 0, os.SEEK_SET)
+            fd = memfile.create("limpet-admin", json.dumps(told).encode())
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "limpet.operate.admin", str(fd)],
                 stdin=subprocess.DEVNULL,
@@ -109,8 +109,9 @@ class Keeper:
             self._put_off(now, f"cannot start the admin process: {reason(error)}")
             return
         finally:
-            os.close(fd)
             theirs.close()
+            if fd >= 0:
+                os.close(fd)
         self._line, self._is_up, self._silent_s, self._looked_at = line, False, 0.0, now
         self._selector.register(line, selectors.EVENT_READ, lambda now: self._hear(now))
 

@@ -23,7 +23,7 @@ from limpet.config.settings import Settings
 from limpet.operate.admin.app import App
 from limpet.operate.admin.asking import Server
 from limpet.operate.admin.guard import Guard
-from limpet.system import descriptors, signals
+from limpet.system import descriptors, memfile, signals
 
 _BEAT: Final = b"{}\n"
 _BEAT_S: Final = 1.0  # between two heartbeats at most
@@ -34,8 +34,7 @@ def main() -> int:
     """Serve until the supervisor has ended; return the exit code."""
     descriptors.have_standard_streams()
     signals.leave_to_the_supervisor()
-    with open(int(sys.argv[1]), "rb") as file:
-        told = json.loads(file.read())
+    told = json.loads(memfile.read(int(sys.argv[1])))
     descriptors.keep_from_programs([told["line"], told["listener"]])
     settings = Settings.from_json(told["settings"])
     logs.configure(settings.log_level, settings.log_file, settings.log_format)

@@ -161,7 +161,7 @@ class _Server:
             except OSError as error:  # no free descriptor number
                 shortage.pause(self._loop, self._seat.receiver.fileno(), error, self._take_again)
                 return False
-            self._adopt_accepted(connection, handoff.origin)
+            self._adopt_accepted(connection.whole(), handoff.origin)
         return True
 
     def _take_again(self) -> None:

@@ -315,7 +315,7 @@ class SeatedServer(uvicorn.Server):
 
     def _take_some(self, number: int) -> None:
         for _ in range(number):
-            connection, handoff = self._seat.receiver.receive_bare()
+            connection, handoff = self._seat.receiver.receive()
             self._cells[_RECEIVED] += 1
             protocol = self._makers[handoff.listener]()
             if handoff.listener not in self._streams:

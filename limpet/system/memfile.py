@@ -1,0 +1,49 @@
+"""Memory files: how limpet passes settings, secrets and state to another process without a path or an argument.
+
+This file owns how such a file is made, filled and read. It does not know what is in it. Each caller names its file
+`limpet-...`, which /proc/PID/fd shows.
+
+1. A new file is close-on-exec. The caller makes it inheritable, or passes it on with `pass_fds`.
+2. The position in a new file is 0, so a reader need not seek.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from limpet.errors import LimpetError, reason
+
+_FORBIDDEN: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
+
+
+def create(name: str, data: bytes = b"") -> int:
+    """Return a descriptor of a new memory file that holds *data* and may be sealed. Owns: the caller closes it.
+
+    Raises LimpetError if the system forbids memory files, and OSError if it has no room for one.
+    """
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        if error.errno not in _FORBIDDEN:
+            raise
+        raise LimpetError(
+            f"cannot make a memory file: {reason(error)}",
+            hint="allow `memfd_create` in the seccomp profile: limpet passes settings to its processes in memory files",
+        ) from None
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read(fd: int) -> bytes:
+    """Return what is in the memory file *fd*, from its beginning. Owns: closes *fd*."""
+    with open(fd, "rb") as file:
+        file.seek(0)
+        return file.read()
