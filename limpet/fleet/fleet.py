@@ -3,8 +3,8 @@
 Owns these facts, and the questions that can be answered from them. It acts on nothing: the actors in supervisor/ change
 it, and operate/ reads it. A unit test can make a `Fleet` without starting a process.
 
-1. Each field has one writer, which the comment beside the field names; `tests/unit/test_fleet.py` compares the comments
-   with the code. A field without a writer keeps the object that it started with.
+1. Each field has one writer, which the comment beside the field names; `tests/unit/fleet/test_fleet.py` compares the
+   comments with the code. A field without a writer keeps the object that it started with.
 2. Time comes in as an argument, in monotonic seconds.
 """
 

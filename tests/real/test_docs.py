@@ -68,12 +68,12 @@ ELSEWHERE = {  # by page and language, or by page and how it begins
     ("docs/quickstart.md", "console"): "below",
     ("docs/behind-a-proxy.md", "nginx"): "fronts.py starts nginx with it",
     ("docs/behind-a-proxy.md", "haproxy"): "fronts.py starts HAProxy with it",
-    ("docs/fronts.md", "haproxy"): "unit/test_front.py prints it",
-    ("docs/fronts.md", "nginx"): "unit/test_front.py prints it",
-    ("docs/fronts.md", "text"): "unit/test_front.py prints it",
-    ("docs/fronts.md", "yaml"): "unit/test_front.py prints it",
+    ("docs/fronts.md", "haproxy"): "unit/fronts/test_fronts.py prints it",
+    ("docs/fronts.md", "nginx"): "unit/fronts/test_fronts.py prints it",
+    ("docs/fronts.md", "text"): "unit/fronts/test_fronts.py prints it",
+    ("docs/fronts.md", "yaml"): "unit/fronts/test_fronts.py prints it",
     ("docs/docker.md", "dockerfile"): "test_containers.py runs its CMD",
-    ("docs/lifecycle.md", "mermaid"): "unit/test_lifecycle.py makes it",
+    ("docs/lifecycle.md", "mermaid"): "unit/fleet/test_lifecycle.py makes it",
     ("docs/tls.md", "text"): "a picture",
 }
 SHOWN = re.compile(r"INFO  |WARNING |Set-Cookie: |\$ limpet (?:explain|front)")  # what limpet says; below, too

@@ -213,7 +213,7 @@ def attributes(cookie: str) -> dict[str, str]:
 def test_cookie_of_a_front_has_the_attributes_that_were_asked_for(kind: str, given: str) -> None:
     """Limpet's cookie works in a frame or on a sub-domain only together with the front's."""
     if kind == "traefik":
-        given = given.replace("; Partitioned", "")  # refused: tests/unit/test_front.py
+        given = given.replace("; Partitioned", "")  # refused: tests/unit/fronts/test_fronts.py
     wanted = Attributes.parse(given)
     expected = {"path": wanted.path, "samesite": wanted.same_site}
     expected |= {"domain": wanted.domain} if wanted.domain else {}

@@ -56,6 +56,18 @@ def test_odd_message_ends_only_the_worker_that_said_it(server: Limpet, said: byt
 
 
 @pytest.mark.parametrize(
+    "nonsense",
+    [{}, {"command": None}, {"command": ["status"]}, {"command": "where"}]
+    + [{"command": "where", "keys": keys} for keys in (None, "alice", [1], [None], ["\ud800"], [""], {"alice": 1})],
+)
+def test_nonsense_in_a_question_is_refused(server: Limpet, nonsense: dict[str, Any]) -> None:
+    """A script with a mistake gets an error; the server that it asks about goes on."""
+    with pytest.raises(ControlError):
+        server.ask(**nonsense)
+    assert server.status()["pid"] == server.pid
+
+
+@pytest.mark.parametrize(
     "command",
     [
         {"command": "scale", "slots": True},

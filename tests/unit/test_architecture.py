@@ -187,3 +187,20 @@ def test_order_names_what_there_is() -> None:
     named = {name for names in ORDER for name in names} | set(ALIASES)
     there = {module.split(".")[1] for module in MODULES if module != "limpet"}
     assert there <= named
+
+
+def test_unit_tests_follow_the_packages() -> None:
+    """Whoever changes a package finds its tests without a search."""
+    folders = {path.name for path in Path(__file__).parent.iterdir() if (path / "__init__.py").exists()}
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders - {"docs"} <= packages
+
+
+def test_documents_name_only_tests_that_exist() -> None:
+    """A claim whose test was renamed is a claim that nobody checks."""
+    root = PACKAGE.parent
+    here = {path.name for path in (root / "tests").rglob("test_*.py")}
+    for document in (*root.glob("*.md"), *root.glob("docs/*.md"), root / "Makefile"):
+        text = document.read_text()
+        assert set(re.findall(r"\btest_\w+\.py\b", text)) <= here, document.name
+        assert [each for each in re.findall(r"tests/[\w/]+\.py", text) if not (root / each).exists()] == []

@@ -19,7 +19,7 @@ from limpet.routing import digests
 from limpet.routing.buckets import BUCKETS
 from limpet.routing.hashing import Hasher, half_sip_hash
 
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "keys.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "keys.json").read_text())
 
 # Published digests of the bytes 0, 1, .. under the key 0, 1, .. 7, of messages of 0, 4, 8, .. 28 bytes.
 PUBLISHED_KEY = (0x03020100, 0x07060504)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from limpet.config.settings import SETTINGS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "coming-from.md").read_text()
 ROWS = 24  # that the two modules have
 DEFECTS = 13

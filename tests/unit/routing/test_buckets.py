@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from limpet.routing import buckets
 from limpet.routing.buckets import BUCKETS, MAX_SLOTS, rank, stand_ins, table
 
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "buckets.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "buckets.json").read_text())
 EVERY_NUMBER = range(1, MAX_SLOTS + 1)
 
 

@@ -15,7 +15,7 @@ from limpet.protocol.request import Peer, Request
 from limpet.routing.key_chain import KeyChain, Trust
 from tools.docs.presets_page import reference
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 APP = {"app": "chat:app"}
 
 

@@ -256,7 +256,7 @@ def test_quota_of_a_container_limits_the_workers(tmp_path: Path, quota: str, cpu
 
 def test_documentation_is_what_the_code_says() -> None:
     """`make docs` was run after the last change of a setting or an exit code."""
-    docs = Path(__file__).parents[2] / "docs"
+    docs = Path(__file__).parents[3] / "docs"
     assert (docs / "settings.md").read_text() == settings_page.reference()
     assert (docs / "exit-codes.md").read_text() == settings_page.exit_codes()
     undocumented = [each.flag for each in SETTINGS if f"`{each.flag}`" not in settings_page.reference()]
@@ -273,14 +273,14 @@ def test_every_setting_has_an_anchor_in_a_table_with_a_title() -> None:
 
 def test_limits_in_the_docs_are_those_of_the_code() -> None:
     """`make docs` was run after the last change; each limit of the table is a setting, or says what it is in words."""
-    assert (Path(__file__).parents[2] / "docs" / "bounds.md").read_text() == bounds_page.page()
+    assert (Path(__file__).parents[3] / "docs" / "bounds.md").read_text() == bounds_page.page()
     keys = {each.key for each in settings.SETTINGS}
     assert all(limit.setting in keys or " " in limit.setting for limit in bounds_page.LIMITS)
 
 
 def test_figures_of_slow_clients_are_those_that_were_measured() -> None:
     """What `make slowloris` has found last stands in docs/bounds.md."""
-    found = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "slowloris.json").read_text())
+    found = json.loads((Path(__file__).parents[3] / "benchmarks" / "results" / "slowloris.json").read_text())
     mib = [each["dispatcher_kib"] / 1024 for each in found["rounds"]]
     kernel = max(each["kernel_tcp_kib"] for each in found["rounds"]) / found["crowd"]
     said = " ".join(bounds_page.POSTSCRIPT.split())

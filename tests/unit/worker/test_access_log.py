@@ -21,7 +21,7 @@ from limpet.routing.router import Route
 from limpet.worker import access_log
 from limpet.worker.access_log import AccessLog, Entry, Fields, First, Held
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DIGEST = 0x78D1E9167743B7ED
 HASHED = Route(1, 705, DIGEST, 1)
 AT = 1_772_360_764.117  # by the wall, when monotonic time is 1000

@@ -163,6 +163,6 @@ def test_backoff_of_many_deaths_does_not_overflow() -> None:
 
 def test_diagram_in_the_docs_is_the_table() -> None:
     """`make docs` writes it: a diagram that was drawn would soon be wrong."""
-    document = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text()
+    document = (Path(__file__).parents[3] / "docs" / "lifecycle.md").read_text()
     assert document == inserted(document)
     assert f"    {State.READY} --> {State.RENEWING}: {Event.RENEW}" in document

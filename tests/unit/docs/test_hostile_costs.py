@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "hostile-inputs.md").read_text()
 FOUND = json.loads((ROOT / "benchmarks" / "results" / "nasty.json").read_text())
 

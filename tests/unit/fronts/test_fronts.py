@@ -22,7 +22,7 @@ from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import SettingsError
 from tools.docs import fronts_page
 
-PAGE = Path(__file__).parents[2] / "docs" / "fronts.md"
+PAGE = Path(__file__).parents[3] / "docs" / "fronts.md"
 HOSTS = "10.0.0.1:8000,10.0.0.2:8000"
 BY_HOSTS = [kind for kind in fronts.KINDS if kind != "kubernetes"]
 

@@ -14,7 +14,7 @@ from limpet.errors import AppError, SettingsError
 from limpet.servers import registry
 from tests.matrix.variants import VARIANTS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("name", [*KINDS, "my.package:serve"])

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("bench-*.json"))
 

@@ -12,7 +12,7 @@ import pytest
 from limpet.errors import LimpetError
 from limpet.system import memfile
 
-PACKAGE = Path(__file__).parents[2] / "limpet"
+PACKAGE = Path(__file__).parents[3] / "limpet"
 
 
 def test_what_was_written_is_read_from_the_beginning() -> None:

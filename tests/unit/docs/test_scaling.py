@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks import capacity, spread
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "scaling.md").read_text()
 
 
