@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from limpet.config.bind import Bind, Served
+from limpet.config.bind import Served
 from limpet.config.server_kinds import ASGI_CLASSES, ON_TRIO, interface, kind
 from limpet.config.settings import Settings
 from limpet.errors import BackendError, SettingsError
@@ -160,7 +160,7 @@ ONCE_LOADED: Final[Sequence[Conflict]] = (
 
 NOT_IN_KERNEL: Final[Sequence[Conflict]] = (
     Conflict(
-        lambda settings, _: next((text for text in settings.bind if Bind.parse(text).kind != "tcp"), None),
+        lambda settings, _: next((each.text for each in settings.addresses if each.kind != "tcp"), None),
         "`--bind {found}` is not a TCP address, and the kernel backend needs one listener for each slot",
         "`--backend dispatcher` works with every bind; or `--bind 127.0.0.1:8000`",
     ),

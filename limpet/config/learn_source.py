@@ -1,7 +1,7 @@
 """Where `--learn` finds ids in a response.
 
-Owns the meaning of the text of a `--learn`. Pure: it sees one header's value at a time. config/checks.py parses the
-text to check it; sessions/sessions.py parses it again and finds the ids of each response with it.
+Owns the meaning of the text of a `--learn`. Pure: it sees one header's value at a time. `Settings.learn_sources` parses
+the text; sessions/sessions.py finds the ids of each response with the result.
 """
 
 from __future__ import annotations

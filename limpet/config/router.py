@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from limpet.config.settings import Settings
-from limpet.routing.affinity_cookie import Attributes, Jar
+from limpet.routing.affinity_cookie import Jar
 from limpet.routing.hashing import Hasher
-from limpet.routing.key_chain import Chains, KeyChain, Trust
+from limpet.routing.key_chain import Chains, KeyChain
 from limpet.routing.learned_ids import Learned
 from limpet.routing.router import Router
 
@@ -49,9 +49,8 @@ def build_router(
     lines = [line.strip() for line in secret.splitlines()] or [b""]
     jar = None
     if clocks is not None:
-        jar = Jar(lines, settings.cluster, Attributes.parse(settings.affinity_cookie), clocks.wall)
-    trust = Trust.parse(",".join(settings.trust))
-    chains = {each.by: KeyChain.parse(each.by, trust, load, on_error, jar) for each in settings.served}
+        jar = Jar(lines, settings.cluster, settings.cookie_attributes, clocks.wall)
+    chains = {each.by: KeyChain.parse(each.by, settings.trusted, load, on_error, jar) for each in settings.served}
     chain = Chains([chains[each.by] for each in settings.served]) if len(chains) > 1 else chains.popitem()[1]
     return Router(
         chain,

@@ -22,14 +22,20 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from limpet.config import checks
-from limpet.config.bind import Served, served
+from limpet.config.bind import Bind, Served, served
 from limpet.config.fields import Setting, declared, setting
 from limpet.errors import SettingsError, reason
 from limpet.system import activation
+
+if TYPE_CHECKING:  # at run time imported where they are used: `limpet status` needs none of them
+    from limpet.config.learn_source import Source
+    from limpet.routing.affinity_cookie import Attributes
+    from limpet.routing.forwarded import Trust
 
 DAY_S = 86_400
 """The longest time, in seconds. Every wait must end, and a value above a day was most likely meant in another unit."""
@@ -57,9 +63,9 @@ def default_binds() -> tuple[str, ...]:
     return activation.binds() or ("127.0.0.1:8000",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What one server was told to do."""
+    """What one server was told to do. What a text means is parsed at the first access, and kept."""
 
     app: str = setting("the application to serve, as module:attribute", metavar="APP", check=checks.app)
     app_dir: tuple[str, ...] = setting(
@@ -346,10 +352,36 @@ class Settings:
 
         return self.name or name_from_app(self.app)
 
-    @property
+    @cached_property
     def served(self) -> list[Served]:
-        """Return what each bind serves, in the order of the binds."""
+        """What each bind serves, in the order of the binds."""
         return served(self.bind, Served("", self.app, self.by, self.server, self.proxy_protocol))
+
+    @cached_property
+    def addresses(self) -> list[Bind]:
+        """The addresses of the binds, in their order."""
+        return [Bind.parse(text) for text in self.bind]
+
+    @cached_property
+    def trusted(self) -> Trust:
+        """The proxies of `trust`."""
+        from limpet.routing.forwarded import Trust
+
+        return Trust.parse(",".join(self.trust))
+
+    @cached_property
+    def cookie_attributes(self) -> Attributes:
+        """The attributes of `affinity_cookie`."""
+        from limpet.routing.affinity_cookie import Attributes
+
+        return Attributes.parse(self.affinity_cookie)
+
+    @cached_property
+    def learn_sources(self) -> list[Source]:
+        """Where ids to learn stand in a response, in the order of `learn`."""
+        from limpet.config.learn_source import Source
+
+        return [Source.parse(text) for text in self.learn]
 
     @property
     def takes_headers(self) -> bool:

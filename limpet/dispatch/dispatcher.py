@@ -79,7 +79,7 @@ class Dispatcher:
         self.refusals = Refusals(self._epoll, row)
         self._orders = Orders(self, link, reach)
         self._epoll.register(link.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
-        self._trust = Trust(unix=True) if is_inner else Trust.parse(",".join(settings.trust))
+        self._trust = Trust(unix=True) if is_inner else settings.trusted
         self._asks_functions = router.chain.asks_functions
         self._latest_address: str | None = ""
 

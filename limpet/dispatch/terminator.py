@@ -46,7 +46,6 @@ from limpet.net import tls
 from limpet.protocol import proxy_protocol
 from limpet.protocol.proxy_protocol import BadHeaderError, Origin
 from limpet.protocol.request import Peer
-from limpet.routing.forwarded import Trust
 
 _TICK_S: Final = 0.05  # between two looks at deadlines and full channels
 _SWEEP_S: Final = 1.0  # between two searches for connections that cannot end by themselves
@@ -90,7 +89,7 @@ class Terminator:
         self._outboxes = outboxes
         self._link = link
         self._row = row
-        self._trust = Trust.parse(",".join(settings.trust))
+        self._trust = settings.trusted
         self._is_proxied = [each.proxy_protocol == "required" for each in settings.served]
         self._handshakes: dict[int, Handshake] = {}  # by descriptor, in the order of their deadlines
         self._relays: dict[int, Relay] = {}  # each under both of its descriptors

@@ -29,7 +29,7 @@ from limpet.config.settings import SETTINGS, Settings
 from limpet.errors import SettingsError
 from limpet.routing.affinity_cookie import Attributes
 from limpet.routing.elements import Element, Ip
-from limpet.routing.key_chain import KeyChain, Trust
+from limpet.routing.key_chain import KeyChain
 
 KINDS: Final = ("haproxy", "nginx", "envoy", "traefik", "caddy", "kubernetes")
 COOKIE: Final = "limpet_front"
@@ -100,7 +100,7 @@ class Plan:
     @property
     def cookie(self) -> Attributes:
         """Return the attributes of the front's own cookie: those of `--affinity-cookie`."""
-        return Attributes.parse(self.settings.affinity_cookie)
+        return self.settings.cookie_attributes
 
     @property
     def set_cookie(self) -> str:
@@ -388,7 +388,7 @@ def _sources(settings: Settings) -> Iterator[Source]:
             "no front can know ids of which only the application knows (`--learn app`)",
             hint="`--learn header:NAME` or `cookie:NAME`, where responses show them",
         )
-    chain = KeyChain.parse(settings.by, Trust.parse(",".join(settings.trust)))
+    chain = KeyChain.parse(settings.by, settings.trusted)
     for element in chain.elements:
         source = _source(element, settings)
         yield source

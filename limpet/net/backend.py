@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from limpet.config import conflicts, privileges
-from limpet.config.bind import Bind
 from limpet.config.router import build_router
 from limpet.config.server_kinds import kind
 from limpet.config.settings import Settings
@@ -93,7 +92,7 @@ class DispatcherBackend:
                 stack.enter_context(
                     contextlib.closing((listener.kept(bind, backlog, 1) or [listener.open(bind, backlog, **rights)])[0])
                 )
-                for bind in map(Bind.parse, settings.bind)
+                for bind in settings.addresses
             ]
             stack.pop_all()
         return cls(settings.dispatchers, listeners, terminators)
@@ -153,7 +152,7 @@ class KernelBackend:
                         )
                     )
                 )
-                for bind in map(Bind.parse, settings.bind)
+                for bind in settings.addresses
             ]
             stack.pop_all()
         return cls(router, groups)

@@ -24,7 +24,7 @@ from typing import Final
 
 from limpet.config.settings import Settings
 from limpet.operate.control_socket import make_private, runtime_dir
-from limpet.routing.affinity_cookie import Attributes, Jar
+from limpet.routing.affinity_cookie import Jar
 from limpet.system import proc
 
 _MOST: Final = 256  # notes that are kept; the oldest go
@@ -47,7 +47,7 @@ def note_of(settings: Settings, directory: str) -> Note:
     """Return the note of this server, which was started in *directory*."""
     apps = ",".join(sorted({each.app for each in settings.served}))
     where = ",".join(os.path.join(directory, each) for each in settings.app_dir) or directory
-    cookie = Attributes.parse(settings.affinity_cookie)
+    cookie = settings.cookie_attributes
     return Note(os.getpid(), proc.start_ticks(os.getpid()), apps, where, cookie.path, cookie.domain)
 
 

@@ -89,7 +89,7 @@ class Placement:
         self._compares = policy == "least"
         self._most = most
         self._router = router
-        self._by_address = KeyChain.parse("ip", Trust.parse(""))
+        self._by_address = KeyChain.parse("ip", Trust())
         self._board = board
         self._queued = queued
         self._draw = draw

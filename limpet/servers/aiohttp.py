@@ -74,7 +74,7 @@ def _frame(app: web.Application, seat: Seat, door: Door) -> None:
 
     app.on_response_prepare.append(prepare)
     if seat.settings.trust:
-        app.middlewares.insert(0, _proxied(Trust.parse(",".join(seat.settings.trust))))
+        app.middlewares.insert(0, _proxied(seat.settings.trusted))
 
 
 def _proxied(trust: Trust) -> Any:

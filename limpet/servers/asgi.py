@@ -65,7 +65,7 @@ def framed(
 ) -> Callable[..., Awaitable[None]]:
     """Return *app* as a server without an idea of limpet serves it; *closes* says when responses end connections."""
     if seat.settings.trust:
-        app = Proxied(app, Trust.parse(",".join(seat.settings.trust)))
+        app = Proxied(app, seat.settings.trusted)
     return Closing(Counted(app, seat, state), closes)
 
 
@@ -74,7 +74,7 @@ def framed_wsgi(
 ) -> Callable[..., Any]:
     """Return *app* with what limpet's settings say of each request and response; *requested* hears of each."""
     headers, root_path = debug_headers(seat), seat.settings.root_path.rstrip("/")
-    trust = Trust.parse(",".join(seat.settings.trust))
+    trust = seat.settings.trusted
 
     def framed(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if seat.settings.trust:

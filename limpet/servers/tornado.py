@@ -74,8 +74,8 @@ class _Server(httpserver.HTTPServer):
         assert isinstance(server_conn, http1connection.HTTP1ServerConnection)
         self.speaking[server_conn] = request_conn
         delegate = super().start_request(server_conn, request_conn)
-        trust = self.seat.settings.trust
-        return _Proxied(delegate, request_conn, Trust.parse(",".join(trust))) if trust else delegate
+        settings = self.seat.settings
+        return _Proxied(delegate, request_conn, settings.trusted) if settings.trust else delegate
 
     def on_close(self, server_conn: object) -> None:
         """Forget a connection."""

@@ -48,7 +48,7 @@ class Sessions:
         self._info = info
         self._refuses = settings.on_lost == "refuse"
         self._sources: dict[bytes, list[Source]] = {}
-        for source in map(Source.parse, settings.learn):
+        for source in settings.learn_sources:
             self._sources.setdefault(source.header, []).append(source)
         # Cookies that are the key: the application is not expected to set them, and warned of it if it does.
         names = {each.spec for each in router.chain.elements if isinstance(each, Cookie)} - set(settings.learn)

@@ -89,7 +89,7 @@ class Door:
         """
         if self._seat.listeners:
             return [SlotListener(listener, self.tally, self) for listener in self._seat.listeners]
-        family, name = _address(Bind.parse(self._seat.settings.bind[0]))
+        family, name = _address(self._seat.settings.addresses[0])
         self._seat.receiver.probe()
         return [FdListener(self._seat.receiver, self.tally, self, family=family, name=name)]
 

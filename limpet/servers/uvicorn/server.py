@@ -28,7 +28,6 @@ from limpet.ipc.orders import Accept, Drain, Slot, Workers
 from limpet.ipc.scoreboard import position
 from limpet.moving.messages import Arrived
 from limpet.moving.mover import TAKES_PER_TURN
-from limpet.routing.forwarded import Trust
 from limpet.servers import application
 from limpet.servers.asgi import Proxied
 from limpet.servers.lifespan import Lifespan
@@ -64,7 +63,7 @@ def _config(app: user_code.Application, protocol: type[asyncio.Protocol], seat: 
     settings = seat.settings
     debug_headers = [("X-Limpet-Slot", str(seat.info.slot)), ("X-Limpet-Pid", str(seat.info.pid))]
     if settings.trust:
-        app = Proxied(app, Trust.parse(",".join(settings.trust)))
+        app = Proxied(app, settings.trusted)
     return uvicorn.Config(
         app,
         interface="asgi3",

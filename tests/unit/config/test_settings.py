@@ -286,3 +286,29 @@ def test_figures_of_slow_clients_are_those_that_were_measured() -> None:
     said = " ".join(bounds_page.POSTSCRIPT.split())
     assert f"percentile is {found['p99_ratio']} times that without, and {found['p99_ratio_elsewhere']} times" in said
     assert f"grows from {min(mib):.0f} to {max(mib):.0f} MiB, and the kernel keeps {kernel:.0f} KiB for each" in said
+
+
+def test_text_of_a_setting_is_parsed_once() -> None:
+    """Some of these are asked for with each request."""
+    found = Settings(app="app:app", trust=("10.0.0.0/8",), learn=("header:x-id",), bind=("127.0.0.1:0",))
+    for name in ("served", "addresses", "trusted", "cookie_attributes", "learn_sources"):
+        assert getattr(found, name) is getattr(found, name), name
+
+
+def test_only_settings_parse_the_texts_of_settings() -> None:
+    """Whoever parses a text again pays for it again, and may come to another result."""
+    package = Path(settings.__file__).parents[1]
+    others = {
+        "cli/explain.py",  # what a running server says of its settings
+        "embed/cluster.py",  # what a program gives, before there are settings
+        "embed/handle.py",
+        "net/reuseport_group.py",  # an address of its own, for a trial
+        "operate/admin/keeper.py",  # the address of the admin page, once
+        "supervisor/snapshot.py",  # the address at which an older supervisor listens
+    }
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"\b(Trust|Bind|Served|Attributes|Source)\.parse\b", path.read_text())
+    }
+    assert {each for each in found if not each.startswith("config/")} == others
