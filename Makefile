@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 3
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bench docs site screenshots fronts capacity products measure-products clean
+.PHONY: help run test check quick coverage kill reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bench docs site screenshots fronts capacity products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -20,6 +20,9 @@ test: check node_modules ## style, types and the whole quick test suite, under 1
 
 quick: $(VENV)/.dev ## the tests that start no process, in seconds
 	$(BIN)/pytest tests/unit
+
+coverage: $(VENV)/.dev ## the lines and branches of limpet/ that the unit tests alone reach: 2 minutes
+	$(BIN)/python -m tools.coverage
 
 kill: $(VENV)/.dev ## kill a hundred workers under load, on each backend
 	$(BIN)/pytest -m slow tests/real/test_kill.py
