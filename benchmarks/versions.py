@@ -3,7 +3,8 @@
 BEFORE and AFTER are commits; AFTER is the working copy by default. Each is taken out of the repository, and measured by
 its own scripts, in turn: instructions of a request and of a connection in user space (callgrind, which other load does
 not disturb); CPU time of `limpet --version`; time until 4 workers serve; resident memory of each kind of process. Of
-times the least of all rounds counts, since other load only adds.
+times the least of all rounds counts, since other load only adds. A FILE with results of the same two versions is
+completed, so times and instructions can be measured in two runs: `--skip-instructions`, and `--rounds 0`.
 """
 
 from __future__ import annotations
@@ -127,6 +128,10 @@ def main() -> None:
             for version, least in zip(versions, found, strict=True):
                 least |= {f"thousand instructions: {name}": value for name, value in version.instructions().items()}
     result: dict[str, Any] = {"machine": machine(), "versions": [each.name for each in versions], "found": found}
+    if given.output and given.output.exists():
+        before = json.loads(given.output.read_text())
+        if before["versions"] == result["versions"]:
+            found[:] = [earlier | now for earlier, now in zip(before["found"], found, strict=True)]
     print(f"{'':44}{versions[0].name[:12]:>14}{versions[1].name[:12]:>14}{'ratio':>8}")
     for name, value in found[0].items():
         print(f"{name:44}{value:14.3f}{found[1][name]:14.3f}{found[1][name] / value:8.3f}")

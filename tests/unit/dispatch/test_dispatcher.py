@@ -7,8 +7,9 @@ import os
 import random
 import select
 import socket
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from limpet.dispatch.dispatcher import Dispatcher
 from limpet.ipc import orders
 from limpet.ipc.channel import Channel, Handoff, Outbox, Receiver
 from limpet.ipc.control_link import Link
+from limpet.ipc.news import Missing, parse
 from limpet.ipc.orders import Accept, Stop, Workers
 from limpet.ipc.scoreboard import Scoreboard
 from limpet.routing.placement import Placement
@@ -30,7 +32,9 @@ HEAD = b"GET / HTTP/1.1\r\nHost: limpet.test\r\nX-User: %s\r\n\r\n"
 class Desk:
     """A dispatcher that runs in a thread, with the channels of its slots, and the supervisor's end of its line."""
 
-    def __init__(self, slots: int = 2, **given: Any) -> None:
+    def __init__(
+        self, slots: int = 2, *, reach: Callable[[int, Sequence[int]], bool] = lambda slot, fds: True, **given: Any
+    ) -> None:
         settings = Settings(**{"app": "app:app", "workers": slots, "by": "header:x-user", **given})
         self.board = Scoreboard.create()
         self.router = build_router(settings, b"secret")
@@ -52,7 +56,7 @@ class Desk:
             [(self.listener, "127.0.0.1:0")],
             self._line,
             self.row,
-            lambda slot, fds: True,
+            reach,
             is_inner=False,
         )
         self._thread = threading.Thread(target=self.dispatcher.run)
@@ -73,6 +77,9 @@ class Desk:
         self.link.close()
         self._line.close()
         self.listener.close()
+        for arrival in self.dispatcher.arrivals:
+            arrival.connection.close()
+        self.dispatcher.refusals.expire(float("inf"))
         for channel in self.channels:
             channel.sending.close()
             channel.receiving.close()
@@ -193,3 +200,98 @@ def test_dispatcher_whose_supervisor_is_gone_ends() -> None:
     here._thread.join(PATIENCE_S)
     assert not here._thread.is_alive()
     here.close()
+
+
+def test_client_whose_head_does_not_end_hears_408() -> None:
+    """It would otherwise hold a place that others need, for ever."""
+    with desk(head_timeout_s=0.2) as here, here.connect(b"GET / HTTP/1.1\r\nHost: lim") as client:
+        assert client.recv(65536).startswith(b"HTTP/1.1 408 ")
+
+
+def test_client_that_says_nothing_is_closed_without_an_answer() -> None:
+    """Browsers connect ahead of time, and would take a 408 for the answer to their next request."""
+    with desk(head_timeout_s=0.2) as here:
+        with here.connect() as client:
+            assert client.recv(65536) == b""
+        wait_until(lambda: here.row["refused_408"] == 1, "it is counted")
+
+
+def test_client_that_is_gone_before_its_head_is_counted_and_forgotten() -> None:
+    """Its descriptor is needed for others."""
+    with desk() as here:
+        client = here.connect(b"GET / HT")
+        wait_until(lambda: len(here.dispatcher.arrivals) == 1, "its head is awaited")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so its end is a reset
+        client.close()
+        wait_until(lambda: here.row["vanished"] == 1, "it is counted")
+        assert len(here.dispatcher.arrivals) == 0
+
+
+def test_of_too_many_unfinished_heads_the_oldest_hears_503() -> None:
+    """Slow clients take each other's places, and no honest client's."""
+    with desk(max_pending=2) as here, contextlib.ExitStack() as stack:
+        first, *others = [stack.enter_context(here.connect(b"GET / HTTP/1.1\r\nHost: lim")) for _ in range(3)]
+        assert first.recv(65536).startswith(b"HTTP/1.1 503 ")
+        for other in others:
+            other.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                other.recv(1)
+
+
+def test_slot_whose_queue_is_full_refuses() -> None:
+    """Every queue has a bound and an answer."""
+    with desk(queue=1) as here:
+        head = HEAD % here.key_of(1)
+        with here.connect(head):
+            wait_until(lambda: here.channels[1].queued() == 1, "it waits in the channel")
+            with here.connect(head) as client:
+                assert client.recv(65536).startswith(b"HTTP/1.1 503 ")
+        assert here.taken(1) is not None
+
+
+def test_proxy_that_is_not_trusted_is_turned_away() -> None:
+    """Anybody could say to be another client."""
+    with desk(proxy_protocol="required", trust=("10.0.0.0/8",)) as here:
+        said = b"PROXY TCP4 10.1.2.3 10.0.0.1 5000 80\r\n" + HEAD % b"ada"
+        with here.connect(said) as client, contextlib.suppress(ConnectionResetError):
+            assert client.recv(65536) == b""
+        wait_until(lambda: here.row["proxy_untrusted"] == 1, "it is counted")
+
+
+def test_header_of_a_trusted_proxy_stays_for_the_worker() -> None:
+    """Exactly one process takes it off, and that is the one which serves the connection."""
+    with desk(proxy_protocol="required", trust=("127.0.0.0/8",)) as here:
+        said = HEAD % here.key_of(1)
+        with here.connect(b"PROXY TCP4 10.1.2.3 10.0.0.1 5000 80\r\n" + said):
+            found = here.taken(1)
+        assert found is not None
+        assert found[0] == said
+        assert found[1].origin is not None
+        assert found[1].origin.client == ("10.1.2.3", 5000)
+
+
+def test_what_is_no_proxy_header_is_turned_away() -> None:
+    """A client that reaches the port without the proxy has no business there."""
+    with desk(proxy_protocol="required", trust=("127.0.0.0/8",)) as here:
+        with here.connect(HEAD % b"ada") as client, contextlib.suppress(ConnectionResetError):
+            assert client.recv(65536) == b""
+        wait_until(lambda: here.row["proxy_headers_bad"] == 1, "it is counted")
+
+
+def test_channel_for_which_there_was_no_descriptor_is_asked_for_again() -> None:
+    """Clients of that slot wait in the dispatcher until it comes."""
+    with desk(reach=lambda slot, fds: False) as here:
+        orders.send(here.link, orders.Slot(7))
+        wait_until(lambda: select.select([here.link], [], [], 0)[0], "the dispatcher asks")
+        assert {parse(line) for line in here.link.receive_lines(1 << 16)} == {Missing(7)}
+
+
+def test_more_slots_are_routed_to_once_all_are_told() -> None:
+    """A dispatcher with the old table would send clients to their former slots."""
+    with desk() as here:
+        here.news([True, True, True])
+        wait_until(lambda: here.router.slots == 3, "the table has grown")
+        here.news([True, True])
+        wait_until(lambda: here.router.slots == 2, "the table has shrunk")
+        with here.connect(HEAD % here.key_of(1)):
+            assert here.taken(1) is not None

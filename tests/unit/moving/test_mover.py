@@ -118,6 +118,17 @@ def test_leftover_of_any_size_arrives_whole(two: Two, size: int) -> None:
     assert not two.take(0)
 
 
+@pytest.mark.parametrize("size", [0, 60_000, 100_000])
+def test_origin_that_a_proxy_reported_moves_with_the_connection(two: Two, size: int) -> None:
+    """The PROXY header was taken off the connection, so the next worker could not learn of the client otherwise."""
+    away = Paused(two.server)
+    away.origin = Origin("10.1.2.3", 5000, is_tls=True, server_name="shop.test")
+    assert two.movers[0].pass_on(away, None, 1, b"x" * size, 0.0)[0]
+    assert two.take(1)
+    [arrived] = two.arrived
+    assert (arrived.origin, arrived.leftover) == (away.origin, b"x" * size)
+
+
 def test_message_that_does_not_fit_leaves_everything_with_its_sender(two: Two) -> None:
     """The sender goes on reading, so it must hold the baton still, and keep no copy of what it has."""
     copy = Paused(two.server)

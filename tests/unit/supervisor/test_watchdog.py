@@ -177,3 +177,15 @@ def test_workers_that_started_together_are_not_recycled_together() -> None:
                 break
     assert all(900 <= count <= 1000 for count in due)
     assert len(set(due)) == len(due)
+
+
+def test_worker_is_recycled_with_the_request_that_the_setting_names() -> None:
+    """An operator who sets 1000 reads in the log that it has served 1000."""
+    board = Scoreboard.create()
+    health = Health(Settings(app="x:app", max_requests=1000), board)
+    child: Any = SimpleNamespace(pid=os.getpid(), serial=0)  # number 0 gets no fewer than the others
+    row = board.worker(0)
+    row.set("requests", 999)
+    assert health.recycle(child, row) is None
+    row.set("requests", 1000)
+    assert health.recycle(child, row) == "it has served 1000 requests"
