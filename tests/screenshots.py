@@ -17,7 +17,8 @@ from typing import Any
 from PIL import Image
 from selenium.webdriver import Chrome
 
-from tests.harness import HERE, Limpet, wait_until
+from tests.harness import HERE, Limpet
+from tests.public import reload
 from tests.real.browser import chromium, until
 
 IMAGES = HERE.parent / "docs" / "images"
@@ -91,8 +92,7 @@ def play(server: Limpet) -> None:
     """Have happen what an operator looks for."""
     pause = threading.Event()
     pause.wait(SECONDS / 3)
-    change = server.ask(command="reload")["change"]
-    wait_until(lambda: server.ask(command="change", number=change)["state"] == "done", "the reload is done")
+    assert reload(server)["state"] == "done"
     pause.wait(SECONDS / 3)
     server.kill_worker(2)
     pause.wait(SECONDS / 3)

@@ -5,7 +5,6 @@ Owns the tasks of handlers and the acceptor, which anyio's own would not be (it 
 
 from __future__ import annotations
 
-import logging
 import math
 import socket
 from collections.abc import Callable
@@ -16,11 +15,10 @@ from anyio import abc, from_thread, lowlevel
 
 from limpet.servers import asyncio_loops
 from limpet.worker import shortage
+from limpet.worker.handling import handling
 from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 from limpet.worker.user_code import takes
-
-log = logging.getLogger("limpet.worker")
 
 
 def fits(app: object) -> bool:
@@ -71,12 +69,9 @@ async def _serve_one(app: Callable[..., Any], door: Door, fd: int) -> None:
     try:
         connection = socket.socket(fileno=fd)
         kind = abc.UNIXSocketStream if connection.family == socket.AF_UNIX else abc.SocketStream
-        async with await kind.from_socket(connection) as stream:
-            await app(stream)
-    except (anyio.BrokenResourceError, anyio.EndOfStream):
-        log.debug("a client is gone", extra={"event": "client_gone"})
-    except Exception:
-        log.exception("the handler of a connection failed", extra={"event": "handler_failed"})
+        with handling(anyio.BrokenResourceError, anyio.EndOfStream):
+            async with await kind.from_socket(connection) as stream:
+                await app(stream)
     finally:
         door.tally.ended()
         door.tally.requested()

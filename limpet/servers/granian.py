@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import stat
 from collections.abc import Callable
@@ -27,13 +26,11 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-from limpet.ipc import orders
-from limpet.ipc.control_link import LinkClosedError
-from limpet.ipc.orders import Accept, Drain
 from limpet.logs import take_over
 from limpet.net.accept_queue import backlog
 from limpet.net.reuseport_group import close_behind, open_door
 from limpet.servers.asgi import framed
+from limpet.servers.asyncio_worker import Worker
 from limpet.servers.lifespan import Lifespan
 from limpet.worker.seat import Seat
 
@@ -95,34 +92,29 @@ def _as_specified(app: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-class _Worker:
-    """A worker's event loop, its servers and its orders."""
+class _Worker(Worker):
+    """A worker's servers."""
 
     def __init__(self, app: Callable[..., Any], seat: Seat) -> None:
-        self._seat = seat
-        self._lifespan = Lifespan((app, seat.settings.app))
+        super().__init__(seat, Lifespan((app, seat.settings.app)))
         self._is_draining = False
         framed_app = framed(app, seat, self._lifespan.states[0], lambda: self._is_draining)
         self._servers = [_Embedded(_as_specified(framed_app), seat, listener) for listener in seat.listeners]
         take_over("_granian", "granian.access")
         self._running: list[asyncio.Task[None]] = []
-        self._timeout_s: float | None = seat.settings.graceful_timeout_s
-        self._is_last = False
 
-    async def run(self) -> None:
-        """Start the application, serve, drain."""
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        await self._lifespan.startup()
-        self._loop.add_reader(self._seat.link.fileno(), self._obey)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stop.set)
-        self._seat.ready()
-        await self._stop.wait()
-        await self._drain()
-        await self._lifespan.shutdown()
+    def accept(self) -> None:
+        """Start the servers, which accept as soon as they run."""
+        if not self._running:
+            self._running = [self._loop.create_task(server.serve()) for server in self._servers]
 
-    async def _drain(self) -> None:
+    def close_doors(self) -> None:
+        """Let no more clients connect."""
+        for listener in self._seat.listeners:
+            close_behind(listener)
+
+    async def drain(self) -> None:
+        """Serve who waits, let idle clients speak once more, finish what is in flight."""
         self._is_draining = True
         until = self._loop.time() + (float("inf") if self._timeout_s is None else self._timeout_s)
         while self._running and self._is_last and self._loop.time() < until and self._waiting():
@@ -141,22 +133,6 @@ class _Worker:
 
     def _waiting(self) -> int:
         return sum(backlog(listener).waiting for listener in self._seat.listeners)
-
-    def _obey(self) -> None:
-        try:
-            arrived = orders.receive(self._seat.link)
-        except LinkClosedError:  # the supervisor is gone: finish what is here, then end
-            self._loop.remove_reader(self._seat.link.fileno())
-            arrived = [Drain(self._timeout_s, last=True)]
-            for listener in self._seat.listeners:
-                close_behind(listener)
-        for order in arrived:
-            match order:
-                case Drain(timeout, last):
-                    self._timeout_s, self._is_last = timeout, last
-                    self._stop.set()
-                case Accept() if not self._running:
-                    self._running = [self._loop.create_task(server.serve()) for server in self._servers]
 
 
 def _open_doors(listeners: tuple[socket.socket, ...]) -> None:

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from limpet.servers import asyncio_loops
+from limpet.worker.handling import handling
 from limpet.worker.listener_bridge import Door
 from limpet.worker.seat import Seat
 from limpet.worker.user_code import takes
-
-log = logging.getLogger("limpet.worker")
 
 
 def fits(app: object) -> bool:
@@ -63,11 +61,8 @@ class Handlers:
 
     async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            await self._handle(reader, writer)
-        except ConnectionError:
-            log.debug("a client is gone", extra={"event": "client_gone"})
-        except Exception:
-            log.exception("the handler of a connection failed", extra={"event": "handler_failed"})
+            with handling(ConnectionError):
+                await self._handle(reader, writer)
         finally:
             self._ended()
             writer.close()

@@ -18,7 +18,7 @@ import pytest
 
 import limpet
 from tests.harness import HERE, Limpet, wait_until
-from tests.public import Public, Seen
+from tests.public import Public, Seen, reload
 
 BEFORE = "72ee71a8fa1c05b59ec4d3fc3a303855f967d2ba"
 REPOSITORY = HERE.parent
@@ -65,12 +65,8 @@ def test_nobody_notices_the_upgrade_from_flat_modules(backend: str, site: Path) 
             async with Public(server, by_address=backend == "kernel", clients=16, sockets=8).present() as seen:
                 deploy(site)
                 await asyncio.to_thread(upgrade, server)
-                change = server.ask(command="reload")["change"]
-                await asyncio.to_thread(
-                    wait_until,
-                    lambda: server.ask(command="change", number=change)["state"] == "done",
-                    "all workers are of the new version",
-                )
+                change = await asyncio.to_thread(reload, server)
+                assert change["state"] == "done", "all workers are of the new version"
             return seen
 
         seen = asyncio.run(both())

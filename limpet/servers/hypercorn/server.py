@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import signal
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -24,11 +23,9 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 
-from limpet.ipc import orders
-from limpet.ipc.control_link import LinkClosedError
-from limpet.ipc.orders import Accept, Drain
 from limpet.protocol.proxy_protocol import Origin
 from limpet.servers.asgi import framed
+from limpet.servers.asyncio_worker import Worker
 from limpet.servers.lifespan import Lifespan
 from limpet.servers.uvicorn.listening import Listening
 from limpet.worker import shortage
@@ -96,13 +93,12 @@ async def _changes_nothing(event: object) -> None:
     """Leave the protocol as it is."""
 
 
-class _Server:
-    """A worker's event loop, its connections and its orders."""
+class _Server(Worker):
+    """A worker's connections."""
 
     def __init__(self, app: Callable[..., Any], seat: Seat) -> None:
-        self._seat = seat
+        super().__init__(seat, Lifespan((app, seat.settings.app)))
         self._config = _config(seat)
-        self._lifespan = Lifespan((app, seat.settings.app))
         self._is_draining = False
         is_per_request = seat.home.router.chain.needs_head
         self._connection_class = _plain(_Connection) if is_per_request else _Connection
@@ -111,27 +107,24 @@ class _Server:
         )
         self._context = WorkerContext(None)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._timeout_s: float | None = seat.settings.graceful_timeout_s
         self._listening = Listening(
             seat.listeners, seat.settings.backlog, self._tasks, self._new_accepted, self._adopt_accepted
         )
 
-    async def run(self) -> None:
-        """Start the application, serve, drain."""
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        await self._lifespan.startup()
+    async def prepare(self) -> None:
+        """Prepare the listeners, and read the slot's channel."""
         await self._listening.prepare()
         self._loop.add_reader(self._seat.receiver.fileno(), self._take)
-        self._loop.add_reader(self._seat.link.fileno(), self._obey)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stop.set)
-        self._seat.ready()
-        await self._stop.wait()
-        await self._drain()
-        await self._lifespan.shutdown()
 
-    async def _drain(self) -> None:
+    def accept(self) -> None:
+        """Accept from the listeners."""
+        self._listening.open()
+
+    def close_doors(self) -> None:
+        """Let no more clients connect."""
+        self._listening.close_door()
+
+    async def drain(self) -> None:
         """Take what waits, let idle clients speak once more, finish what is in flight."""
         self._is_draining = True
         began = self._loop.time()
@@ -213,21 +206,6 @@ class _Server:
         self._seat.row.add("connections", -1)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a connection failed", exc_info=error, extra={"event": "connection_failed"})
-
-    def _obey(self) -> None:
-        try:
-            arrived = orders.receive(self._seat.link)
-        except LinkClosedError:  # the supervisor is gone: finish what is here, then end
-            self._loop.remove_reader(self._seat.link.fileno())
-            arrived = [Drain(self._timeout_s, last=True)]
-            self._listening.close_door()
-        for order in arrived:
-            match order:
-                case Drain(timeout):
-                    self._timeout_s = timeout
-                    self._stop.set()
-                case Accept():
-                    self._listening.open()
 
 
 class _Far:

@@ -6,7 +6,6 @@ the worker. Called by the adapters for trio, anyio and hypercorn.
 
 from __future__ import annotations
 
-import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable
@@ -15,9 +14,8 @@ from typing import Any
 
 import trio
 
+from limpet.worker.handling import handling
 from limpet.worker.listener_bridge import Door
-
-log = logging.getLogger("limpet.worker")
 
 
 class SlotListener(trio.abc.Listener[trio.SocketStream]):
@@ -71,11 +69,8 @@ async def _serve_one(
 ) -> None:
     door.tally.took()
     try:
-        async with stream:
-            await handle(stream)
-    except trio.BrokenResourceError:
-        log.debug("a client is gone", extra={"event": "client_gone"})
-    except Exception:
-        log.exception("the handler of a connection failed", extra={"event": "handler_failed"})
+        with handling(trio.BrokenResourceError):
+            async with stream:
+                await handle(stream)
     finally:
         door.tally.ended()
