@@ -200,10 +200,11 @@ def test_what_is_accepted_the_worker_reads_alike(data: bytes) -> None:
 @settings(max_examples=500, deadline=None)
 @given(heads())
 @example(b"\nGET / HTTP/1.1\r\n\r\n")
+@example(b"CONNECT / HTTP/1.1\r\n\r\n")
 def test_what_is_refused_the_worker_refuses_but_for_what_is_documented(data: bytes) -> None:
     """A server that answers 400 to what works without it cannot be put in front of anything."""
     reason = refusal(data)
-    if not reason or reason.startswith(("a bare CR or LF before", "HTTP version", "an HTTP/2 preface")):
+    if not reason or reason.startswith(("a bare CR or LF before", "HTTP version", "an HTTP/2 preface", "CONNECT")):
         return
     worker = Worker(data)
     assert worker.refused or (worker.upgraded and reason == "malformed request target")
