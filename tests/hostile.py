@@ -213,19 +213,23 @@ def page(results: Mapping[str, Mapping[str, str]], uvicorn: str) -> str:
 PREFACE: Final = """\
 # Hostile inputs
 
-What limpet answers to bytes that two readers could understand differently, and what uvicorn {uvicorn} alone
-answers (httptools, uvloop). `limpet` reads the first head of a connection in the dispatcher, by which key the worker
-is chosen; a later request is read by a worker, and on the kernel backend all are. `make hostile` runs both and writes
-this page; a test holds limpet against it.
+This page is a reference. It shows what limpet answers to bytes that two readers could understand differently, and what
+uvicorn {uvicorn} alone answers (with httptools and uvloop). `make hostile` sends each input to both servers and writes
+the table. A test compares limpet with it.
 
-`200 /a:2` is a response of the application, to a request for `/a` with a body of 2 bytes; a number alone is one of the
-server's own; `end` says that the connection was closed. `waits` says that nothing came within a second: the server
-takes it for the beginning of a head or body; limpet answers 408 to a head that has not come after `--head-timeout`.
-`/other` would appear where bytes behind the first request are taken for a request of their own.
+There are four columns for limpet because different processes read a head. With a dispatcher, the dispatcher reads the
+first head of a connection, to find the key. A worker reads the later heads. On the kernel backend a worker reads all.
 
-Trailers, the lines behind a chunked body, are not in the table. uvicorn alone appends them to the headers of the
-request (httptools). limpet drops them, whichever server calls the application; tornado and sanic answer 400
-([servers.md](servers.md)).
+- `200 /a:2` is a response of the application to a request for `/a` with a body of 2 bytes.
+- A number without a path is a response of the server itself.
+- `end` means that the server closed the connection.
+- `waits` means that no answer came within a second, because the server waits for the rest of a head or a body. If the
+  rest of a head does not come within `--head-timeout`, limpet answers 408.
+- `/other` would mean that a server took bytes behind the first request for another request.
+
+Trailers, which are header lines after a chunked body, are not in the table. uvicorn alone appends them to the headers
+of the request (with httptools). Limpet drops them, whichever server calls the application. tornado and sanic answer 400
+([servers](servers.md)).
 
 """
 

@@ -29,83 +29,97 @@ LIMITS: Final = (
     Limit(
         "head-timeout",
         ("refused_408", "head_timeouts"),
-        "408 when so much time has passed since the connection was accepted, or since a later head began, however fast "
-        "bytes come; without an answer where none has come",
+        "408 when this time has passed since the connection was accepted, or since a later head began, however fast "
+        "bytes arrive. A connection on which no byte has arrived is closed without an answer",
     ),
     Limit(
         "max-pending",
         ("pending", "room", "crowded_out"),
-        "503 to the one that has waited longest; the new one may wait; the bound is three quarters of the dispatcher's "
-        "free descriptors where those are fewer: `room` is what is in effect, `max_pending` in `limpet status`",
+        "503 to the connection that has waited longest, so that the new one may wait. If three quarters of the "
+        "dispatcher's free descriptors are fewer than the setting, they are the bound. The figure `room` and "
+        "`max_pending` in `limpet status` show the bound that is in effect",
     ),
     Limit("max-connections-per-address", ("refused_429", "address_refused"), "429"),
     Limit(
-        "queue", ("refused_503",), "503; at once, and after `--wait-timeout` in a dispatcher's own part of the queue"
+        "queue",
+        ("refused_503",),
+        "503 at once. A connection that waits in a dispatcher because the slot's channel is full gets 503 after "
+        "`--wait-timeout`",
     ),
     Limit(
-        "max-connections-per-worker", ("refused_503",), "503 to a client without a key when all workers have as many"
+        "max-connections-per-worker", ("refused_503",), "503 to a client without a key if all workers have that many"
     ),
     Limit("backlog", ("backlog_drops",), "none: the kernel drops the attempt to connect, and the client repeats it"),
-    Limit("max-copies", ("copies",), "none: the copy that was used longest ago is closed, the connection lives on"),
-    Limit("wait-timeout", ("returns_refused",), "503 to a request that moves and that its slot does not take in time"),
+    Limit(
+        "max-copies",
+        ("copies",),
+        "none: the worker closes the copy that was used longest ago. The connection stays open",
+    ),
+    Limit("wait-timeout", ("returns_refused",), "503 to a request that moves if its slot does not take it in time"),
     Limit(
         f"learned ids: {WAYS} of each slot in each of {ROWS} rows",
         ("learned", "learned_evicted"),
-        "none: the id that was seen longest ago is forgotten; requests with it go where its hash says",
+        "none: the id that was seen longest ago is forgotten. Requests with it go to the slot of its hash",
     ),
     Limit(
         "threads",
         (),
-        "none: the request waits for a thread; one whose client neither reads nor sends for 0.05 s lends its place to "
-        "another request (but not with `--threads 1`)",
+        "none: the request waits for a thread. A thread whose client neither reads nor sends for 0.05 s lets another "
+        "request run in addition (but not with `--threads 1`)",
     ),
     Limit(
         "threads of a worker that wait for the clients of a WSGI application, on servers that call ASGI: 256, each for "
         "120 s, 1 MiB of response ahead of its client",
         (),
-        "408 if the application has not answered, else the connection ends: to the one that has waited longest when "
-        "there are too many, and to one that has waited too long; the application gets a `TimeoutError`",
+        "408, or the end of the connection if the response has begun. This happens to the client that has waited "
+        "longest if there are too many, and to a client that has waited too long. The application gets a "
+        "`TimeoutError`",
     ),
     Limit(
         "descriptors of a dispatcher (`ulimit -Hn`)",
         ("accept_errors", "no_descriptor"),
-        "none for 5 s: clients wait in the backlog, and accepting is tried again each quarter of a second; then, until "
-        "somebody can be taken again, 503 to as many at a time as descriptors are kept for that (32)",
+        "none for 5 s: clients wait in the backlog, and the dispatcher tries again every quarter of a second. After "
+        "that it answers 503 to up to 32 clients at a time, with descriptors that it keeps for this, until it can "
+        "accept a client again",
     ),
     Limit(
         "descriptors of a terminator (`ulimit -Hn`), two for each connection of TLS",
         ("room", "accept_errors"),
-        "none: who comes waits in the backlog, and a quarter of a second later accepting is tried again",
+        "none: clients wait in the backlog, and the terminator tries again every quarter of a second",
     ),
     Limit(
         "descriptors of a worker (`ulimit -Sn`)",
         ("take_errors",),
-        "none: connections wait in the slot's channel, where `--queue` counts (`queued` in `limpet status`), or in its "
-        "listener on the kernel backend; half a second later it is tried again",
+        "none: connections wait in the slot's channel, where `--queue` is their bound (`queued` in `limpet status`), "
+        "or in the slot's listener on the kernel backend. The worker tries again every half second",
     ),
     Limit(
         "descriptors of the supervisor (`ulimit -Hn`)",
         (),
-        "none: who calls at the control socket waits, and a worker that died is replaced as soon as that can be",
+        "none: commands at the control socket wait, and a worker that died is replaced as soon as there are "
+        "descriptors",
     ),
 )
 
 PREFACE = """\
 # Bounds
 
-Every wait has a deadline and every queue a bound. What a client gets that meets one, and which figure in `limpet
-status` and the [metrics](metrics.md) then moves:
+This page is a reference. Every wait has a deadline, and every queue has a bound. The table shows what a client gets
+when a bound is reached, and which figure of `limpet status` and the [metrics](metrics.md) shows it.
 
 """
 
 POSTSCRIPT = """
-Slow clients cost descriptors and memory, not time: bytes that stand still are not looked at, and a head that comes
-byte by byte is looked at 20 times a second at most after its first 32 looks. `make slowloris` measures what 10,000 of
-them do to 1,000 honest requests a second on 2 cores: with them the 99th percentile is 1.36 times that without, and
-1.14 times if they sit at another server of the same machine. They send 3,300 single bytes and open 830 connections a
-second on the processors that nobody else wants, as a crowd on its own machines would. The dispatcher grows from 21 to
-40 MiB, and the kernel keeps 4 KiB for each of them. `make slowhttp` has slowhttptest try its four modes.
-An answer that is refused is followed by FIN; the client has two seconds to read it and close.
+Slow clients cost descriptors and memory, but little CPU time. A dispatcher looks at a head only when new bytes have
+arrived. After the first 32 looks, it looks at the head at most 20 times a second.
+
+`make slowloris` measures what 10,000 slow clients do to 1,000 honest requests a second on 2 cores. The 99th
+percentile is 1.36 times that without, and 1.14 times if the slow clients are connected to another server of the
+same machine. Together they send 3,300 single bytes and open 830 connections a second. They have the lowest priority for
+the processors, because such clients would normally run on their own machines. The dispatcher grows from 21 to 40 MiB,
+and the kernel keeps 4 KiB for each of them. `make slowhttp` runs slowhttptest in its four modes.
+
+After a refusal, limpet sends FIN. The client then has two seconds to read the response and to close its side.
 """
 
 
