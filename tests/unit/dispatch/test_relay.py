@@ -112,3 +112,73 @@ def test_client_that_does_not_close_is_closed_after_a_while(between: Between) ->
     assert not between.relay.is_over
     between.relay.expire(1.1 + LINGER_S, 60.0)
     assert between.relay.is_over
+
+
+def test_end_of_the_client_is_told_to_the_worker_and_its_response_still_comes(between: Between) -> None:
+    """A client that has sent its request may close its side, and still wants the answer."""
+    between.client.sendall(b"request")
+    between.turn()
+    assert between.worker.recv(100) == b"request"
+    shaking = threading.Thread(target=between.client.unwrap)  # it waits for the answer to its close_notify
+    shaking.start()
+    while not between.relay._client_ended:
+        between.turn()
+    assert between.worker.recv(100) == b""
+    between.worker.close()
+    while between.turn() and not between.relay.is_over:
+        pass
+    shaking.join(PATIENCE_S)
+    assert between.relay.is_over
+
+
+def test_worker_that_is_gone_costs_the_client_no_byte_that_it_sent_before(between: Between) -> None:
+    """A refusal, as 413, is sent before the rest of the request is read, and the reset must not overtake it."""
+    between.worker.sendall(b"too large")
+    between.client.sendall(b"x" * 10_000)
+    between.worker.close()  # with unread bytes later: the next write of the relay fails
+    for _ in range(5):
+        between.turn()
+    assert between.client.recv(100) == b"too large"
+    assert between.client.recv(100) == b""
+
+
+def test_client_that_sends_what_is_no_tls_is_closed(between: Between) -> None:
+    """Nothing after it can be trusted."""
+    raw = socket.socket(fileno=between.client.detach())
+    with raw:
+        raw.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+        while between.turn() and not between.relay.is_over:
+            pass
+    assert between.relay.is_over
+    between.client = client().wrap_socket(socket.socket(), do_handshake_on_connect=False)
+
+
+def test_client_that_stops_reading_is_closed_only_when_its_worker_is_gone(between: Between) -> None:
+    """While the worker lives, its own deadlines decide."""
+    between.worker.setblocking(False)
+    while not between.relay._down:
+        with contextlib.suppress(BlockingIOError):
+            between.worker.send(bytes(65_536))
+        between.turn()
+    between.relay.expire(1.0, 60.0)
+    between.relay.expire(100.0, 60.0)
+    assert not between.relay.is_over
+    between.worker.close()
+    between.relay.expire(101.0, 60.0)
+    assert between.relay.is_over
+
+
+def test_client_that_reads_again_is_given_its_time_anew(between: Between) -> None:
+    """A slow client is no dead one."""
+    between.worker.setblocking(False)
+    while not between.relay._down:
+        with contextlib.suppress(BlockingIOError):
+            between.worker.send(bytes(65_536))
+        between.turn()
+    between.relay.expire(1.0, 60.0)
+    assert between.relay.stalled_since == 1.0
+    while between.relay.stalled_since is not None:
+        between.client.recv(65_536)
+        between.turn()
+    between.relay.expire(1000.0, 60.0)
+    assert not between.relay.is_over
