@@ -23,6 +23,7 @@ from limpet.fleet.member import Member
 from limpet.fleet.past import Past
 from limpet.fleet.process import Child
 from limpet.ipc.control_link import Link
+from limpet.ipc.news import News, message
 from limpet.ipc.orders import CODEC, Order
 from limpet.ipc.scoreboard import Scoreboard
 from limpet.supervisor.announcing import Announcer
@@ -107,6 +108,10 @@ class Backend:
         """Let clients connect."""
         self.is_listening = True
 
+    def doors(self) -> list[Any]:
+        """Return the sockets that listen: none."""
+        return []
+
     def close(self) -> None:
         """Let no more clients connect."""
         self.is_closed = True
@@ -122,6 +127,7 @@ class Resources:
         self.moves: list[Channel] = []
         self.past = Past()
         self.newest_serial = 0
+        self.descriptors = 1024
         self.free_rows = {role: list(range(64)) for role in ("worker", "dispatcher", "terminator")}
         self.started: list[Child] = []
         self.refusal: OSError | None = None
@@ -178,6 +184,13 @@ class Resources:
         except BlockingIOError:
             pass
         return [order for line in data.splitlines() if (order := CODEC.unpack(json.loads(line))) is not None]
+
+    def renew(self, terminators: Any) -> None:
+        """Read no certificate: there is none."""
+
+    def say(self, child: Child, news: News) -> None:
+        """Have *child* say *news*."""
+        self._far_ends[child.pid].sendall(json.dumps(message(news)).encode() + b"\n")
 
     def close(self) -> None:
         """Close all lines."""

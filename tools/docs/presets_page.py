@@ -16,27 +16,28 @@ from limpet.config.presets import PRESETS
 PREFACE = """\
 # Presets
 
-`limpet run app:app --workers 4 --for NAME` sets what a product needs so that each of its sessions stays with the worker
-that knows it. A preset fills in defaults: whatever the command line, a variable or the file says wins, one setting at a
-time. `limpet presets` lists them.
+This page is a reference. `limpet run app:app --workers 4 --for NAME` sets what a product needs, so that each session
+stays with the worker that made it. A preset sets only defaults: for each setting, a value from the command line, a
+variable or the file wins. `limpet presets` lists all presets.
 
     limpet run app:app --workers 4 --for reflex
 
-Where the chain of a preset has `affinity`, a client has to send back limpet's cookie. Browsers do. A program needs a
-cookie jar: `requests.Session()`, `httpx.Client()`, `curl --cookie-jar jar --cookie jar`. Each preset says what happens
-to clients without one. If yours come from addresses of their own and through no proxy, `--by affinity,ip` keeps them
-at one worker, too. It is not the default, since all new clients behind a proxy or in an office have one address, and
-would begin at one worker.
+If the key chain of a preset contains `affinity`, a client must send back limpet's cookie. Browsers do that. A program
+needs a cookie jar: `requests.Session()`, `httpx.Client()`, `curl --cookie-jar jar --cookie jar`. Each preset says what
+happens to clients without a cookie jar. If each of your clients has an address of its own and there is no proxy,
+`--by affinity,ip` keeps these clients with one worker, too. This is not the default: behind a proxy or in an office all
+new clients have the same address, so all of them would start at the same worker.
 """
 
 
 MEASURED = """\
 ## Measured
 
-Sessions that failed: something they had made was gone, or another process answered. All sessions of a run were open at
-once, each with state that only its worker knows, on 4 workers of limpet with the preset, and of plain
-`uvicorn --workers 4` (Flask-SocketIO: gunicorn with threads); behind nginx with kept-alive connections, and without.
-`make measure-products` runs it again; what each failed session saw is in `benchmarks/results/products.json`.
+The table shows how many sessions failed. A session failed if something that it had made was gone, or if another process
+answered. All sessions of a run were open at the same time, and each had state that only its worker knows. They ran on 4
+workers of limpet with the preset, and on plain `uvicorn --workers 4` (Flask-SocketIO: gunicorn with threads). Each of
+the two ran without nginx, and behind nginx with kept-alive connections. `make measure-products` measures again.
+`benchmarks/results/products.json` has what each failed session saw.
 """
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from limpet.protocol.request import Peer, Request
 from limpet.routing.buckets import rank
 from limpet.routing.hashing import Hasher
 from limpet.routing.key_chain import Key, KeyChain, Trust
@@ -145,3 +146,22 @@ def test_long_keys_are_not_remembered() -> None:
     assert asked._hashed.cache_info().currsize == before
     asked.where(Key(b"x" * 100, "cookie:user", False))
     assert asked._hashed.cache_info().currsize == before + 1
+
+
+@pytest.mark.parametrize(("by", "element"), [("header:x-user", None), ("header:x-user,ip", "ip")])
+def test_connection_without_a_request_is_routed_by_what_needs_none(by: str, element: str | None) -> None:
+    """A protocol that is not HTTP has no head, and must neither end the process nor get a key that is not there."""
+    asked = Router(KeyChain.parse(by, Trust()), Hasher(b"secret"), SLOTS)
+    peer = Peer("10.0.0.1", 4711, "")
+    route = asked.route(peer, None)
+    assert (route is None) is (element is None)
+    assert route is None or route == asked.where(Key(b"\x0a\x00\x00\x01", "ip", True))
+
+
+def test_route_of_a_request_is_computed_once_for_each_key() -> None:
+    """Behind a proxy each request is routed, and the hash is the dearest part of that."""
+    asked = Router(KeyChain.parse("header:x-user", Trust()), Hasher(b"secret"), SLOTS)
+    peer = Peer("10.0.0.1", 4711, "")
+    routes = [asked.route(peer, Request("GET", "/", peer, [(b"x-user", b"ada")])) for _ in range(5)]
+    assert routes == [asked.where(Key(b"ada", "header:x-user", False))] * 5
+    assert asked._known.cache_info().hits == 4

@@ -109,3 +109,16 @@ def test_process_that_failed_is_killed_once_and_said_once(caplog: pytest.LogCapt
             stage.processes.kill(slot, slot.child, "hangs")
         assert caplog.text.count("it is killed") == 1
         assert slot.child.process.poll() == -9
+
+
+def test_successor_that_is_starting_is_killed_when_its_slot_stops() -> None:
+    """It would be ready a moment later in a server that no longer is, and hold up the stop."""
+    with Stage().start() as stage:
+        slot = stage.fleet.slots[0]
+        stage.processes.apply(slot, Event.RENEW)
+        successor = slot.successor
+        assert successor is not None
+        stage.processes.apply(slot, Event.STOP)
+        assert successor.process.poll() == -9
+        assert slot.successor is None
+        assert successor in slot.predecessors
