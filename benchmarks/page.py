@@ -54,10 +54,11 @@ SHORT: Final = {KERNEL: "limpet kernel", DISPATCHER: "limpet dispatcher", "node 
 PREFACE: Final = """\
 # Benchmarks
 
-`make bench` loads limpet and what people use today side by side. What counts is the CPU time of all processes of a
-system for each answer, as a ratio to another system within each round: its geometric mean over the rounds, and in
-parentheses the 95 % interval of a bootstrap over rounds. Below 1 limpet needs less. The application does nothing, so
-that ratios of real ones are nearer to 1. This page is made from the results in `benchmarks/results/`.
+This page is a reference. `make bench` loads limpet and the systems that people use today side by side. It measures the
+CPU time of all processes of a system for each answer. Each figure is a ratio: limpet's value divided by the value of
+another system in the same round. The tables show the geometric mean over the rounds and, in parentheses, the 95 %
+interval of a bootstrap over the rounds. Below 1: limpet needs less. The measured application does nothing, so the
+ratios of real applications are closer to 1. The page is made from the results in `benchmarks/results/`.
 """
 METHOD: Final = """
 ## How it is measured, and what it does not say
@@ -66,17 +67,18 @@ METHOD: Final = """
     python benchmarks/bench.py mixed --workers 4 --output FILE    # one part
     python benchmarks/page.py benchmarks/results/bench-2.json benchmarks/results/bench-4.json
 
-- All systems of a part run at once, and are loaded in turn, in rounds that begin with another one each time. Systems
-  that no target names are loaded in each third round.
-- Before that, each system that promises stickiness is held to it, and nginx and HAProxy to re-using their connections.
-- Users and addresses (200 and 512) are drawn by a seed that is the number of the round. 32 requests are in flight.
-- The p99 is at a fixed rate, from when a request was due; the rate is a quarter of what the slowest of the systems
-  compared answers to the same clients in a closed loop, so it says nothing about the capacity of a machine.
-- The load runs on the same machine: there is no network, throughput is limited by the load, and absolute times say more
-  about the machine than about the systems. They move by 10 % from run to run; ratios within a run do not.
-- On loopback the kernel's work for what a client sends is done while it sends, so it is in no system's figures.
-- Every uvicorn runs on uvloop and httptools, as in limpet, those behind nginx and HAProxy, too. Access logs are off.
-- Node's servers run the same application in another language: what they cost says something about that, too.
+- All systems of a part run at the same time and are loaded one after another. Each round begins with another system.
+  Systems that no target names are loaded only in every third round.
+- Before the rounds, the benchmark checks that each system that promises stickiness is sticky, and that nginx and
+  HAProxy re-use their connections.
+- The number of the round is the seed that chooses users (200) and addresses (512). 32 requests are in flight.
+- The p99 is measured at a fixed rate, from the moment when a request was due. The rate is a quarter of what the slowest
+  compared system answers to the same clients in a closed loop. So the p99 says nothing about the capacity of a machine.
+- The load runs on the same machine. So there is no network, the load limits the throughput, and absolute times say more
+  about the machine than about the systems. Absolute times differ by 10 % from run to run. Ratios within a run do not.
+- On loopback the kernel does its work for received data while the client sends. So that work is in no system's figures.
+- Every uvicorn runs on uvloop and httptools, as in limpet, also behind nginx and HAProxy. Access logs are off.
+- Node's servers run the same application in another language, so their figures also compare the languages.
 """
 
 Run = dict[str, Any]
