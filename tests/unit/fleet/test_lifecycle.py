@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from limpet.fleet.lifecycle import LONGEST_BACKOFF_S, Action, Event, Life, State, backoff_s
+from limpet.fleet.lifecycle import CRASHES, LONGEST_BACKOFF_S, Action, Event, Life, State, backoff_s
 from tools.docs.lifecycle_page import inserted
 
 
@@ -166,3 +166,11 @@ def test_diagram_in_the_docs_is_the_table() -> None:
     document = (Path(__file__).parents[3] / "docs" / "lifecycle.md").read_text()
     assert document == inserted(document)
     assert f"    {State.READY} --> {State.RENEWING}: {Event.RENEW}" in document
+
+
+def test_crash_loop_begins_once_with_the_last_of_its_crashes() -> None:
+    """The log says it once: not for a single crash, and not again with each further one."""
+    life = Life(State.READY)
+    began = [life.crashed(100.0 + second) for second in range(CRASHES + 2)]
+    assert began == [False] * (CRASHES - 1) + [True, False, False]
+    assert not Life(State.READY).crashed(100.0)
