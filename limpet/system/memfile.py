@@ -5,6 +5,8 @@ This file owns how such a file is made, filled and read. It does not know what i
 
 1. A new file is close-on-exec. The caller makes it inheritable, or passes it on with `pass_fds`.
 2. The position in a new file is 0, so a reader need not seek.
+3. A file may be sealed only if that is asked for. A process that was taken over could otherwise seal a file that the
+   supervisor must still write.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from limpet.errors import LimpetError, reason
 _FORBIDDEN: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
 
 
-def create(name: str, data: bytes = b"") -> int:
-    """Return a descriptor of a new memory file that holds *data* and may be sealed. Owns: the caller closes it.
+def create(name: str, data: bytes = b"", *, may_be_sealed: bool = False) -> int:
+    """Return a descriptor of a new memory file that holds *data*. Owns: the caller closes it.
 
     Raises LimpetError if the system forbids memory files, and OSError if it has no room for one.
     """
     try:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if may_be_sealed else 0))
     except OSError as error:
         if error.errno not in _FORBIDDEN:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def test_file_is_no_programs_by_accident() -> None:
     fd = memfile.create("limpet-test")
     assert not os.get_inheritable(fd)
     os.close(fd)
+
+
+def test_file_can_be_sealed_only_if_that_was_asked_for() -> None:
+    """A worker that was taken over could seal its file for stacks, and the supervisor could not empty it."""
+    plain, sealed = memfile.create("limpet-test"), memfile.create("limpet-test", may_be_sealed=True)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(plain, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    os.close(plain)
+    os.close(sealed)
 
 
 @pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOSYS])
