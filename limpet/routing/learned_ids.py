@@ -1,26 +1,27 @@
 """The learned table: ids that the application made, and the slot whose worker made each.
 
-Pure: the memory comes in as 8-byte cells, time as an argument. Owns their layout. Refuses to know what an id is (a
-digest of the hasher) and who asks: routing/router.py looks ids up, sessions/sessions.py learns them.
+Pure: the memory comes in as 8-byte cells, and time as an argument. This file owns the layout of the cells. It knows an
+id only as a digest of the hasher. routing/router.py looks ids up, and sessions/sessions.py learns them.
 
-How it works: the memory belongs to the scoreboard, which the supervisor keeps, so nothing that a child does or suffers
-loses an entry, and nobody has to be told: what a worker has stored the next dispatcher that looks finds. A digest
-selects a row; there each slot has WAYS entries of its own, side by side, so that one search finds a digest whoever
-learned it. An entry is two cells:
+How it works: the memory belongs to the scoreboard, which the supervisor keeps. So the end of a child loses no entry. A
+dispatcher finds an entry as soon as a worker has stored it, without a message. A digest selects a row. In a row, each
+slot has WAYS entries of its own, and the entries of all slots are side by side. So one search finds a digest of any
+slot. An entry is two cells:
 
     digest | check 9 bits, forgotten 1, generation 14, seen 40        seen: milliseconds, monotonic
 
-1. A slot's entries are written by its worker alone, so there is no lock. While a predecessor drains there are two: they
-   look for room from different ends.
-2. To replace an entry: digest 0, then the second cell, then the digest. A reader, who copies the row, may see the old
-   digest with the new cell, which is harmless (the slot is the place), or a new one with an old cell, which the check
-   tells. A process that dies between the stores has lost an id that no client has heard of yet.
-3. Several slots may have the same id: the one seen last counts. A slot that forgets an id frees its own entry. Only
-   where another slot has the id, too, it leaves a mark in its place, so that the older entry does not count again.
-4. Full is not an error. An entry that changes nothing any more makes room first: one that has expired, one of an id
-   that another slot has seen since, a mark without an older entry to cover. Then the entry seen longest ago makes
-   room for a new id, and is counted. It never makes room for a mark: then the id stays known.
-5. Memory is touched only where ids are: 4 KiB for each row and 16 slots, 4 MiB at most for up to 16 slots.
+1. Only the worker of a slot writes the slot's entries, so there is no lock. While a predecessor drains, two workers
+   write. They look for free entries from different ends.
+2. To replace an entry, a worker writes digest 0, then the second cell, then the new digest. A reader copies the row
+   first. It may see the old digest with the new cell. That is harmless, because the position of the entry gives the
+   slot. It may also see a new digest with an old cell, which the check shows. If a process dies between these writes,
+   only an id is lost that no client has received yet.
+3. Several slots may have the same id. The entry seen last counts. A slot that forgets an id frees its own entry. If
+   another slot has the id, too, it writes a mark instead, so that the older entry does not count again.
+4. A full row is not an error. First, entries that have no effect are replaced: expired entries, entries of an id that
+   another slot has seen since, and marks without an older entry to cover. Then a new id replaces the entry that was
+   seen longest ago, and that is counted. A mark never replaces such an entry: the id stays known instead.
+5. Only memory that holds ids is touched: 4 KiB for each row and 16 slots, so at most 4 MiB for up to 16 slots.
 """
 
 from __future__ import annotations

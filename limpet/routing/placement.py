@@ -1,15 +1,16 @@
 """Where a client without a key goes: `--place least|random|hash`.
 
-Owns the choice. Asked by the dispatcher when the key chain found nothing, and by a worker when a connection that has
-carried keys brings a request without one. The loads are read at the moment of the choice, so that a burst of clients
-spreads as well as a trickle.
+Owns the choice. A dispatcher asks if the key chain found no key. A worker asks if a request without a key arrives on a
+connection that has carried keys. The loads are read at the moment of the choice, so a burst of clients is spread, too.
 
-A slot that has `--max-connections-per-worker` gets no more of them: the next by the same policy does, and when all are
-full nobody, which the dispatcher answers with 503. Clients with a key are none of placement's: they go home.
+A slot that has `--max-connections-per-worker` connections gets no more clients without a key. The next slot by the same
+policy gets them. If all slots are full, `place` returns None, and the dispatcher answers 503. A client with a key
+always goes to the slot of its key, without placement.
 
-`least` takes the slot with the fewest connections. Clients that come one after another, each gone before the next, see
-no difference there. Among those slots it takes the one whose worker has begun the fewest sessions (affinity cookies
-set, ids learned, ids minted), then the one on which the fewest clients were placed, and then a random one.
+`least` takes the slot with the fewest connections. If clients come one after another, and each is gone before the next,
+all slots have equally many. Among those slots, `least` takes the one whose worker has begun the fewest sessions
+(affinity cookies set, ids learned, ids minted), then the one on which the fewest clients were placed, and then a random
+one.
 
 1. Requests that never carry a key (`belongs_to_no_user`) are placed but not counted. Others without a key are counted,
    and each round is in a random order: no pattern of requests can send all users to one slot.

@@ -1,7 +1,8 @@
-"""A worker that has no free descriptor number: it says so once an hour, and takes no connection for a moment.
+"""A worker without a free descriptor number: it logs that once an hour, and takes no connection for a moment.
 
-Owns the pause and the words. Connections wait meanwhile where they are, in the channel or in the backlog; whoever reads
-there would be woken again and again. Called by the server adapters that take connections themselves.
+Owns the pause and the log line. During the pause connections wait where they are, in the channel or in the backlog.
+Without the pause, the event loop would wake again and again. The server adapters that take connections themselves call
+this file.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""A worker that accepts: its slot's listeners on the event loop, for as long as they are its own to read.
+"""A worker that accepts: its slot's listeners on the event loop, while this worker is the one that reads them.
 
-Owns when and how connections are accepted on the kernel backend. Knows nothing of what becomes of them: server.py
-makes the protocols. The listeners are the server's; this process closes its copies and never shuts one down.
+Owns when and how connections are accepted on the kernel backend. server.py makes the protocols for them. The supervisor
+keeps the listeners; this process closes its copies and never shuts one down.
 
-1. The event loop calls listen() again, and so gets the backlog told: asyncio's own 100 would cut the queue.
-2. The event loop gets duplicates, which it closes. Who waits behind them then is accepted here, if nobody else will.
-3. uvloop (libuv) closes the connections for which it finds no descriptor number, instead of leaving them in the queue
-   as asyncio does. So it accepts only while there are many free ones; from then on this file does, which costs more for
-   each connection, and waits when there are none.
-4. A server of asyncio that is closed drops what it has accepted in the same turn of the loop: it stops a turn before.
+1. The event loop calls listen() again, so it must get limpet's backlog: asyncio's own 100 would cut the queue.
+2. The event loop gets duplicates, which it closes. If no other worker will accept the connections that still wait, this
+   file accepts them.
+3. Without a free descriptor number, uvloop (libuv) closes connections; asyncio leaves them in the queue. So uvloop
+   accepts only while many numbers are free. With few, this file accepts, which costs more for each connection, and with
+   none it waits.
+4. A server of asyncio that is closed drops connections that it accepted in the same turn of the loop. So it stops
+   accepting one turn earlier.
 """
 
 from __future__ import annotations
@@ -82,9 +84,9 @@ class Listening:
                 close_behind(listener)
 
     async def leave(self, *, take_rest: bool) -> None:
-        """Adopt who waits, with *take_rest*, then give up the listeners.
+        """Give up the listeners. With *take_rest*, adopt the connections that wait in them first.
 
-        Without it a successor takes them; but there may be none, as when a service manager signals all processes.
+        Without it a successor takes them. There may be none, for example if a service manager signals all processes.
         """
         self._is_open = False
         if self._opening is not None:
