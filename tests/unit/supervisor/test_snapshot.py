@@ -132,3 +132,19 @@ def test_what_all_processes_must_agree_on_is_not_changeable() -> None:
     agreed |= {"workers", "bind", "server", "backend", "on_down", "dispatchers", "terminators", "user", "group", "name"}
     agreed |= {"secret_file", "state_dir", "tls_cert", "tls_key", "max_head_bytes", "max_headers", "queue"}
     assert agreed & snapshot.CHANGEABLE == set()
+
+
+@pytest.mark.parametrize(("life", "ready"), [(State.READY, True), (State.STARTING, False)])
+def test_child_of_an_older_version_is_ready_if_its_slot_serves(life: State, ready: bool) -> None:
+    """Older versions did not pass that on. A READY that comes later would be refused as a second one."""
+    member = Member("worker", 0, Life(life), a_child(), None, [a_child(pid=4710)])
+    packed = json.loads(json.dumps(snapshot._pack_member(member)))
+    for each in packed["children"]:
+        each["link"] = -1
+        del each["is_ready"]
+    found = snapshot._unpack_member(packed)
+    assert found.child is not None
+    assert found.child.is_ready is ready
+    assert [old.is_ready for old in found.predecessors] == [True]
+    for child in member.children:
+        child.link.close()
