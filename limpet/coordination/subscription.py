@@ -125,7 +125,11 @@ class Subscription:
                     return self._next()
 
     def __enter__(self) -> Subscription:
-        self._open(None)
+        if self._bus is not None:
+            raise RuntimeError("a subscription can be entered once: call `limpet.subscribe` again")
+        self._bus = bus = self._find_bus()
+        with bus.lock:
+            bus.add(self, None if _in_trio() else _loop())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,8 +145,7 @@ class Subscription:
         return message
 
     async def __aenter__(self) -> Subscription:
-        self._open(None if _in_trio() else asyncio.get_running_loop())
-        return self
+        return self.__enter__()
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
@@ -165,13 +168,6 @@ class Subscription:
             finally:
                 with bus.lock, contextlib.suppress(ValueError):  # it was called, and is no longer there
                     self._waiting.remove(wake)
-
-    def _open(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        if self._bus is not None:
-            raise RuntimeError("a subscription can be entered once: call `limpet.subscribe` again")
-        self._bus = bus = self._find_bus()
-        with bus.lock:
-            bus.add(self, loop)
 
     def _opened(self) -> Bus:
         if self._bus is None:
@@ -198,6 +194,13 @@ class Subscription:
 def _in_trio() -> bool:
     trio = sys.modules.get("trio")
     return trio is not None and bool(trio.lowlevel.in_trio_run())
+
+
+def _loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _alarm() -> tuple[Callable[[], None], Awaitable[object]]:

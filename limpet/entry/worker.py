@@ -84,6 +84,10 @@ def work(place: Boot, link: Link) -> None:
         tls.ignore_names_that_are_no_text()
     conflicts.refuse(settings, router.chain, is_loaded=True)
     serve = application.adapter(settings)  # first: gevent must patch before the application is imported
+    if settings.mint == "socketio":
+        from limpet.integrations import socketio
+
+        socketio.share()
     app = application.load(settings)
     if isinstance(app, application.PerBind):
         app = application.PerBind(in_session(each, here, settings, bind) for bind, each in enumerate(app))

@@ -549,7 +549,7 @@ def test_channel_is_read_by_the_loop_of_the_first_subscription_and_then_by_a_thr
     async def run() -> None:
         async with Subscription(lambda: two, ("room",)) as messages, asyncio.timeout(PATIENCE_S):
             assert two._reader._thread is None
-            threads.append(Subscription(lambda: two, ("room",)).__enter__())
+            threads.append(await asyncio.to_thread(Subscription(lambda: two, ("room",)).__enter__))
             one.publish("room", 1)
             assert (await anext(messages)).data == 1
         assert two._reader._thread is not None
