@@ -35,6 +35,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -43,7 +44,7 @@ from limpet.coordination.interest import ANY, TOPICS, Memory
 from limpet.coordination.roster import Peers
 from limpet.coordination.subscription import Message, Subscription
 from limpet.ipc.boot import BusPlace
-from limpet.ipc.scoreboard import Row
+from limpet.ipc.scoreboard import Row, position
 
 __all__ = ["Message", "Subscription", "publish", "publish_sync", "subscribe"]
 
@@ -52,12 +53,19 @@ _MOST_KNOWN: Final = 4096  # topics that a publisher remembers for each receiver
 _PER_TURN: Final = 256  # messages that the event loop takes before others have their turn
 _AT_ONCE: Final = 100_000  # messages that `subscribe` takes from the channel at most, which is more than fit into it
 _PUBLISHED_PER_TURN: Final = 32  # messages that a task publishes before others have their turn
+_PER_POLL: Final = 1024
+_POLL_S: Final = 0.001
+_BUSY_TURNS: Final = 4  # so many within _BUSY_S: from 2,000 wake-ups a second on, the channel is read by the clock
+_BUSY_S: Final = 0.002
 _LOOK_AGAIN_S: Final = 1.0
 _SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _TAKE: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 _RIGHTS_BYTES: Final = array.array("i").itemsize
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_RIGHTS_BYTES)
 _GONE: Final = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET})
+_PUBLISHED, _SENT, _DROPPED, _RECEIVED, _LOST, _INVALID, _SUBSCRIPTIONS = (
+    position(f"bus_{name}") for name in ("published", "sent", "dropped", "received", "lost", "invalid", "subscriptions")
+)
 log = logging.getLogger("limpet.worker")
 
 
@@ -109,7 +117,7 @@ class Bus:
 
     def __init__(self, seat: Seat | None = None, row: Row | None = None) -> None:
         self._seat = seat
-        self._figures = row
+        self._cells = None if row is None else row.cells
         self.lock: Any = threading.RLock() if seat is None else seat.peers.lock
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._receivers: list[_Receiver] = []
@@ -120,6 +128,7 @@ class Bus:
         self._free = list(range(TOPICS - 1, -1, -1))
         self._reader = _Reader(self)
         self._signals = b""  # the counts of losses, when they were last looked at
+        self.taken = 0  # messages that were taken from the channel
         self._unaccounted = 0, 0.0  # bytes of memory files sent and not taken, and since when
 
     # Publishing.
@@ -129,7 +138,7 @@ class Bus:
         name = packet.name(topic)
         kind, payload = packet.encode(data)
         with self.lock:
-            self._count("bus_published")
+            self._count(_PUBLISHED)
             self._deliver(topic, kind, payload)
             if self._seat is not None:
                 self._send(self._seat, topic, name, kind, payload)
@@ -161,7 +170,7 @@ class Bus:
                     else:
                         fd = packet.memory_file(payload) if fd < 0 else fd
                         self._send_file(seat, receiver, datagram, fd, len(payload))
-                    self._count("bus_sent")
+                    self._count(_SENT)
                 except OSError as error:
                     if error.errno not in _GONE:
                         self._drop(seat, receiver, target)
@@ -183,7 +192,7 @@ class Bus:
 
     def _drop(self, seat: Seat, receiver: _Receiver, target: _Target) -> None:
         target.lost += 1
-        self._count("bus_dropped")
+        self._count(_DROPPED)
         with contextlib.suppress(OSError):
             seat.memory.lose(receiver.row, seat.row, target.entry, target.tag, target.lost)
 
@@ -217,28 +226,52 @@ class Bus:
 
     def add(self, subscription: Subscription, loop: asyncio.AbstractEventLoop | None) -> None:
         """Let *subscription* hear its topics from now on; *loop* is that of its task, if it is asyncio's."""
-        if self._seat is not None:
-            self.take(_AT_ONCE)  # what was published before is not for it
-        for topic in dict.fromkeys(subscription.topics):
-            heard = self._subscriptions.setdefault(topic, [])
-            if not heard and self._seat is not None:
-                self._begin(self._seat, topic)
-            heard.append(subscription)
-        self._count("bus_subscriptions")
+        for topic in subscription.topics:
+            self.listen(subscription, topic)
+        self._count(_SUBSCRIPTIONS)
         if self._seat is not None:
             self._reader.begin(self._seat.channel, subscription, loop)
 
     def remove(self, subscription: Subscription) -> None:
         """Let *subscription* hear nothing more."""
-        for topic in dict.fromkeys(subscription.topics):
-            heard = self._subscriptions[topic]
-            heard.remove(subscription)
-            if not heard:
-                del self._subscriptions[topic]
-                if self._seat is not None:
-                    self._end(self._seat, topic)
-        self._count("bus_subscriptions", -1)
+        for topic in subscription.topics:
+            self.ignore(subscription, topic)
+        self._count(_SUBSCRIPTIONS, -1)
         self._reader.end(subscription)
+
+    def listen(self, subscription: Subscription, topic: str) -> None:
+        """Let *subscription* hear *topic* from now on."""
+        if self._seat is not None:
+            self.take(_AT_ONCE)  # what was published before is not for it
+        heard = self._subscriptions.setdefault(topic, [])
+        if not heard and self._seat is not None:
+            self._begin(self._seat, topic)
+        heard.append(subscription)
+
+    def ignore(self, subscription: Subscription, topic: str) -> None:
+        """Let *subscription* hear nothing more of *topic*."""
+        heard = self._subscriptions[topic]
+        heard.remove(subscription)
+        if not heard:
+            del self._subscriptions[topic]
+            if self._seat is not None:
+                self._end(self._seat, topic)
+
+    def others(self, topic: str) -> list[tuple[int, int]]:
+        """Return the row and serial number of each other participant that has subscribed to *topic*."""
+        seat = self._seat
+        if seat is None:
+            return []
+        with self.lock:
+            self._look_who_is_there(seat)
+            digest = interest.digest(topic)
+            found = ((each.row, each.serial, seat.memory.find(each.row, digest)) for each in self._receivers)
+            return [(row, serial) for row, serial, entry in found if entry not in (None, ANY)]
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """This participant's row and serial number, as `others` returns them."""
+        return (self._seat.row, self._seat.serial) if self._seat is not None else (0, 0)
 
     def _begin(self, seat: Seat, topic: str) -> None:
         digest = interest.digest(topic)
@@ -282,6 +315,7 @@ class Bus:
                     datagram, ancillary, flags, _ = channel.recvmsg(packet.DATAGRAM_BYTES, _ANCILLARY_BYTES, _TAKE)
                 except BlockingIOError:
                     return self._is_settled(seat)
+                self.taken += 1
                 self._hear(seat, datagram, ancillary, flags)
         return False
 
@@ -291,7 +325,7 @@ class Bus:
             fds.frombytes(data[: len(data) // _RIGHTS_BYTES * _RIGHTS_BYTES])
         try:
             found = packet.unpack(datagram)
-            self._count("bus_received")
+            self._count(_RECEIVED)
             if found.size:
                 seat.memory.take(seat.row, found.size)
             entry = self._entries.get(found.topic)
@@ -308,7 +342,7 @@ class Bus:
                 self._deliver(found.topic, found.kind, found.payload)
         except packet.InvalidError as error:
             log.debug("a message on the bus is not valid: %s", error, extra={"event": "bus_invalid"})
-            self._count("bus_invalid")
+            self._count(_INVALID)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -316,7 +350,7 @@ class Bus:
     def _deliver(self, topic: str, kind: int, payload: bytes) -> None:
         for subscription in self._subscriptions.get(topic, ()):
             if dropped := subscription.put(topic, kind, payload):
-                self._count("bus_lost", dropped)
+                self._count(_LOST, dropped)
 
     def _tell_loss(self, entry: _Entry, publisher: int, lost: int) -> None:
         told = entry.told.get(publisher, 0)
@@ -328,7 +362,7 @@ class Bus:
         for topic in topics:
             for subscription in self._subscriptions.get(topic, ()):
                 subscription.lose(count)
-                self._count("bus_lost", count)
+                self._count(_LOST, count)
 
     def _is_settled(self, seat: Seat) -> bool:
         """Look at what was lost and told in no message, with an empty channel. Return False if it filled meanwhile."""
@@ -380,9 +414,9 @@ class Bus:
         assert self._seat is not None
         self._seat.memory.hear_all(self._seat.row, wanted=True)
 
-    def _count(self, name: str, amount: int = 1) -> None:
-        if self._figures is not None:
-            self._figures.add(name, amount)
+    def _count(self, place: int, amount: int = 1) -> None:
+        if self._cells is not None:
+            self._cells[place] += amount
 
 
 def _cells(signals: bytes) -> memoryview:
@@ -400,6 +434,8 @@ class _Reader:
         self._channel: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._is_due = False  # another look is planned
+        self._is_polling = False
+        self._turns: deque[float] = deque([0.0] * _BUSY_TURNS, _BUSY_TURNS)  # when they were
 
     def begin(self, channel: socket.socket, subscription: Subscription, loop: asyncio.AbstractEventLoop | None) -> None:
         """Read *channel* from now on, if nobody does. The bus is locked."""
@@ -440,10 +476,31 @@ class _Reader:
                 loop.remove_reader(fd)
 
     def _turn(self) -> None:
+        """Take what is there. If that happens too often, look at the clock instead of waking up for each message."""
+        before = self._bus.taken
         self._bus.take()  # if that was not all, the loop calls again: the channel is still readable
-        if not self._is_due and self._loop is not None:
+        loop, channel = self._loop, self._channel
+        if loop is None or channel is None:
+            return
+        now = loop.time()
+        self._turns.append(now)
+        if self._turns[0] > now - _BUSY_S and not self._is_polling and self._bus.taken > before:
+            self._is_polling = True
+            loop.remove_reader(channel.fileno())
+            loop.call_later(_POLL_S, self._poll, loop)
+        if not self._is_due:
             self._is_due = True
-            self._loop.call_later(_LOOK_AGAIN_S, self._look)
+            loop.call_later(_LOOK_AGAIN_S, self._look)
+
+    def _poll(self, loop: asyncio.AbstractEventLoop) -> None:
+        before = self._bus.taken
+        if self._loop is loop and self._channel is not None:
+            self._bus.take(_PER_POLL)
+            if self._bus.taken > before:
+                loop.call_later(_POLL_S, self._poll, loop)
+                return
+            loop.add_reader(self._channel.fileno(), self._turn)
+        self._is_polling = False
 
     def _look(self) -> None:
         """Look at losses after which nothing came: one may have been counted just after the last look."""

@@ -37,6 +37,12 @@ class Bus(Protocol):
     def remove(self, subscription: Subscription) -> None:
         """Let *subscription* hear nothing more."""
 
+    def listen(self, subscription: Subscription, topic: str) -> None:
+        """Let *subscription* hear *topic* from now on."""
+
+    def ignore(self, subscription: Subscription, topic: str) -> None:
+        """Let *subscription* hear nothing more of *topic*."""
+
 
 class Message(NamedTuple):
     """A message of the bus.
@@ -53,7 +59,7 @@ class Subscription:
     """The messages of some topics, from `async with` or `with` on. `limpet.subscribe` makes it."""
 
     def __init__(self, bus: Callable[[], Bus], topics: tuple[str, ...]) -> None:
-        self.topics = topics
+        self.topics = list(dict.fromkeys(topics))
         self.lost = 0
         """How many messages this subscription has lost so far, told or not."""
         self._find_bus = bus
@@ -98,6 +104,23 @@ class Subscription:
             wake()
 
     # For the application.
+
+    def add(self, topic: str) -> None:
+        """Hear *topic*, too, from now on. Raises TypeError or ValueError for what cannot be a topic."""
+        packet.name(topic)
+        bus = self._opened()
+        with bus.lock:
+            if topic not in self.topics and not self._is_over:
+                self.topics.append(topic)
+                bus.listen(self, topic)
+
+    def discard(self, topic: str) -> None:
+        """Hear nothing more of *topic*. What has come before is still to be read."""
+        bus = self._opened()
+        with bus.lock:
+            if topic in self.topics and not self._is_over:
+                self.topics.remove(topic)
+                bus.ignore(self, topic)
 
     def close(self) -> None:
         """End the subscription: whoever iterates over it gets what has come, and then the end. Any thread may."""

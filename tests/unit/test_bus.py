@@ -21,7 +21,7 @@ from limpet.coordination.interest import Memory
 from limpet.coordination.roster import Roster
 from limpet.coordination.subscription import Message, Subscription
 from limpet.ipc.boot import BusPlace
-from limpet.ipc.scoreboard import Row, Scoreboard
+from limpet.ipc.scoreboard import Row, Scoreboard, position
 
 PATIENCE_S = 10
 
@@ -109,9 +109,10 @@ def channel_of(publisher: Bus) -> socket.socket:
 
 def fill(worker: Bus, topic: str) -> int:
     """Publish numbers to *topic* until the channel of its only receiver is full, and once more. Return how many."""
-    assert worker._figures is not None
-    before, count = worker._figures["bus_dropped"], 0
-    while worker._figures["bus_dropped"] == before:
+    assert worker._cells is not None
+    dropped, count = position("bus_dropped"), 0
+    before = worker._cells[dropped]
+    while worker._cells[dropped] == before:
         worker.publish(topic, count)
         count += 1
     return count
