@@ -57,13 +57,18 @@ def whole(count: int) -> list[tuple[int, int]]:
     return [(number, 0) for number in range(count)]
 
 
-@pytest.mark.parametrize("server", [name for name, kind in KINDS.items() if kind.interface in ("asgi", "wsgi")])
-def test_clients_of_two_workers_hear_each_other(server: str) -> None:
+SERVERS = [(name,) for name, kind in KINDS.items() if kind.interface in ("asgi", "wsgi")]
+VARIANTS = [("hypercorn", "--loop", "trio"), ("gunicorn", "--worker-class", "gevent"), ("uvicorn", "--loop", "asyncio")]
+
+
+@pytest.mark.parametrize("words", [*SERVERS, *VARIANTS], ids=" ".join)
+def test_clients_of_two_workers_hear_each_other(words: tuple[str, ...]) -> None:
     """Without this, two people in one room see each other or not, as chance has put them."""
+    server = words[0]
     app = f"tests.bus_app:{KINDS[server].interface}"
     by_ip = KINDS[server].takes != "any"
     chain = () if by_ip else CHAIN
-    with Limpet(app, "--server", server, *chain, "--workers", "2") as limpet, ThreadPoolExecutor() as pool:
+    with Limpet(app, "--server", *words, *chain, "--workers", "2") as limpet, ThreadPoolExecutor() as pool:
         crowd = Crowd(limpet, pool, by_ip=by_ip)
         heard = [crowd.hear(slot, "room", 100) for slot in (0, 1, 1)]
         crowd.publish(0, "room", 0, 50)
