@@ -35,6 +35,7 @@ from typing import Any, Final
 
 from limpet.coordination.interest import FORM, Memory
 from limpet.ipc.boot import BusPlace
+from limpet.ipc.scoreboard import MAX_WORKERS
 
 _MESSAGE: Final = struct.Struct("=QH")  # serial number and row of the participant whose end comes with it
 _FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
@@ -143,6 +144,10 @@ class Roster:
         roster = cls(Memory((kept["memory"][0], kept["memory"][1])))
         for row, serial, sending, line, unsent in kept["participants"]:
             ends = socket.socket(fileno=sending), socket.socket(fileno=line)
+            if row >= MAX_WORKERS:  # a bridge, which ends with its supervisor
+                for end in ends:
+                    end.close()
+                continue
             roster._participants[row] = _Participant(serial, *ends, deque(unsent))
         return roster
 

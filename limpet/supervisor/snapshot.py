@@ -56,7 +56,7 @@ Packed = dict[str, Any]
 CHANGEABLE: Final = frozenset(
     {
         *("config", "log_level", "log_file", "log_format", "access_log", "debug_header", "max_surge"),
-        *("reload", "reload_dir"),
+        *("reload", "reload_dir", "bus"),
         *("block_warning_s", "hang_timeout_s", "max_requests", "max_memory_mib", "websocket_spread_s", "worker_class"),
         *("loop", "http", "ws", "server_config", "threads", "factory", "interface", "root_path"),
         *("max_copies", "max_pending", "head_timeout_s", "keep_alive_timeout_s", "key_timeout_s"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,35 @@ def test_bus_goes_on_through_kills_reloads_upgrades_and_scalings() -> None:
         everybody_hears(4)
         limpet.command("scale", "2")
         everybody_hears(2)
+
+
+@pytest.mark.parametrize("engine", ["redis", "nats"])
+def test_two_machines_hear_each_other_once(engine: str, request: pytest.FixtureRequest) -> None:
+    """The same calls go on when a second machine comes, also after the bridge was killed."""
+    flags = (*CHAIN, "--workers", "2", "--name", "shop", "--bus", request.getfixturevalue(engine))
+    with (
+        Limpet("tests.bus_app:asgi", *flags) as one,
+        Limpet("tests.bus_app:asgi", *flags) as two,
+        ThreadPoolExecutor() as pool,
+    ):
+        for limpet in (one, two):
+            wait_until(lambda limpet=limpet: "the bus is bridged by" in limpet.log, "the bus is bridged")  # type: ignore[misc]
+        near, far = Crowd(one, pool), Crowd(two, pool)
+
+        def everybody_hears() -> None:
+            heard = [crowd.hear(slot, "room", 200) for crowd in (near, far) for slot in range(2)]
+            near.publish(0, "room", 0, 100)
+            far.publish(1, "room", 100, 200)
+            for each in heard:
+                assert sorted(each.result()) == whole(200), "nothing twice, and nothing lost"
+
+        everybody_hears()
+        [bridge] = [
+            pid for pid in two.processes() if b"limpet.entry.bridge" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(bridge, signal.SIGKILL)
+        wait_until(lambda: two.log.count("the bus is bridged by") == 2, "another one bridges")
+        everybody_hears()
 
 
 def test_publisher_does_not_wait_for_a_stopped_worker_and_its_subscribers_learn_what_they_missed() -> None:
