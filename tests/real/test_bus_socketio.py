@@ -40,15 +40,21 @@ class Client:
         return heard
 
 
-async def script(limpet: Limpet) -> list[Any]:
-    """Return what three clients in three workers see of everything that one of them does."""
+async def connected(limpet: Limpet, transport: str) -> list[Client]:
+    """Return three clients in three workers."""
     clients = [Client() for _ in range(3)]
     names = [f"user{number}" for number in range(100)]
     homes = [found["slot"] for found in limpet.where(*names)]
     for number, client in enumerate(clients):
         name = names[homes.index(number)]
-        await client.peer.connect(f"{limpet.url}?user={name}", transports=["websocket"])
+        await client.peer.connect(f"{limpet.url}?user={name}", transports=[transport])
         assert await client.does("slot") == number
+    return clients
+
+
+async def script(limpet: Limpet) -> list[Any]:
+    """Return what three clients in three workers see of everything that one of them does."""
+    clients = await connected(limpet, "websocket")
     one, two, three = clients
     seen: list[Any] = []
 
@@ -119,3 +125,28 @@ def test_everything_that_goes_through_a_manager_works_across_workers(
     url = request.getfixturevalue("redis") if manager == "redis" else "limpet"
     with Limpet("tests.room_app:app", *FLAGS, env={"ROOM_MANAGER": url}) as limpet:
         assert asyncio.run(script(limpet)) == EXPECTED
+
+
+async def threaded(limpet: Limpet) -> None:
+    """Fail unless a room and a call with an answer reach clients of other workers."""
+    one, two, three = clients = await connected(limpet, "polling")
+    try:
+        await two.does("join", "room")
+        await one.does("tell", "room", "to the room", None)
+        await one.does("tell", None, "to all", None)
+        assert [await client.hears("to all") for client in clients] == [
+            ["to all"],
+            ["to the room", "to all"],
+            ["to all"],
+        ]
+        assert await one.does("ask", three.sid, "how are you") == ["how are you", "answered"]
+    finally:
+        for client in clients:
+            await client.peer.disconnect()
+
+
+def test_rooms_of_a_server_in_threads_span_workers() -> None:
+    """Flask-SocketIO is such a server; its preset gives it the manager, and the application changes nothing."""
+    flags = ("--for", "flask-socketio", "--by", "query:user", "--workers", "3", "--graceful-timeout", "1")
+    with Limpet("tests.room_threads_app:app", *flags) as limpet:
+        asyncio.run(threaded(limpet))
