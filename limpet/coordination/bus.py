@@ -153,6 +153,7 @@ class Bus:
                 if cells[receiver.version_at] != receiver.version or len(receiver.known) > _MOST_KNOWN:
                     receiver.version = cells[receiver.version_at]  # before the search, so that no change is missed
                     receiver.known.clear()
+                    interest.fence()
                 try:
                     target = receiver.known[topic]
                 except KeyError:
@@ -444,8 +445,9 @@ class _Reader:
             self._others |= self._of_loop
             self._loop, self._of_loop = None, set()
         if self._loop is None and self._thread is None and loop is not None and not self._others:
-            self._loop = loop
-            loop.add_reader(channel.fileno(), self._turn)
+            with contextlib.suppress(NotImplementedError):  # a thread reads for a loop that cannot
+                loop.add_reader(channel.fileno(), self._turn)
+                self._loop = loop
         if loop is not None and loop is self._loop:
             self._of_loop.add(subscription)
         else:

@@ -4,7 +4,8 @@ This file owns the layout of two memory files, which the supervisor makes and ea
 not know messages or channels. roster.py writes which participant has which row; bus.py does everything else.
 
 How it works: each participant has a row. It writes the digest of a topic into its row before `subscribe` returns, and
-then counts its version up. A publisher that has seen this version need not search the row again.
+then counts its version up. A publisher that has seen this version need not search the row again. It reads the version
+before it searches, so it never misses a change.
 
 1. Each cell has one writer. The supervisor writes the serial number of a row, and clears a row that nobody has. The
    participant writes the rest of its row. A pair of publisher and receiver has cells that only the publisher writes.
@@ -24,6 +25,7 @@ import mmap
 import os
 import struct
 import sys
+import threading
 import zlib
 from typing import Final
 
@@ -49,6 +51,19 @@ _LOSS: Final = struct.Struct("=Q")
 _COUNT_BITS: Final = 32
 _COUNT_MASK: Final = (1 << _COUNT_BITS) - 1
 _ALL_BITS: Final = (1 << 64) - 1
+
+
+_gate: Final = threading.Lock()
+
+
+def fence() -> None:
+    """Have all processors see what was written before this ahead of what is written after it; likewise for reading.
+
+    Python has no barrier. Letting a lock go and taking it again is one, which only other machines than x86 need.
+    """
+    for _ in range(2):
+        with _gate:
+            pass
 
 
 def digest(topic: str) -> bytes:
@@ -120,12 +135,14 @@ class Memory:
         at = self._row(row)
         self.cells[at + _HEADER + entry] = int.from_bytes(topic, sys.byteorder)
         self.cells[at + _USED] = max(self.cells[at + _USED], entry + 1)
+        fence()
         self._add(at + _VERSION, 1)
 
     def hear_all(self, row: int, *, wanted: bool) -> None:
         """Make *row* hear the topics that are not in it, too."""
         at = self._row(row)
         self.cells[at + _UNNAMED] = wanted
+        fence()
         self._add(at + _VERSION, 1)
 
     def find(self, row: int, topic: bytes) -> int | None:
