@@ -320,33 +320,41 @@ class Bus:
                 self._hear(seat, datagram, ancillary, flags)
         return False
 
+    def take_one(self) -> None:
+        """Deliver one message from the channel, or all if something was lost. Never waits."""
+        seat = self._seat
+        assert seat is not None
+        with self.lock:
+            self.take(1)
+            if bytes(seat.memory.lost_signals(seat.row)) != self._signals:
+                self.take()
+
     def _hear(self, seat: Seat, datagram: bytes, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
-        fds = array.array("i")
-        for _, _, data in ancillary:
-            fds.frombytes(data[: len(data) // _RIGHTS_BYTES * _RIGHTS_BYTES])
         try:
             found = packet.unpack(datagram)
             self._count(_RECEIVED)
-            if found.size:
-                seat.memory.take(seat.row, found.size)
-            entry = self._entries.get(found.topic)
-            if found.lost and entry is not None and entry.number == found.entry:
-                self._tell_loss(entry, found.publisher, found.lost)
-            if found.size and not fds and flags & socket.MSG_CTRUNC:  # no descriptor was free in this process
+            if found.lost:
+                entry = self._entries.get(found.topic)
+                if entry is not None and entry.number == found.entry:
+                    self._tell_loss(entry, found.publisher, found.lost)
+            if not found.size:
+                self._deliver(found.topic, found.kind, found.payload)
+                return
+            seat.memory.take(seat.row, found.size)
+            if not ancillary and flags & socket.MSG_CTRUNC:  # no descriptor was free in this process
                 self._lose([found.topic], 1)
                 return
-            if found.size:
-                if len(fds) != 1:
-                    raise packet.InvalidError(f"{len(fds)} memory files")
-                self._deliver(found.topic, found.kind, packet.read(fds[0], found.size))
-            else:
-                self._deliver(found.topic, found.kind, found.payload)
+            fds = _descriptors(ancillary)
+            if len(fds) != 1:
+                raise packet.InvalidError(f"{len(fds)} memory files")
+            self._deliver(found.topic, found.kind, packet.read(fds[0], found.size))
         except packet.InvalidError as error:
             log.debug("a message on the bus is not valid: %s", error, extra={"event": "bus_invalid"})
             self._count(_INVALID)
         finally:
-            for fd in fds:
-                os.close(fd)
+            if ancillary:
+                for fd in _descriptors(ancillary):
+                    os.close(fd)
 
     def _deliver(self, topic: str, kind: int, payload: bytes) -> None:
         for subscription in self._subscriptions.get(topic, ()):
@@ -420,6 +428,14 @@ class Bus:
             self._cells[place] += amount
 
 
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
+    """Return the descriptors that came with a datagram."""
+    fds = array.array("i")
+    for _, _, data in ancillary:
+        fds.frombytes(data[: len(data) // _RIGHTS_BYTES * _RIGHTS_BYTES])
+    return fds
+
+
 def _cells(signals: bytes) -> memoryview:
     return memoryview(signals).cast("Q")
 
@@ -479,14 +495,13 @@ class _Reader:
 
     def _turn(self) -> None:
         """Take what is there. If that happens too often, look at the clock instead of waking up for each message."""
-        before = self._bus.taken
-        self._bus.take()  # if that was not all, the loop calls again: the channel is still readable
+        self._bus.take_one()  # if that was not all, the loop calls again: the channel is still readable
         loop, channel = self._loop, self._channel
         if loop is None or channel is None:
             return
         now = loop.time()
         self._turns.append(now)
-        if self._turns[0] > now - _BUSY_S and not self._is_polling and self._bus.taken > before:
+        if self._turns[0] > now - _BUSY_S and not self._is_polling:
             self._is_polling = True
             loop.remove_reader(channel.fileno())
             loop.call_later(_POLL_S, self._poll, loop)
