@@ -585,3 +585,46 @@ def test_forked_process_has_a_bus_of_its_own() -> None:
             os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert messages.get(timeout_s=0) is None
+
+
+def test_late_count_of_a_loss_for_a_predecessor_is_not_told_to_its_successor(server: Server) -> None:
+    """A publisher may be between its failed attempt to send and the count while the row changes hands."""
+    one, old = server.worker(0), server.worker(1)
+    hear(old, "room")
+    assert old._seat is not None
+    serial = old._seat.serial
+    server.kill(1, old)
+    messages = hear(server.worker(1), "room")
+    assert one._seat is not None
+    one._seat.memory.lose(1, 0, 0, interest.tag(interest.digest("room"), serial), 5)
+    taken(messages)
+    assert messages.lost == 0
+
+
+def test_losses_add_up_when_a_message_that_tells_some_is_lost_itself(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was heard and what is told to be lost is what was published, whichever bound was met."""
+    one, two = server.worker(0), server.worker(1)
+    messages = hear(two, "room")
+    published = fill(one, "room")
+    assert two._seat is not None
+    while not two.take():
+        pass
+    monkeypatch.setattr(subscription, "MOST_MESSAGES", 5)
+    for number in range(20):
+        one.publish("room", number)
+    heard = taken(messages)
+    assert len(heard) + sum(message.lost for message in heard) == published + 20
+    assert messages.lost == sum(message.lost for message in heard)
+
+
+def test_nobody_sends_to_a_worker_that_was_reaped(server: Server) -> None:
+    """Its row is free, and a publisher must not spend time on it."""
+    one, two = server.worker(0), server.worker(1)
+    hear(two, "room")
+    one.publish("room", 1)
+    assert len(one._receivers) == 1
+    server.kill(1, two)
+    one.publish("room", 2)
+    assert one._receivers == []
