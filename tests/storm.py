@@ -131,7 +131,9 @@ def _check(record: dict[str, Any], progress: Any) -> Counter[str]:
         most += max(0, max(end.get(key, 0), last) - before - count) + (1 if record["final"] else 0)
     lost = record["lost"] if record["final"] else record["told"]
     assert least <= lost <= most, f"heard {heard}, missed {least} to {most}, and was told {lost}: {record}"
-    return Counter(heard=heard, lost=lost, exact=int(lost == least), missed=least)
+    is_exact = lost == least
+    exact = {"exact": int(is_exact), "final_exact": int(is_exact and record["final"])}
+    return Counter(heard=heard, lost=lost, missed=least, **exact)
 
 
 if __name__ == "__main__":

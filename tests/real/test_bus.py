@@ -154,6 +154,7 @@ def test_publisher_does_not_wait_for_a_stopped_worker_and_its_subscribers_learn_
             sent, dropped = (limpet.worker(0)["bus"][name] for name in ("sent", "dropped"))
             assert sent + dropped == 30_000
             assert sent > 500
+            assert 0 < limpet.worker(1)["bus"]["queued_bytes"] < 9 << 20, "a bounded part of the kernel's memory"
         finally:
             os.kill(pid, signal.SIGCONT)
         assert stopped.result() == whole(1)
