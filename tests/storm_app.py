@@ -96,7 +96,7 @@ async def hear(topics: list[int], stay_s: float, pause_s: float) -> dict[str, An
     told, faults, until = 0, [], time.monotonic() + stay_s
     async with limpet.subscribe(*(TOPICS[topic] for topic in topics)) as messages:
         after = progress.begun(topics)
-        is_final = False
+        is_final = is_over = False
         while time.monotonic() < until:
             try:
                 async with asyncio.timeout(_QUIET_S if progress.cells[FINISH] else 0.2):
@@ -105,6 +105,9 @@ async def hear(topics: list[int], stay_s: float, pause_s: float) -> dict[str, An
                 if is_final := bool(progress.cells[FINISH]):
                     break
                 continue
+            except asyncio.CancelledError:  # the worker ends: what was heard until now counts, too
+                is_over = True
+                break
             publisher, number = _NUMBER.unpack_from(message.data)
             key = f"{publisher}/{TOPICS.index(message.topic)}"
             found = heard.setdefault(key, [number, 0, 0])
@@ -119,6 +122,7 @@ async def hear(topics: list[int], stay_s: float, pause_s: float) -> dict[str, An
             "pid": os.getpid(),
             "topics": topics,
             "final": is_final,
+            "over": is_over,
             "before": before,
             "after": after,
             "end_begun": progress.begun(topics),
@@ -138,7 +142,7 @@ async def subscribe(topics: list[int] | None, pause_s: float = 0.0) -> None:
         result = await hear(chosen, float("inf") if topics else random.expovariate(1.0), pause_s)
         with open(notes, "a") as file:
             file.write(json.dumps(result) + "\n")
-        if result["final"]:
+        if result["final"] or result["over"]:
             return
 
 
