@@ -24,6 +24,7 @@ from typing import Any, Final
 from tests.harness import Limpet, wait_until
 
 WORKERS: Final = 4
+STOPPED: Final = 1  # the slot whose worker is stopped, and not killed: its subscribers lose most, and must say so
 STOPPED_S: Final = 10.0
 _RATE: Final = 900  # messages a second of each publisher, at most
 _PATIENCE_S: Final = 3600
@@ -32,11 +33,8 @@ _PATIENCE_S: Final = 3600
 def events(limpet: Limpet) -> Iterator[tuple[float, str, Callable[[], object]]]:
     """Yield what happens to the server: after which part of all messages, what it is, and how it is done."""
 
-    def slot() -> int:
-        return random.randrange(WORKERS)
-
     def stop() -> None:
-        pid = limpet.worker(slot())["pid"]
+        pid = limpet.worker(STOPPED)["pid"]
         os.kill(pid, signal.SIGSTOP)
         until = time.monotonic() + STOPPED_S
         wait_until(lambda: time.monotonic() > until, "it was stopped for long enough", STOPPED_S + 5)
@@ -48,7 +46,7 @@ def events(limpet: Limpet) -> Iterator[tuple[float, str, Callable[[], object]]]:
         wait_until(lambda: limpet.log.count("upgraded from") > before, "the supervisor was replaced", 60)
 
     def kill() -> None:
-        limpet.kill_worker(slot())
+        limpet.kill_worker(random.choice([slot for slot in range(WORKERS) if slot != STOPPED]))
 
     def reload() -> None:
         limpet.command("reload")
