@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 3
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick coverage kill reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bench docs site screenshots fronts capacity products measure-products clean
+.PHONY: help run test check quick coverage kill reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bus bench docs site screenshots fronts capacity products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -80,6 +80,10 @@ nasty: $(VENV)/.dev ## CPU time of slow and heavy inputs, limpet beside uvicorn 
 
 slowhttp: $(VENV)/.dev ## slowhttptest in its four modes, on each backend
 	$(BIN)/pytest -m slow tests/real/test_slowhttptest.py
+
+N ?= 1000000
+bus: $(VENV)/.dev ## N messages on the bus under kills, reloads, scalings and a stopped worker: the sums must agree
+	$(BIN)/python -m tests.storm $(N)
 
 check: $(VENV)/.dev ## style and types only
 	$(BIN)/ruff check .

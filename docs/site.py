@@ -27,6 +27,7 @@ ELSEWHERE = {  # file of the repository: file of the site
     "LICENSE": "LICENSE",
     "examples/chat/README.md": "examples/chat.md",
     "examples/chat_redis/README.md": "examples/chat-redis.md",
+    "examples/channels_chat/README.md": "examples/channels-chat.md",
     "examples/mcp/README.md": "examples/mcp.md",
     "examples/grafana.json": "examples/grafana.json",
 }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from limpet.version import __version__
 
 if TYPE_CHECKING:
+    from limpet.coordination.bus import Message, Subscription, publish, publish_sync, subscribe
     from limpet.current import WorkerInfo, current_worker, listener
     from limpet.embed.cluster import Cluster, listen
     from limpet.embed.handle import Handle
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from limpet.worker.hooks import on_shutdown, on_start
 
 _HOMES = {
+    "coordination.bus": ("Message", "Subscription", "publish", "publish_sync", "subscribe"),
     "current": ("WorkerInfo", "current_worker", "listener"),
     "embed.cluster": ("Cluster", "listen"),
     "embed.handle": ("Handle",),
@@ -41,11 +43,13 @@ __all__ = [
     "Header",
     "Ip",
     "LimpetError",
+    "Message",
     "Path",
     "Peer",
     "Query",
     "Request",
     "Sni",
+    "Subscription",
     "WorkerInfo",
     "__version__",
     "current_worker",
@@ -56,6 +60,9 @@ __all__ = [
     "mint",
     "on_shutdown",
     "on_start",
+    "publish",
+    "publish_sync",
+    "subscribe",
 ]
 
 

@@ -49,7 +49,7 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     name = scope["path"][1:]
     (FOLDER / "made").write_text(name)
     try:
-        said = repr(ATTEMPTS[name]())
+        said = repr(bus_asked() if name == "bus_asked" else ATTEMPTS[name]())
     except Exception as error:  # noqa: BLE001 - the kernel's refusal is a result
         said = repr(error)
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -88,6 +88,93 @@ def line() -> socket.socket:
     end: socket.socket = the(Link)._end.dup()
     end.settimeout(5)
     return end
+
+
+# --- the bus
+
+
+def bus_seat() -> Any:
+    """Return the place of this worker on the bus."""
+    from limpet.coordination.bus import Seat as BusSeat
+
+    found = the(BusSeat)
+    found.peers.read()
+    return found
+
+
+def others() -> list[socket.socket]:
+    """Return the channels of the other workers. Raises VainError if there are none."""
+    found = [channel for _, channel in bus_seat().peers._channels.values()]
+    if not found:
+        raise VainError("no other worker")
+    return found
+
+
+def bus_asked() -> str:
+    """Publish and subscribe as an application does, on a bus that others have ruined."""
+    import limpet
+
+    with limpet.subscribe("room") as messages:
+        for _ in range(3):
+            limpet.publish_sync("room", "still here")
+            found = messages.get(5)
+            if found is None or found.data != "still here":
+                return f"found {found}"
+    raise VainError("it works")
+
+
+@attempt
+def bus_garbage() -> None:
+    for channel in others():
+        for size in (0, 1, 20, 1000, 20_000):
+            channel.send(os.urandom(size))
+
+
+@attempt
+def bus_descriptors() -> None:
+    pipe = os.pipe()
+    for channel in others():
+        socket.send_fds(channel, [os.urandom(30)], [*pipe] * 100)
+
+
+@attempt
+def bus_filled() -> None:
+    for channel in others():
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                channel.send(b"x" * 1000, socket.MSG_DONTWAIT)
+
+
+@attempt
+def bus_ended() -> None:
+    for channel in others():
+        channel.shutdown(socket.SHUT_RDWR)
+
+
+@attempt
+def bus_memory_scribbled() -> None:
+    cells = bus_seat().memory.cells
+    scribble = memoryview(os.urandom(8 << 20)).cast("Q")
+    cells[: len(scribble)] = scribble
+
+
+@attempt
+def bus_losses_cut() -> None:
+    os.ftruncate(bus_seat().memory.fds[1], 0)
+
+
+@attempt
+def bus_memory_cut() -> None:
+    os.ftruncate(bus_seat().memory.fds[0], 0)
+
+
+@attempt
+def bus_upwards() -> None:
+    seat = bus_seat()
+    for end in (seat.channel, seat.peers._line):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                end.send(b"x" * 1000, socket.MSG_DONTWAIT)
 
 
 # --- the stack's file

@@ -1,12 +1,11 @@
-"""A Socket.IO room across workers and machines: what one says, all hear, by Redis.
+"""A Socket.IO room across workers and machines: what one says, all hear.
 
-limpet keeps each client with its worker, on its machine a front does (docs/fronts.md). What has to reach the clients of
-other workers goes over the application's own bus: python-socketio's Redis manager publishes each `emit`, and every
-worker passes it on to its own clients.
+limpet keeps each client with its worker, and a front keeps it on its machine (docs/fronts.md). What has to reach the
+clients of other workers goes over limpet's bus, and over Redis to other machines:
 
-    REDIS_URL=redis://10.0.0.9:6379/0 limpet run app:app --workers 2 --for socketio
+    limpet run app:app --workers 2 --for socketio --bus redis://10.0.0.9:6379
 
-Nothing here imports limpet, and nothing but the URL is told to the workers.
+Nothing here imports limpet or Redis. With `--for socketio`, a server without a client manager gets limpet's.
 """
 
 from __future__ import annotations
@@ -15,10 +14,7 @@ import os
 
 import socketio  # type: ignore[import-untyped]  # python-socketio ships no types
 
-sio = socketio.AsyncServer(
-    async_mode="asgi",
-    client_manager=socketio.AsyncRedisManager(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")),
-)
+sio = socketio.AsyncServer(async_mode="asgi")
 app = socketio.ASGIApp(sio)
 
 

@@ -100,3 +100,11 @@ def server(text: str) -> None:
 def umask(text: str) -> None:
     if not re.fullmatch("0?[0-7]{1,3}", text):
         raise SettingsError(f"invalid umask `{text}`: expected one to three octal digits", hint="`--umask 007`")
+
+
+def bus(text: str) -> None:
+    if not re.match(r"(rediss?|unix|nats)://.", text):
+        raise SettingsError(
+            "the URL of the bus must begin with `redis://`, `rediss://`, `unix://` or `nats://`",
+            hint="`--bus redis://127.0.0.1:6379`",
+        )

@@ -132,9 +132,8 @@ PRESETS: Final[Mapping[str, Preset]] = {
             "what another has sealed. A key of your own (`request_state_security=`) is left alone.",
             "That key is for all servers of MCP in the application. Give each a name of its own: the SDK binds what it "
             "seals to the name.",
-            "Notifications of the newest form (`subscriptions/listen`) go through a bus in the process: a client "
-            "hears what happens in the worker at which it listens, and nothing of the others. Give "
-            "`MCPServer(subscriptions=)` a bus by Redis or the like.",
+            "Notifications of the newest form (`subscriptions/listen`) reach clients of all workers, by limpet's bus. "
+            "A bus that you give to `MCPServer(subscriptions=)` is left alone.",
             "A handle that a tool makes can find its worker. Make it by `limpet.mint`, annotate the argument with "
             "`x-mcp-header`, and clients repeat it in a header: `--by header:mcp-param-NAME,...`. See "
             "[sessions](sessions.md#mcp-without-sessions).",

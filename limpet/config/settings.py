@@ -266,6 +266,15 @@ class Settings:
         metavar="FILE",
     )
 
+    bus: str | None = setting(
+        "Redis or NATS through which the bus reaches the same server on other machines: redis://HOST:PORT, unix:// or "
+        "nats://HOST:PORT. They must have the same `--name`",
+        None,
+        shown="none: the bus ends at this machine",
+        metavar="URL",
+        check=checks.bus,
+    )
+
     backlog: int = setting("connections that the kernel queues until they are accepted", 2048, low=1, high=65_535)
     max_connections_per_worker: int = setting(
         "number of connections at which a slot gets no more clients without a key; 0 for no limit",

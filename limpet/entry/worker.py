@@ -20,6 +20,7 @@ from limpet import current, logs
 from limpet.config import conflicts, server_kinds
 from limpet.config.router import Clocks, build_router
 from limpet.config.settings import Settings
+from limpet.coordination import bus
 from limpet.dispatch.address_limit import PerAddress
 from limpet.ipc import news
 from limpet.ipc.baton import CELLS_PER_WORKER, Batons
@@ -47,6 +48,7 @@ def work(place: Boot, link: Link) -> None:
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)
     logs.count_lost(functools.partial(row.add, "log_lines_lost"))
+    link.on_read = bus.become(place.bus, row)
     router = build_router(
         settings,
         bytes.fromhex(place.secret),
@@ -82,6 +84,10 @@ def work(place: Boot, link: Link) -> None:
         tls.ignore_names_that_are_no_text()
     conflicts.refuse(settings, router.chain, is_loaded=True)
     serve = application.adapter(settings)  # first: gevent must patch before the application is imported
+    if settings.mint == "socketio":
+        from limpet.integrations import socketio
+
+        socketio.share()
     app = application.load(settings)
     if isinstance(app, application.PerBind):
         app = application.PerBind(in_session(each, here, settings, bind) for bind, each in enumerate(app))

@@ -18,6 +18,8 @@ from collections.abc import Iterable
 
 from limpet import logs
 from limpet.config.settings import Settings
+from limpet.coordination.interest import Memory
+from limpet.coordination.roster import Roster
 from limpet.errors import ControlError, SettingsError
 from limpet.fleet.member import Member
 from limpet.fleet.past import Past
@@ -37,9 +39,18 @@ class Resources:
     """What the supervisor keeps for the slots, dispatchers and terminators of one server."""
 
     def __init__(
-        self, settings: Settings, secret: bytes, chosen: backend.Backend, board: Scoreboard, started_in: str
+        self,
+        settings: Settings,
+        secret: bytes,
+        chosen: backend.Backend,
+        board: Scoreboard,
+        started_in: str,
+        bus: Roster | None = None,
     ) -> None:
-        """*started_in* is the directory in which children start, as it was entered, with its symbolic links."""
+        """*started_in* is the directory in which children start, as it was entered, with its symbolic links.
+
+        *bus* is what the previous supervisor in this process left; None makes a new one.
+        """
         self.settings = settings  # for the next child
         self.board = board
         self.started_in = started_in
@@ -47,6 +58,7 @@ class Resources:
         self.moves: list[Channel] = []  # between workers, see moving/mover.py
         # One for each bind if terminators end TLS: through it the terminators pass connections to the dispatchers.
         self.inner = [Channel.create() for _ in settings.bind if chosen.terminators]
+        self.bus = Roster(Memory.create()) if bus is None else bus
         self.past = Past()
         self.newest_serial = 0
         self.descriptors = descriptors.take_all()  # how many descriptors a worker may have
@@ -92,7 +104,11 @@ class Resources:
         try:
             with theirs:
                 place = self._place(member, theirs.fileno(), row)
-                return Child.start(member.role, place, ours, time.monotonic(), self.started_in)
+                if member.role != "worker":
+                    return Child.start(member.role, place, ours, time.monotonic(), self.started_in)
+                with self.bus.admit(row, place.serial) as bus:
+                    place = dataclasses.replace(place, bus=bus)
+                    return Child.start(member.role, place, ours, time.monotonic(), self.started_in)
         except OSError:
             ours.close()
             free.append(row)
@@ -102,6 +118,7 @@ class Resources:
         """Keep the figures of *child*, which was reaped, and free its row."""
         if member.role == "worker":
             self.past.add_worker(member.number, self.board.worker(child.row))
+            self.bus.dismiss(child.row)
         elif member.role == "terminator":
             self.past.add_terminator(self.board.terminator(child.row))
         else:

@@ -46,7 +46,7 @@ _FIT: Final = re.compile(r"[!#%&'*+.^_`|~0-9A-Za-z/?()\[\]{}<>:=,@$\\-]*")
 _PASSED_ON: Final = (
     "app app_dir config for_ workers place learn_idle_s on_lost interface factory loop http ws worker_class "
     "server_config threads tls_key root_path on_down dispatchers terminators user group umask name state_dir control "
-    "admin_token backlog max_connections_per_worker queue max_pending max_copies max_head_bytes max_headers "
+    "admin_token bus backlog max_connections_per_worker queue max_pending max_copies max_head_bytes max_headers "
     "head_timeout_s key_timeout_s wait_timeout_s max_surge start_timeout_s block_warning_s hang_timeout_s max_requests "
     "max_memory_mib websocket_spread_s graceful_timeout_s reload reload_dir access_log log_format log_level log_file "
     "debug_header"

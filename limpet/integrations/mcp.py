@@ -1,12 +1,15 @@
 """The Python SDK of MCP: what one worker hands out, the others accept, or the client comes back to it.
 
-Owns two places of the SDK that assume a single process. `--mint mcp` (`--for mcp`) calls `install` in each worker,
+Owns three places of the SDK that assume a single process. `--mint mcp` (`--for mcp`) calls `install` in each worker,
 before the application is imported:
 
 1. `MCPServer` seals the `requestState` of a call that needs more input, by default with a random key of its process.
    Here all workers have one key, made from the server's secret: any of them opens what another has sealed, and what
    was sealed before a restart. A key that the application chooses itself (`request_state_security=`) is left alone.
-2. The older transport by SSE makes a session id, which later requests have in the query (`--by query:session_id`). It
+2. `MCPServer` has a bus of events in its process, from which `subscriptions/listen` streams are fed. Here the default
+   bus reaches all workers (integrations/mcp_events.py). One that the application gives (`subscriptions=`) is left
+   alone.
+3. The older transport by SSE makes a session id, which later requests have in the query (`--by query:session_id`). It
    is minted, so that it hashes to the worker that makes it.
 
 Session ids of Streamable HTTP need nothing here: a header shows them, and `--learn` remembers them.
@@ -52,6 +55,14 @@ def install(ring: Sequence[bytes]) -> None:
             return cls(keys=ring, **given)
 
         RequestStateSecurity.ephemeral = classmethod(shared)  # type: ignore[method-assign,assignment]
+    try:
+        from mcp.server.mcpserver import server as module
+
+        from limpet.integrations.mcp_events import Events
+    except ImportError:  # an older version has no such bus
+        pass
+    else:
+        module.InMemorySubscriptionBus = Events  # type: ignore[attr-defined]
     try:
         from mcp.server import sse
     except ImportError:

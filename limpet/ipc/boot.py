@@ -13,10 +13,26 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from limpet.config.settings import Settings
 from limpet.system import descriptors, memfile
+
+
+class BusPlace(NamedTuple):
+    """The place of a participant of the bus (coordination/roster.py)."""
+
+    memory_fds: tuple[int, int]
+    row: int
+    serial: int
+    receiving_fd: int
+    line_fd: int  # on which the channels of later participants come
+    peers: tuple[tuple[int, int, int], ...]  # row, serial number and sending end of each other participant
+
+    @property
+    def inherited_fds(self) -> tuple[int, ...]:
+        """Return the descriptors that the participant must inherit."""
+        return (*self.memory_fds, self.receiving_fd, self.line_fd, *(fd for *_, fd in self.peers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +56,7 @@ class Boot:
     stack_fd: int = -1  # for a worker: the file for its stacks (system/stack.py)
     log_fd: int = -1  # open file description of stderr from the supervisor: `--user` may not open one (logs.py)
     move_fds: tuple[int, ...] = ()  # for a worker: sending ends of all slots' move channels, then its own receiving end
+    bus: BusPlace | None = None  # for a worker; None from a supervisor that has no bus
 
     @property
     def inherited_fds(self) -> tuple[int, ...]:
@@ -47,7 +64,8 @@ class Boot:
         channels = [fd for pair in self.channel_fds for fd in pair]
         listeners = [fd for fd, _ in self.listeners if fd >= 0]
         further = [fd for fd in (self.stack_fd, self.log_fd) if fd >= 0]
-        return (self.link_fd, self.scoreboard_fd, *further, *channels, *self.move_fds, *listeners)
+        bus = self.bus.inherited_fds if self.bus is not None else ()
+        return (self.link_fd, self.scoreboard_fd, *further, *channels, *self.move_fds, *listeners, *bus)
 
 
 def write(boot: Boot) -> int:
@@ -66,6 +84,7 @@ def read(fd: int) -> Boot:
     fields["settings"] = Settings.from_json(fields["settings"])
     fields["channel_fds"] = tuple(tuple(pair) for pair in fields["channel_fds"])
     fields["move_fds"] = tuple(fields["move_fds"])
+    fields["bus"] = BusPlace(*fields["bus"]) if fields.get("bus") else None
     fields["listeners"] = tuple(tuple(pair) for pair in fields["listeners"])
     place = Boot(**fields)
     descriptors.keep_from_programs(place.inherited_fds)

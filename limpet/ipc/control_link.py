@@ -18,7 +18,7 @@ import json
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from limpet.system import descriptors
@@ -55,6 +55,7 @@ class Link:
         self._fds: deque[list[int]] = deque()  # those that came with messages: one list for each message
         self.unread = unread  # the beginning of a message whose end has not come yet
         self.unsent = deque(unsent)
+        self.on_read: Callable[[], None] | None = None  # called whenever messages have come
         self._lock = threading.Lock()  # an application may ask for a stop from any thread
 
     @classmethod
@@ -129,6 +130,8 @@ class Link:
 
         Raises LinkClosedError at the end of the line. Blocks never.
         """
+        if self.on_read is not None:
+            self.on_read()
         messages: list[Message] = [json.loads(line) for line in self.receive_lines(_ALL)]
         for message in messages:
             if "fds" in message:

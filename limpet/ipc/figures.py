@@ -76,6 +76,9 @@ SLOT: Final[Mapping[str, Figure]] = {
         "time since the worker's last heartbeat, which comes twice a second; absent if its server has no event loop",
         Kind.NOW,
     ),
+    "bus_queued_bytes": Figure(
+        "memory of messages of the bus that the slot's workers have yet to read; without memory files", Kind.NOW
+    ),
     "resident_bytes": Figure("resident memory of the slot's current worker", Kind.NOW),
     "cpu_s": Figure("CPU time that the slot's current worker has used; starts at 0 with each new worker"),
 }

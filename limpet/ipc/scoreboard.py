@@ -68,6 +68,15 @@ WORKER_CELLS: Final[Mapping[str, Figure]] = {
     "log_lines_lost": Figure("log lines lost because stderr was not read or a disk was full"),
     "keys_set": Figure("workers whose application has set the key cookie to a value that belongs to another slot"),
     "minted": Figure("ids minted, by `limpet.mint` or `--mint`"),
+    "bus_published": Figure("messages that the application has published on the bus"),
+    "bus_sent": Figure("messages of the bus sent to other processes of this server; one for each receiver"),
+    "bus_dropped": Figure("messages of the bus not sent because the channel of the receiver was full"),
+    "bus_received": Figure("messages of the bus received from other processes of this server"),
+    "bus_lost": Figure(
+        "messages of the bus that subscriptions have missed: their queue or the worker's channel was full"
+    ),
+    "bus_invalid": Figure("messages on the channel of the bus that were not valid, and dropped"),
+    "bus_subscriptions": Figure("subscriptions that the application has now", Kind.NOW),
 }
 DISPATCHER_CELLS: Final[Mapping[str, Figure]] = {
     "busy_since_ns": Figure(

@@ -184,6 +184,7 @@ def _figures_of(fleet: Fleet, member: Member, now: float) -> dict[str, Any]:
             "cpu_s": _cpu_s(child),
             **_of_slot(fleet, member),
             **{name: sum(row[name] for row in rows) for name in ("connections", "copies")},
+            **_bus(fleet, member),
             "lag_ns": in_charge.get("lag_ns", 0),
         },
         "tables": {
@@ -283,6 +284,8 @@ def _slot(fleet: Fleet, member: Member) -> dict[str, Any]:
         "copies": in_charge.get("copies", 0),
         "learned": learned.size(number) if (learned := fleet.router.learned) else 0,
         "queued": _queued(fleet, number),
+        "bus": {name: _bus(fleet, member)[f"bus_{name}"] for name in ("subscriptions", "queued_bytes")}
+        | {name: counted[f"bus_{name}"] for name in ("published", "sent", "dropped", "received", "lost", "invalid")},
         "crash_loop": member.life.is_crash_loop(time.monotonic()),
         "last_end": member.last_end,
         "starting": member.successor.pid if member.successor else None,
@@ -294,6 +297,15 @@ def _slot(fleet: Fleet, member: Member) -> dict[str, Any]:
             }
             for child in member.predecessors
         ],
+    }
+
+
+def _bus(fleet: Fleet, member: Member) -> dict[str, int]:
+    """Return what the workers of a slot have now: their subscriptions, and what waits in their channels of the bus."""
+    resources, rows = fleet.resources, [child.row for child in member.children]
+    return {
+        "bus_subscriptions": sum(resources.board.worker(row)["bus_subscriptions"] for row in rows),
+        "bus_queued_bytes": sum(resources.bus.queued_bytes(row) for row in rows),
     }
 
 

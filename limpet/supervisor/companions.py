@@ -1,7 +1,8 @@
 """What runs beside a server and could be left out: no request depends on it.
 
 Owns the life of these: the messages to the service manager (operate/service_manager.py), the process that watches files
-(operate/watch.py), the process that serves `--admin` (operate/admin/), and warnings from figures (operate/advising.py).
+(operate/watch.py), the process that serves `--admin` (operate/admin/), the bridge of `--bus`
+(operate/bridge_keeper.py), and warnings from figures (operate/advising.py).
 The supervisor enters it as a context for its whole life and calls `look` in each turn.
 
 1. Nothing here may harm the server. A failure is logged, and then tried again or given up.
@@ -20,6 +21,7 @@ from limpet.net.listener import Listener
 from limpet.operate import service_manager
 from limpet.operate.admin.keeper import Keeper
 from limpet.operate.advising import Adviser
+from limpet.operate.bridge_keeper import BridgeKeeper
 from limpet.operate.watch import Watcher
 
 
@@ -43,6 +45,7 @@ class Companions:
         self._manager = service_manager.Manager()
         self._adviser = Adviser(fleet)
         self._watcher = Watcher(settings.reload_dir if settings.reload else None, selector, changed)
+        self._bridge = BridgeKeeper(fleet, selector)
         self.admin = Keeper(settings, control, selector, kept)
 
     def __enter__(self) -> Companions:
@@ -53,14 +56,16 @@ class Companions:
     def __exit__(self, *_: Any) -> None:
         self._watcher.__exit__()
         self.admin.close()
+        self._bridge.close()
 
     @property
     def pids(self) -> set[int]:
         """The processes that the companions themselves wait for."""
-        return self._watcher.pids | self.admin.pids
+        return self._watcher.pids | self.admin.pids | self._bridge.pids
 
     def look(self, now: float) -> None:
         """Do what is due. *now* is monotonic."""
         self._manager.look(self._fleet, now)
         self.admin.look(now)
+        self._bridge.look(now)
         self._adviser.look(now)

@@ -26,6 +26,8 @@ from typing import Any, Final
 
 from limpet.config.bind import Bind
 from limpet.config.settings import SETTINGS, Settings
+from limpet.coordination import roster
+from limpet.coordination.roster import Roster
 from limpet.errors import LimpetError
 from limpet.fleet.changes import Change
 from limpet.fleet.fleet import Fleet
@@ -54,7 +56,7 @@ Packed = dict[str, Any]
 CHANGEABLE: Final = frozenset(
     {
         *("config", "log_level", "log_file", "log_format", "access_log", "debug_header", "max_surge"),
-        *("reload", "reload_dir"),
+        *("reload", "reload_dir", "bus"),
         *("block_warning_s", "hang_timeout_s", "max_requests", "max_memory_mib", "websocket_spread_s", "worker_class"),
         *("loop", "http", "ws", "server_config", "threads", "factory", "interface", "root_path"),
         *("max_copies", "max_pending", "head_timeout_s", "keep_alive_timeout_s", "key_timeout_s"),
@@ -82,6 +84,7 @@ def pack(fleet: Fleet, control: ControlServer, admin_listener: Listener | None) 
         "channels": [channel.fds for channel in resources.channels],
         "moves": [channel.fds for channel in resources.moves],
         "inner": [channel.fds for channel in resources.inner],
+        "bus": resources.bus.pack(),
         "past": resources.past.packed(),
         "newest_serial": resources.newest_serial,
         "descriptors": resources.descriptors,
@@ -115,6 +118,7 @@ def descriptors(state: Packed) -> Iterator[int]:
     yield from (caller["fd"] for caller in state["control"]["callers"])
     if admin := state.get("admin"):
         yield admin["fd"]
+    yield from roster.descriptors(state.get("bus"))
     for pair in (*state["channels"], *state["moves"], *state.get("inner", ())):
         yield from pair
     for members in state["listeners"]:
@@ -191,7 +195,8 @@ def fleet(settings: Settings, chosen: backend.Backend, router: Router, board: Sc
 def _unpack_resources(settings: Settings, chosen: backend.Backend, board: Scoreboard, state: Packed) -> Resources:
     """Return what outlives the children, as it was."""
     started_in = state.get("started_in") or proc.working_directory()  # older versions did not say
-    resources = Resources(settings, bytes.fromhex(state["secret"]), chosen, board, started_in)
+    bus = Roster.adopt(state.get("bus"))
+    resources = Resources(settings, bytes.fromhex(state["secret"]), chosen, board, started_in, bus)
     resources.channels = [Channel.inherit(fds) for fds in state["channels"]]
     resources.moves = [Channel.inherit(fds) for fds in state["moves"]]
     resources.inner = [Channel.inherit(fds) for fds in state.get("inner", ())]

@@ -304,6 +304,7 @@ class Supervisor:
         if self._announcer.is_due(now):
             self._announcer.tell_workers(now)
         self._companions.look(now)
+        self._fleet.resources.bus.flush()
         if self._fleet.is_stopping:
             self._shutdown.go_on()
         else:

@@ -88,10 +88,20 @@ class Person:
         slot, pid = browser.until(self.driver, "page is online", lambda page: page.execute_script(script))
         return slot, pid
 
+    def meets_a_worker_other_than(self, pids: list[int]) -> None:
+        """Block until the page is served by a process that is not in *pids*."""
+        browser.until(self.driver, "page is served anew", lambda _: self.worker()[1] not in pids or None)
+
     def say(self, text: str) -> None:
         """Type *text* and press Enter; blocks until the room shows it."""
         self.worker()
         self.driver.find_element(By.ID, "line").send_keys(text, Keys.ENTER)
+        self.sees(ROOM, text)
+
+    def whisper(self, name: str, text: str) -> None:
+        """Say *text* to one person; blocks until the own page shows it."""
+        self.worker()
+        self.driver.find_element(By.ID, "line").send_keys(f"@{name} {text}", Keys.ENTER)
         self.sees(ROOM, text)
 
     def sees(self, where: str, text: str) -> None:
@@ -296,16 +306,37 @@ def test_page_is_served_where_limpet_says_that_its_user_is_at_home(
     assert [person.worker()[0] for person in people] == [neighbour.slot for neighbour in neighbours]
 
 
-def test_room_is_shared_by_the_people_of_one_worker_only(people: list[Person], neighbours: list[Neighbour]) -> None:
-    """State in the process works for those who share it, and the page does not pretend that it is more."""
+def test_people_on_all_workers_see_each_other(people: list[Person], neighbours: list[Neighbour]) -> None:
+    """Where a person is at home decides who serves them, and not whom they can talk to."""
     alice, bob, carol = people
-    alice.say("for my worker")
-    bob.sees(ROOM, "for my worker")
-    carol.say("for mine")  # whatever was under way to her has arrived when this has
+    for number, person in enumerate(people):
+        person.say(f"hello from {number}")
+        for other in people:
+            other.sees(ROOM, f"hello from {number}")
+        for user, _ in neighbours[:number] + neighbours[number + 1 :]:
+            person.sees(NEIGHBOURS, user)
+    alice.whisper(neighbours[2].user, "for carol alone")
+    carol.sees(ROOM, "for carol alone")
+    carol.whisper(neighbours[0].user, "for alice alone")
+    alice.sees(ROOM, "for alice alone")
+    carol.say("whatever was under way has arrived when this has")
+    bob.sees(ROOM, "whatever was under way has arrived when this has")
+    assert not [text for text in bob.texts(ROOM) if "alone" in text]
 
-    assert "for my worker" not in carol.texts(ROOM)
-    alice.sees(NEIGHBOURS, neighbours[1].user)
-    assert neighbours[2].user not in alice.texts(NEIGHBOURS)
+
+@pytest.mark.parametrize("transports", ["polling", "websocket"])
+def test_people_see_each_other_by_each_transport(
+    limpet: Limpet, people: list[Person], neighbours: list[Neighbour], transports: str
+) -> None:
+    """Some networks let no websocket through, and some clients want nothing else."""
+    alice, _, carol = people
+    for person, (user, _) in zip(people, neighbours, strict=True):
+        person.driver.get(f"{limpet.url}/?user={user}&transports={transports}")
+    assert alice.worker()[1] != carol.worker()[1]
+    alice.say(f"by {transports}")
+    carol.sees(ROOM, f"by {transports}")
+    carol.whisper(neighbours[0].user, f"alone by {transports}")
+    alice.sees(ROOM, f"alone by {transports}")
 
 
 def test_reload_returns_to_the_same_worker_and_its_memory(people: list[Person]) -> None:
@@ -361,3 +392,21 @@ def test_page_returns_to_its_slot_when_the_worker_is_killed(people: list[Person]
     )
     assert after[0] == slot
     assert people[2].worker() == elsewhere
+    people[2].say("are you back?")
+    for person in people:
+        person.sees(ROOM, "are you back?")
+    people[0].say("yes, and I know what was said")
+    people[2].sees(ROOM, "yes, and I know what was said")
+
+
+def test_people_see_each_other_after_a_reload_of_the_server(limpet: Limpet, people: list[Person]) -> None:
+    """A deploy gives everybody another process, and nobody another chat."""
+    before = [person.worker()[1] for person in people]
+    people[1].say("before the reload")
+    limpet.command("reload")
+    for person in people:
+        person.meets_a_worker_other_than(before)
+    people[0].say("after the reload")
+    for person in people:
+        person.sees(ROOM, "after the reload")
+        person.sees(ROOM, "before the reload")

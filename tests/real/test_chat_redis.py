@@ -1,66 +1,53 @@
-"""examples/chat_redis: what one client says, every other hears, across two servers of two workers each."""
+"""examples/chat_redis: what one client says, every other hears, across two machines of two workers each."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
-from collections.abc import Iterator
+from contextlib import ExitStack
 
-import pytest
 import socketio
 
-from tests.harness import HERE, PATIENCE_S, Limpet, free_port, wait_until
+from tests.harness import PATIENCE_S, wait_until
+from tests.namespace import in_own_network
+from tests.network import FRONT, Bridge, Machine
+from tests.real.conftest import redis_server
 
-EXAMPLE = HERE.parent / "examples" / "chat_redis"
-CLIENTS = 6  # of each server
-
-
-@pytest.fixture
-def redis() -> Iterator[str]:
-    """The URL of a Redis of this test's own, which keeps nothing."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed")
-    port = free_port()
-    words = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", "/tmp"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        wait_until(lambda: "Ready to accept" in str(process.stdout and process.stdout.readline()), "Redis is ready")
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
-        if process.stdout is not None:
-            process.stdout.close()
+CLIENTS = 6  # of each machine
 
 
-async def everybody_hears_everybody(servers: list[Limpet]) -> None:
-    """Have each client say one thing; fail unless all have heard all."""
-    peers = [socketio.AsyncClient(reconnection=False) for _ in range(CLIENTS * len(servers))]
-    heard: list[set[str]] = [set() for _ in peers]
+async def everybody_hears_everybody(urls: list[str]) -> None:
+    """Have each client say one thing; fail unless all have heard all of it, and nothing twice."""
+    peers = [socketio.AsyncClient(reconnection=False) for _ in range(CLIENTS * len(urls))]
+    heard: list[list[str]] = [[] for _ in peers]
     for peer, mine in zip(peers, heard, strict=True):
-        peer.on("message", lambda told, mine=mine: mine.add(told["text"]))
+        peer.on("message", lambda told, mine=mine: mine.append(told["text"]))
     try:
         for number, peer in enumerate(peers):
-            await peer.connect(servers[number % len(servers)].url)
+            await peer.connect(urls[number % len(urls)])
         told = [await peer.call("say", f"from {number}", timeout=PATIENCE_S) for number, peer in enumerate(peers)]
         assert len({answer["pid"] for answer in told}) == 4
         async with asyncio.timeout(PATIENCE_S):
             while any(len(mine) < len(peers) for mine in heard):
                 await asyncio.sleep(0.05)
-        assert all(mine == {f"from {number}" for number in range(len(peers))} for mine in heard)
+        assert all(sorted(mine) == sorted(f"from {number}" for number in range(len(peers))) for mine in heard)
     finally:
         for peer in peers:
             await peer.disconnect()
 
 
-def test_message_passes_from_every_client_to_every_other(redis: str) -> None:
-    """Stickiness says who serves whom; who hears whom is the application's bus, and the two must get on."""
-    flags = ("--workers", "2", "--for", "socketio", "--graceful-timeout", "1")
-    with (
-        Limpet("app:app", *flags, cwd=EXAMPLE, env={"REDIS_URL": redis}) as one,
-        Limpet("app:app", *flags, cwd=EXAMPLE, env={"REDIS_URL": redis}) as two,
-    ):
-        asyncio.run(everybody_hears_everybody([one, two]))
+def test_message_passes_from_every_client_to_every_other() -> None:
+    """Each machine has a network of its own, and Redis is elsewhere: nothing but the bridge joins them."""
+
+    def inside() -> None:
+        with ExitStack() as stack:
+            stack.enter_context(Bridge())
+            url = stack.enter_context(redis_server(FRONT))
+            flags = ("--for", "socketio", "--name", "chat", "--bus", url)
+            app = "examples.chat_redis.app:app"
+            machines = [stack.enter_context(Machine(number, *flags, app=app)) for number in (1, 2)]
+            for machine in machines:
+                machine.wait_ready()
+                wait_until(lambda machine=machine: "the bus is bridged" in machine.limpet.log, "the bus is bridged")  # type: ignore[misc]
+            asyncio.run(everybody_hears_everybody([f"http://{machine.target}" for machine in machines]))
+
+    in_own_network(inside)

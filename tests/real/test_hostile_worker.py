@@ -27,7 +27,15 @@ ENDS_THE_WORKER = {f"says_{name}" for name in SAYINGS} | {"descriptors_sent_up_t
 HURTS_THE_WORKER = ("stack_", "scoreboard_", "line_ended", "half_", "supervisor_group_joined")
 WRITES_WHEN_ASKED = {"stack_of_a_terabyte", "stack_that_is_full"}
 HURTS_THE_SLOT = ("channels_ended", "scoreboard_full")  # no later worker in it is reached: each has its own server
-REFUSED = ("supervisor_", "treasure_", "root_become", "group_of_root_", "scoreboard_cut", "scoreboard_sealed")
+REFUSED = (
+    "supervisor_",
+    "treasure_",
+    "root_become",
+    "group_of_root_",
+    "scoreboard_cut",
+    "scoreboard_sealed",
+    "bus_memory_cut",
+)
 REFUSED_TOO = {"stack_that_is_sealed"}
 ALLOWED = {"supervisor_group_joined"}  # within one session it is; nobody sends that group a signal
 
@@ -142,6 +150,10 @@ def check(siege: Siege, attempt: str) -> None:
     assert siege.server.running
     if attempt in HURTS_THE_SLOT:
         return
+    if attempt.startswith("bus_"):  # the others have that to read, and live
+        for other in (number for number in siege.keys if number != slot):
+            with Wire(siege.door) as wire:
+                assert b"VainError" in wire.send(request("/bus_asked", x_user=siege.keys[other])).reply().body
     siege.recover(attempt, slot, worker)
     assert siege.server.running
     few = siege.descriptors_at_first

@@ -152,11 +152,16 @@ def test_handle_that_a_tool_mints_comes_home_by_its_header() -> None:
         assert len(set.union(*wrote)) == WORKERS
 
 
-async def hear(url: str) -> bool:
-    """Listen, and change what is listened to; return whether it was heard. This client keeps its cookies."""
+def with_cookies() -> httpx2.AsyncClient:
+    """Return an HTTP client that keeps its cookies, each request of which has a new connection."""
+    return httpx2.AsyncClient(timeout=RUN_S, limits=httpx2.Limits(max_keepalive_connections=0))
+
+
+async def hear(url: str, client_of: Callable[[], httpx2.AsyncClient]) -> bool:
+    """Listen, and change what is listened to; return whether it was heard."""
     uri = f"notes://{uuid4()}"
     async with (
-        httpx2.AsyncClient(timeout=RUN_S, limits=httpx2.Limits(max_keepalive_connections=0)) as http,
+        client_of() as http,
         Client(streamable_http_client(f"{url}/mcp", http_client=http)) as client,
         client.listen(resource_subscriptions=[uri]) as changes,
     ):
@@ -168,9 +173,15 @@ async def hear(url: str) -> bool:
 
 
 def test_client_that_keeps_cookies_hears_of_its_own_changes() -> None:
-    """The SDK's bus is in the process: stream and tool have to be with one worker, and only the cookie says so."""
+    """Stream and tool are with one worker."""
     with Limpet(APP, "--workers", str(WORKERS), "--for", "mcp", "--graceful-timeout", "1") as limpet:
-        assert asyncio.run(all_at_once(lambda: hear(limpet.url))) == [True] * CLIENTS
+        assert asyncio.run(all_at_once(lambda: hear(limpet.url, with_cookies))) == [True] * CLIENTS
+
+
+def test_client_without_cookies_hears_of_changes_in_other_workers() -> None:
+    """Stream and tool come to any worker; the SDK's own bus would end at the process."""
+    with Limpet(APP, "--workers", str(WORKERS), "--for", "mcp", "--graceful-timeout", "1") as limpet:
+        assert asyncio.run(all_at_once(lambda: hear(limpet.url, forgetful))) == [True] * CLIENTS
 
 
 async def over_sse(url: str) -> set[int]:

@@ -16,6 +16,8 @@ from typing import Any
 
 from limpet.config.router import build_router
 from limpet.config.settings import Settings
+from limpet.coordination.interest import Memory
+from limpet.coordination.roster import Roster
 from limpet.errors import LimpetError
 from limpet.fleet.fleet import Fleet
 from limpet.fleet.lifecycle import Event, State
@@ -131,6 +133,7 @@ class Resources:
         self.free_rows = {role: list(range(64)) for role in ("worker", "dispatcher", "terminator")}
         self.started: list[Child] = []
         self.refusal: OSError | None = None
+        self.bus = Roster(Memory.create())
         self._clock = clock
         self._far_ends: dict[int, socket.socket] = {}
         self.grow(settings.workers)

@@ -37,6 +37,7 @@ NAMES = {
         "on_shutdown",
         "on_start",
     ],
+    "between workers": ["Message", "Subscription", "publish", "publish_sync", "subscribe"],
     "the package": ["__version__"],
 }
 

@@ -44,8 +44,17 @@ _SECTIONS: Final = {
         "learn",
         "forget",
     ),
+    "Between workers": ("publish", "publish_sync", "subscribe", "Subscription", "Message"),
 }
-_MADE_BY_LIMPET: Final = (limpet.Handle, limpet.LimpetError, limpet.WorkerInfo, limpet.Request, limpet.Peer)
+_MADE_BY_LIMPET: Final = (
+    limpet.Handle,
+    limpet.LimpetError,
+    limpet.WorkerInfo,
+    limpet.Request,
+    limpet.Peer,
+    limpet.Subscription,
+    limpet.Message,
+)
 _INTERNAL: Final = {limpet.Affinity: ("jar",), limpet.Forwarded: ("trust",)}  # parameters that the server fills in
 _HOLD: Final = {
     limpet.Request: ("method", "target", "peer"),

@@ -11,6 +11,10 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from limpet.config.settings import SETTINGS
+from limpet.coordination.bus import UNDER_WAY_BYTES
+from limpet.coordination.interest import TOPICS
+from limpet.coordination.packet import INLINE_BYTES
+from limpet.coordination.subscription import MOST_BYTES, MOST_MESSAGES
 from limpet.ipc.scoreboard import DISPATCHER_CELLS, SUPERVISOR_CELLS, WORKER_CELLS
 from limpet.routing.learned_ids import ROWS, WAYS
 
@@ -60,6 +64,26 @@ LIMITS: Final = (
         f"learned ids: {WAYS} of each slot in each of {ROWS} rows",
         ("learned", "learned_evicted"),
         "none: the id that was seen longest ago is forgotten. Requests with it go to the slot of its hash",
+    ),
+    Limit(
+        f"messages that wait in a subscription: {MOST_MESSAGES:,}, or {MOST_BYTES >> 20} MiB of payloads",
+        ("bus_lost",),
+        "none: the oldest message is lost, and `lost` of the next one says so",
+    ),
+    Limit(
+        "messages that wait in a worker's channel of the bus: 4 MiB of the kernel's memory",
+        ("bus_dropped",),
+        "none: the publisher does not send the message, and `lost` tells the subscriptions of this worker",
+    ),
+    Limit(
+        f"payloads over {INLINE_BYTES >> 10} KiB that wait for a worker: {UNDER_WAY_BYTES >> 20} MiB",
+        ("bus_dropped",),
+        "as for a full channel",
+    ),
+    Limit(
+        f"topics of a worker: {TOPICS:,}",
+        ("bus_received",),
+        "none: the worker hears everything, and drops what nobody asked for",
     ),
     Limit(
         "threads",

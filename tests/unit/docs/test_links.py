@@ -59,7 +59,7 @@ def test_page_says_what_kind_it_is() -> None:
         "scaling",
     }
     elsewhere = {"security": "SECURITY.md", "architecture": "ARCHITECTURE.md"}
-    examples = {"chat": "chat", "chat-redis": "chat_redis", "mcp": "mcp"}
+    examples = {"chat": "chat", "chat-redis": "chat_redis", "channels-chat": "channels_chat", "mcp": "mcp"}
     seen = set()
     for kind, entries in re.findall(
         r"^  - ([\w -]+):\n((?:      .*\n)+)", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE

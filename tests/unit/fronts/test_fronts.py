@@ -133,6 +133,7 @@ SAMPLES = {  # of settings that hold a text which something reads
     "bind": ":8000,:8001=admin:app",
     "by": "header:x-user",
     "trust": "10.0.0.0/8",
+    "bus": "redis://10.0.0.9:6379",
     "affinity_cookie": "SameSite=Strict",
     "learn": "header:x-id",
     "server": "hypercorn",
