@@ -155,6 +155,8 @@ class Door:
         for command in commands:
             if command["do"] == "accept":
                 self._may_accept.set()
+            elif command["do"] == "workers":
+                self._seat.home.follow(command)
             elif command["do"] == "drain":
                 return {"timeout": command["timeout"], "last": command["last"]}
         return None

@@ -85,7 +85,6 @@ def closed(server: Limpet) -> int:
     ("backend", "chain", "library"),
     [
         ("kernel", "ip", "websockets"),
-        ("dispatcher", "ip", "auto"),
         ("dispatcher", "header:x-user", "wsproto"),
         ("dispatcher", "header:x-user", "websockets-sansio"),
     ],

@@ -208,6 +208,8 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
                 self.alive = False
             elif command["do"] == "accept" and not self._may_accept:
                 self._begin_to_accept()
+            elif command["do"] == "workers":
+                self._seat.home.follow(command)
 
     def _begin_to_accept(self) -> None:
         was_accepting = self._accepting

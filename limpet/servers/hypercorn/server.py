@@ -225,6 +225,8 @@ class _Server:
                 self._stop.set()
             elif command["do"] == "accept":
                 self._listening.open()
+            elif command["do"] == "workers":
+                self._seat.home.follow(command)
 
 
 class _Far:
