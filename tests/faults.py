@@ -79,7 +79,8 @@ FAULTS: Final[Mapping[str, Fault]] = {
         ),
         Fault(
             "scaling",
-            "as in a reload, in slots that are removed; clients whose slot changes reach another worker",
+            "as in a reload, in slots that are removed; clients whose slot changes reach another worker, and their "
+            "websockets are closed with 1012",
             says_goodbye=True,
             again_s=20.0,
         ),

@@ -327,11 +327,17 @@ class Settings:
         "resident memory above which a worker is replaced; 0 for no limit", 0, low=0, high=1 << 30
     )
     websocket_spread_s: float = setting(
-        "time over which a replaced worker spreads the closing of its websockets, so that they do not all reconnect at "
-        "once",
+        "time over which a worker spreads the closing of its websockets, so that they do not all reconnect at once: "
+        "when it is replaced, and when their clients move because the number of slots changes",
         3,
         low=0,
         high=DAY_S,
+    )
+    on_scale: Literal["close", "leave"] = setting(
+        "what a uvicorn worker does with the open websockets of clients that move when the number of slots changes. "
+        "close: it closes them with 1012 over `--websocket-spread`, and the clients reconnect to their new slot. "
+        "leave: it serves them until they end, while later requests of these clients go to their new slot",
+        "close",
     )
     graceful_timeout_s: float = setting(
         "time that a worker has to finish its requests when it stops", 30, low=0, high=DAY_S

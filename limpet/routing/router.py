@@ -123,6 +123,16 @@ class Router:
         learned = self.learned
         if learned is None or not learned.cells[0] or key.is_address or key.element == AFFINITY:
             return route
+        return self._as_learned(route, learned)
+
+    def route_of(self, digest: int) -> Route:
+        """Return where the key with *digest* is served now."""
+        bucket = self.hasher.bucket(digest)
+        route = Route(self.owners[bucket], bucket, digest, self._homes[bucket])
+        return route if self.learned is None else self._as_learned(route, self.learned)
+
+    def _as_learned(self, route: Route, learned: Learned) -> Route:
+        """Return *route*, or the route to the slot where its key was learned."""
         entry = learned.find(route.digest, self.slots, self._now())
         if entry is None:
             return route

@@ -14,7 +14,7 @@ import signal
 
 from limpet.ipc import orders
 from limpet.ipc.control_link import LinkClosedError
-from limpet.ipc.orders import Accept, Drain
+from limpet.ipc.orders import Accept, Drain, Workers
 from limpet.servers.lifespan import Lifespan
 from limpet.worker.seat import Seat
 
@@ -71,3 +71,5 @@ class Worker:
                     self._stop.set()
                 case Accept():
                     self.accept()
+                case Workers():
+                    self._seat.home.follow(order)

@@ -21,6 +21,8 @@ from limpet.protocol.request import Peer, Request
 from limpet.sessions.sessions import Sessions
 
 Application = Callable[..., Any]
+DIGEST: Final = "limpet.digest"
+"""In the scope of an accepted websocket: the digest of the client, which the server reads, if its cookie is new."""
 _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _REFUSED: Final = b"the worker that had this session is gone\n"
 _FAILED: Final = b"Internal Server Error"
@@ -60,7 +62,7 @@ class InSession:
         if cookie is None and not self._sessions.learns:
             await self._app(scope, receive, send)
             return
-        answering = _Answering(self._sessions, send, request, cookie)
+        answering = _Answering(self._sessions, send, request, cookie, scope)
         try:
             await self._app(scope, receive, answering.send)
         except Exception:
@@ -83,8 +85,9 @@ def of_scope(scope: Any, root_path: bytes, bind: int = 0) -> Request:
 class _Answering:
     """One response on its way to the server."""
 
-    def __init__(self, sessions: Sessions, send: Any, request: Request, cookie: str | None) -> None:
+    def __init__(self, sessions: Sessions, send: Any, request: Request, cookie: str | None, scope: Any) -> None:
         self._sessions = sessions
+        self._scope = scope
         self._send = send
         self._request = request
         self._cookie = cookie
@@ -99,6 +102,8 @@ class _Answering:
             self._sessions.ended_by(self._request, message.get("status", 0))
             if self._cookie is not None and self._sessions.may_set(headers):
                 message = message | {"headers": [*headers, (b"set-cookie", self._cookie.encode())]}
+                if message["type"] == "websocket.accept":
+                    self._scope[DIGEST] = self._sessions.digest_of(self._cookie)
         await self._send(message)
 
 

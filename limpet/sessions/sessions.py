@@ -121,6 +121,11 @@ class Sessions:
         value, born = jar.mint(lives_there, secrets.token_bytes, opened)
         return jar.header(value, born, is_https=is_https)
 
+    def digest_of(self, cookie: str) -> int:
+        """Return the digest of the client that gets *cookie*, which `cookie_for` has made; 0 if it is not valid."""
+        opened = self._router.jar and self._router.jar.open(cookie.partition("=")[2].partition(";")[0].encode())
+        return opened.digest if opened else 0
+
     def _is_renewed(self, opened: Opened, jar: Jar, request: Request) -> bool:
         """Return whether *request* has a newer cookie of the same home as *opened*.
 

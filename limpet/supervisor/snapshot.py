@@ -60,7 +60,7 @@ CHANGEABLE: Final = frozenset(
         *("block_warning_s", "hang_timeout_s", "max_requests", "max_memory_mib", "websocket_spread_s", "worker_class"),
         *("loop", "http", "ws", "server_config", "threads", "factory", "interface", "root_path"),
         *("max_copies", "max_pending", "head_timeout_s", "keep_alive_timeout_s", "key_timeout_s"),
-        *("start_timeout_s", "graceful_timeout_s"),
+        *("start_timeout_s", "graceful_timeout_s", "on_scale"),
     }
 )
 """Settings that may differ between processes started before and after the upgrade."""

@@ -34,7 +34,7 @@ from limpet.config.bind import Bind
 from limpet.errors import AppError
 from limpet.ipc import news, orders
 from limpet.ipc.control_link import LinkClosedError
-from limpet.ipc.orders import Accept, Drain
+from limpet.ipc.orders import Accept, Drain, Workers
 from limpet.net.accept_queue import backlog
 from limpet.net.reuseport_group import close_door
 from limpet.worker.channel_listener import FdListener, SlotListener, Tally
@@ -158,6 +158,8 @@ class Door:
                     self._may_accept.set()
                 case Drain():
                     return order
+                case Workers():
+                    self._seat.home.follow(order)
         return None
 
     def _patience_ms(self) -> float | None:

@@ -27,6 +27,7 @@ class Home:
         self.router = router
         self.placement = placement
         self._listeners = listeners
+        self.has_scaled = False  # whether the number of slots has changed since the server started
         self.has_changed = False  # whether open connections here may now belong to another slot
         # About the latest request. If this worker routed it: its route, or None without a key. If another process did:
         # the digest of its key, 0 without a key, or UNTOLD.
@@ -40,7 +41,8 @@ class Home:
             return
         if self._slots != self.router.slots:
             self.router.resize(self._slots)
-        self.has_changed = workers.scaled and not self.router.chain.needs_head  # else each request is checked anyway
+        self.has_scaled = workers.scaled
+        self.has_changed = self.has_scaled and not self.router.chain.needs_head  # else each request is checked anyway
         self.placement.follow(workers.rows, workers.held)
         self.router.follow(workers.up)
 

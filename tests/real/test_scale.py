@@ -97,3 +97,20 @@ def test_connection_that_waited_for_its_worker_meanwhile_goes_home(backend: str,
                 )
 
             wait_until(at_home, "all are at home")
+
+
+@pytest.mark.parametrize("server_kind", ["uvicorn", "hypercorn", "daphne", "gunicorn"])
+def test_new_clients_stay_with_their_worker_after_a_scaling(server_kind: str) -> None:
+    """A worker that went on with the old table would make cookies that lead its clients to other workers."""
+    app = "tests.session_app:wsgi" if server_kind == "gunicorn" else "tests.session_app:asgi"
+    with Limpet(app, "--workers", "1", "--by", "affinity", "--server", server_kind) as server:
+        scale(server, 2)
+
+        def stays() -> bool:
+            first = server.request("/private")
+            cookie = first.headers["set-cookie"].partition(";")[0]
+            return bool(server.request("/private", cookie=cookie).json()["slot"] == first.json()["slot"])
+
+        wait_until(stays, "the workers have heard of the new table")
+        for _ in range(30):
+            assert stays()

@@ -30,7 +30,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from limpet.config.settings import Settings
 from limpet.ipc import orders
 from limpet.ipc.control_link import LinkClosedError
-from limpet.ipc.orders import Accept, Drain
+from limpet.ipc.orders import Accept, Drain, Workers
 from limpet.logs import take_over
 from limpet.net.reuseport_group import close_behind
 from limpet.servers.asgi import framed_wsgi
@@ -210,6 +210,8 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
                     self.alive = False
                 case Accept() if not self._may_accept:
                     self._begin_to_accept()
+                case Workers():
+                    self._seat.home.follow(order)
 
     def _begin_to_accept(self) -> None:
         was_accepting = self._accepting

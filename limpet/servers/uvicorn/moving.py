@@ -91,6 +91,7 @@ class _Moving(Seated):
         """Take over what came with a connection from the dispatcher. Called before `connection_made`."""
         super().accepted(handoff)
         self._keyed = handoff.digest != 0
+        self.digest = handoff.digest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -150,6 +151,10 @@ class _Moving(Seated):
 
     def is_followed(self) -> bool:
         return bool(self._unread)
+
+    def key_digest(self) -> int:
+        found = self.seat.home.latest
+        return self.digest if isinstance(found, int) else 0 if found is None else found.digest
 
     def is_idle(self) -> bool:
         return not (self._pinned or self._away or self._in_message or self._wanted is not None) and super().is_idle()

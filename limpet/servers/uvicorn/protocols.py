@@ -382,6 +382,11 @@ class Seated(asyncio.Protocol):
         if self.cycle is not None and self.is_idle() and not bytes_wait(self.transport):
             self.transport.close()
 
+    def key_digest(self) -> int:
+        """Return the digest of the key of the request that has just come, 0 without a key."""
+        route = self.seat.home.router.route(self.peer(), None)
+        return 0 if route is None else route.digest
+
     def peer(self) -> Peer:
         """Return the far end of the connection, as the key chain sees it."""
         address = self.transport.get_extra_info("peername") if self.origin is None else self.origin.client

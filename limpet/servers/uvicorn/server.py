@@ -38,7 +38,7 @@ from limpet.servers.uvicorn.listening import Listening
 from limpet.servers.uvicorn.moving import MovingH11, MovingHttpTools
 from limpet.servers.uvicorn.protocols import CONNECTIONS, Seated, SeatedH11, SeatedHttpTools
 from limpet.servers.uvicorn.streams import Streams
-from limpet.servers.uvicorn.websockets import websocket_protocol
+from limpet.servers.uvicorn.websockets import SeatedWebSocket, tell_moved, websocket_protocol
 from limpet.worker import shortage, user_code
 from limpet.worker.access_log import AccessLog, Held
 from limpet.worker.seat import Seat
@@ -199,16 +199,27 @@ class SeatedServer(uvicorn.Server):
     async def _look_at_connections(self, now: float) -> None:
         """End those whose time is over, some in each turn of the loop: requests must not wait for thousands of others.
 
-        Let those go home, too, whose home is elsewhere now.
+        Let those go home, too, whose home is elsewhere now; websockets are closed for that.
         """
-        connections = self.server_state.connections
+        connections, home, moved = self.server_state.connections, self._seat.home, []
+        closes = home.has_scaled and self._seat.settings.on_scale == "close"
         for number, connection in enumerate(list(connections), 1):
             if number % _LOOKS_PER_TURN == 0:
                 await asyncio.sleep(0)
             if isinstance(connection, Seated) and connection in connections:  # it may have ended since, or moved
                 connection.expire(now)
-                if self._seat.home.has_changed:
+                if home.has_changed:
                     connection.go_home()
+            elif closes and isinstance(connection, SeatedWebSocket) and not connection.is_told:
+                moved += [connection] if connection.has_moved() else []
+        if moved:
+            log.info(
+                "worker %d closes %d websockets, whose clients have moved to other slots",
+                home.slot,
+                len(moved),
+                extra={"event": "websockets_moved", "slot": home.slot, "pid": self._seat.info.pid},
+            )
+            tell_moved(moved, self._seat.settings.websocket_spread_s)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let the requests finish and the connections go, then end the application.

@@ -26,7 +26,7 @@ def test_thousands_of_connections_are_looked_at_some_in_each_turn_of_the_loop() 
         server = SeatedServer.__new__(SeatedServer)
         server.server_state = ServerState()
         server.server_state.connections = {Waiting() for _ in range(2000)}
-        server._seat = SimpleNamespace(home=SimpleNamespace(has_changed=False))  # type: ignore[assignment]
+        server._seat = SimpleNamespace(home=SimpleNamespace(has_changed=False, has_scaled=False))  # type: ignore[assignment]
         looking = asyncio.ensure_future(server._look_at_connections(0.0))
         while not looking.done():
             before = looks[0]
