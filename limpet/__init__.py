@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from limpet.version import __version__
 
 if TYPE_CHECKING:
+    from limpet.coordination.once import WorkerEnds, once
     from limpet.current import WorkerInfo, current_worker, listener
     from limpet.embed.cluster import Cluster, listen
     from limpet.embed.handle import Handle
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from limpet.worker.hooks import on_shutdown, on_start
 
 _HOMES = {
+    "coordination.once": ("WorkerEnds", "once"),
     "current": ("WorkerInfo", "current_worker", "listener"),
     "embed.cluster": ("Cluster", "listen"),
     "embed.handle": ("Handle",),
@@ -46,6 +48,7 @@ __all__ = [
     "Query",
     "Request",
     "Sni",
+    "WorkerEnds",
     "WorkerInfo",
     "__version__",
     "current_worker",
@@ -56,6 +59,7 @@ __all__ = [
     "mint",
     "on_shutdown",
     "on_start",
+    "once",
 ]
 
 

@@ -20,6 +20,7 @@ from limpet import current, logs
 from limpet.config import conflicts, server_kinds
 from limpet.config.router import Clocks, build_router
 from limpet.config.settings import Settings
+from limpet.coordination import place as shared
 from limpet.dispatch.address_limit import PerAddress
 from limpet.ipc import news
 from limpet.ipc.baton import CELLS_PER_WORKER, Batons
@@ -43,6 +44,7 @@ def work(place: Boot, link: Link) -> None:
     """Run the worker that *place* describes until it has drained. Raises AppError if the application cannot start."""
     info = current.WorkerInfo(place.index, os.getpid(), place.generation)
     current.become(info, lambda wait: link.send(news.message(news.Stop(wait))))
+    shared.become(place.shared_fd, place.shared_directory)
     settings = registry.told(place.settings)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 
 from limpet import logs
 from limpet.config.settings import Settings
+from limpet.coordination.place import Kept
 from limpet.errors import ControlError, SettingsError
 from limpet.fleet.member import Member
 from limpet.fleet.past import Past
@@ -36,11 +37,18 @@ class Resources:
     """What the supervisor keeps for the slots, dispatchers and terminators of one server."""
 
     def __init__(
-        self, settings: Settings, secret: bytes, chosen: backend.Backend, board: Scoreboard, started_in: str
+        self,
+        settings: Settings,
+        secret: bytes,
+        chosen: backend.Backend,
+        board: Scoreboard,
+        kept: Kept,
+        started_in: str,
     ) -> None:
         """*started_in* is the directory in which children start, as it was entered, with its symbolic links."""
         self.settings = settings  # for the next child
         self.board = board
+        self.kept = kept  # what applications share
         self.started_in = started_in
         self.channels: list[Channel] = []
         self.moves: list[Channel] = []  # between workers, see moving/mover.py
@@ -140,6 +148,8 @@ class Resources:
             pem="" if self.inner else self.pem,
             channel_fds=(self.channels[member.number].fds,),
             serial=self.newest_serial,
+            shared_fd=self.kept.fd,
+            shared_directory=self.kept.directory,
             descriptors=self.descriptors,
             move_fds=(*(channel.fds[0] for channel in self.moves), self.moves[member.number].fds[1]),
         )

@@ -27,6 +27,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from limpet import current
 from limpet.ipc.control_link import LinkClosedError
 from limpet.logs import take_over
 from limpet.net.accept_queue import backlog
@@ -122,6 +123,7 @@ class _Worker:
 
     async def _drain(self) -> None:
         self._is_draining = True
+        current.leave()
         until = self._loop.time() + (float("inf") if self._timeout_s is None else self._timeout_s)
         while self._running and self._is_last and self._loop.time() < until and self._waiting():
             await asyncio.sleep(_CHECK_S)

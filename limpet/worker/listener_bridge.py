@@ -182,6 +182,7 @@ class Door:
         began = time.monotonic()
         self._until = math.inf if timeout is None else began + timeout
         self.draining = True
+        current.leave()
         self._begin_to_drain()
         if last or not self._seat.listeners:
             self._wait_while(self._waiting, self._until if last else min(began + _IDLE_S, self._until))

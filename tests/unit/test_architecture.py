@@ -23,6 +23,7 @@ ORDER = (
     ("net",),
     ("moving",),
     ("sessions",),
+    ("coordination",),
     ("dispatch",),
     ("fleet",),
     ("worker",),

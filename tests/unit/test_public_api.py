@@ -37,6 +37,7 @@ NAMES = {
         "on_shutdown",
         "on_start",
     ],
+    "what workers share": ["WorkerEnds", "once"],
     "the package": ["__version__"],
 }
 

@@ -44,8 +44,16 @@ _SECTIONS: Final = {
         "learn",
         "forget",
     ),
+    "What workers share": ("once", "WorkerEnds"),
 }
-_MADE_BY_LIMPET: Final = (limpet.Handle, limpet.LimpetError, limpet.WorkerInfo, limpet.Request, limpet.Peer)
+_MADE_BY_LIMPET: Final = (
+    limpet.Handle,
+    limpet.LimpetError,
+    limpet.WorkerInfo,
+    limpet.Request,
+    limpet.Peer,
+    limpet.WorkerEnds,
+)
 _INTERNAL: Final = {limpet.Affinity: ("jar",), limpet.Forwarded: ("trust",)}  # parameters that the server fills in
 _HOLD: Final = {
     limpet.Request: ("method", "target", "peer"),
