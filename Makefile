@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 3
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick kill once reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bench docs site screenshots fronts capacity products measure-products clean
+.PHONY: help run test check quick kill once torn reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bench docs site screenshots fronts capacity products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -23,6 +23,9 @@ quick: $(VENV)/.dev ## the tests that start no process, in seconds
 
 kill: $(VENV)/.dev ## kill a hundred workers under load, on each backend
 	$(BIN)/pytest -m slow tests/real/test_kill.py
+
+torn: $(VENV)/.dev ## N=10000 SIGKILLs of processes that write what workers share, at random instants
+	LIMPET_TORN=$(or $(N),10000) $(BIN)/pytest -m slow tests/real/test_torn.py
 
 once: $(VENV)/.dev ## what runs in one worker only, over N=100 random faults: never two, and never long without one
 	LIMPET_ONCE=$(or $(N),100) $(BIN)/pytest -m slow tests/real/test_once.py

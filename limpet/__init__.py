@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from limpet.version import __version__
 
 if TYPE_CHECKING:
+    from limpet.coordination.counters import Counter, counter
+    from limpet.coordination.limits import limit
     from limpet.coordination.once import WorkerEnds, once
+    from limpet.coordination.stash import Stash, StashBusy, StashFull, stash
     from limpet.current import WorkerInfo, current_worker, listener
     from limpet.embed.cluster import Cluster, listen
     from limpet.embed.handle import Handle
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
     from limpet.worker.hooks import on_shutdown, on_start
 
 _HOMES = {
+    "coordination.counters": ("Counter", "counter"),
+    "coordination.limits": ("limit",),
     "coordination.once": ("WorkerEnds", "once"),
+    "coordination.stash": ("Stash", "StashBusy", "StashFull", "stash"),
     "current": ("WorkerInfo", "current_worker", "listener"),
     "embed.cluster": ("Cluster", "listen"),
     "embed.handle": ("Handle",),
@@ -38,6 +44,7 @@ __all__ = [
     "Affinity",
     "Cluster",
     "Cookie",
+    "Counter",
     "Forwarded",
     "Handle",
     "Header",
@@ -48,18 +55,24 @@ __all__ = [
     "Query",
     "Request",
     "Sni",
+    "Stash",
+    "StashBusy",
+    "StashFull",
     "WorkerEnds",
     "WorkerInfo",
     "__version__",
+    "counter",
     "current_worker",
     "forget",
     "learn",
+    "limit",
     "listen",
     "listener",
     "mint",
     "on_shutdown",
     "on_start",
     "once",
+    "stash",
 ]
 
 

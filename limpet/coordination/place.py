@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from limpet.errors import SettingsError, reason
 from limpet.system import descriptors
 
 PAGE: Final = 4096
@@ -40,11 +41,13 @@ LAYOUT: Final = [1, PAGE, SEATS, SHARDS, SHARD_BYTES]
 """The parts of the memory: a page with the salt, a page for each seat, and the shards of limits."""
 _BYTES: Final = PAGE + SEATS * PAGE + SHARDS * SHARD_BYTES  # of addresses; pages that nobody uses take no memory
 SEAT_LOCKS: Final = 0
+COUNT_LOCK: Final = 1 << 19
 SHARD_LOCKS: Final = 1 << 20
 STASH_LOCKS: Final = 1 << 61
 ONCE_LOCKS: Final = 1 << 62
 RANGE: Final = 1 << 60
 """How many names the locks of the stash and of `once` tell apart."""
+STASH_BYTES: Final = 64 << 20  # that the stash may take outside limpet
 _SALT_BYTES: Final = 16
 _PREFIX: Final = "limpet-shared-"
 _MEMORY: Final = "/dev/shm"
@@ -53,10 +56,12 @@ _MEMORY: Final = "/dev/shm"
 class Place:
     """The memory file and the directory of one server, in one of its processes. Owns nothing that `close` must free."""
 
-    def __init__(self, fd: int, directory: str) -> None:
-        """*directory* is "" if the system has no room for one."""
+    def __init__(self, fd: int, directory: str, stash: str = "", stash_bytes: int = STASH_BYTES) -> None:
+        """*directory* is "" if the system has no room for one; *stash* is the directory of `--stash`, or ""."""
         self.fd = fd
         self.directory = directory
+        self.stash = stash
+        self.stash_bytes = stash_bytes
         self._map = mmap.mmap(fd, _BYTES)
         self.memory = memoryview(self._map)
         self.salt = bytes(self.memory[:_SALT_BYTES])
@@ -98,14 +103,20 @@ class Place:
 class Kept:
     """The supervisor's side: what outlives the workers."""
 
-    def __init__(self, fd: int, outer: str, outer_fd: int) -> None:
+    def __init__(self, fd: int, outer: str, outer_fd: int, stash: str = "") -> None:
+        """*stash* is the directory of `--stash`, absolute, or ""."""
         self.fd = fd
+        self.stash = stash
         self._outer = outer
         self._outer_fd = outer_fd
 
     @classmethod
-    def create(cls, owner: tuple[int, int] | None = None) -> Kept:
-        """Make both; *owner* are user and group of the workers if they are not this process's. Raises LimpetError."""
+    def create(cls, owner: tuple[int, int] | None = None, stash: str | None = None) -> Kept:
+        """Make both, and the directory *stash* of `--stash`.
+
+        *owner* are user and group of the workers if they are not this process's. Raises LimpetError.
+        """
+        stash = _folder(stash, owner) if stash is not None else ""
         fd = descriptors.memory_file("limpet-shared")
         os.ftruncate(fd, _BYTES)
         os.pwrite(fd, os.urandom(_SALT_BYTES), 0)
@@ -113,17 +124,15 @@ class Kept:
         base = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else tempfile.gettempdir()
         _remove_left(base)
         try:
-            outer = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
+            outer, outer_fd = _made(base)
         except OSError:  # a system without a place to write: calls that need the directory say so
-            return cls(fd, "", -1)
-        outer_fd = os.open(outer, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(outer_fd, fcntl.LOCK_EX)
+            return cls(fd, "", -1, stash)
         inner = os.path.join(outer, "kept")
         os.mkdir(inner, 0o700)
         if owner is not None:
             os.chown(inner, *owner)
             os.chmod(outer, 0o711)
-        return cls(fd, outer, outer_fd)
+        return cls(fd, outer, outer_fd, stash)
 
     @property
     def directory(self) -> str:
@@ -137,12 +146,12 @@ class Kept:
 
     def pack(self) -> dict[str, object]:
         """Return what the next supervisor in this process must know."""
-        return {"fd": self.fd, "outer": self._outer, "outer_fd": self._outer_fd, "layout": LAYOUT}
+        return {"fd": self.fd, "outer": self._outer, "outer_fd": self._outer_fd, "stash": self.stash, "layout": LAYOUT}
 
     @classmethod
     def adopt(cls, packed: dict[str, object]) -> Kept:
         """Return what `pack` was called on."""
-        return cls(*(packed[name] for name in ("fd", "outer", "outer_fd")))  # type: ignore[arg-type]
+        return cls(*(packed[name] for name in ("fd", "outer", "outer_fd", "stash")))  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Remove the directory, at the end of the server."""
@@ -150,6 +159,36 @@ class Kept:
             shutil.rmtree(self._outer, ignore_errors=True)
             os.close(self._outer_fd)
         os.close(self.fd)
+
+
+def _folder(path: str, owner: tuple[int, int] | None) -> str:
+    """Return the absolute *path*, a directory that *owner* may write; make it if needed. Raises SettingsError."""
+    path = os.path.abspath(path)
+    try:
+        if not os.path.isdir(path):
+            os.makedirs(path, 0o700)
+            if owner is not None:
+                os.chown(path, *owner)
+        found = os.stat(path)
+    except OSError as error:
+        raise SettingsError(f"`--stash`: cannot make the directory `{path}`: {reason(error)}") from None
+    uid = owner[0] if owner is not None else os.geteuid()
+    if uid not in (0, found.st_uid):
+        hint = f"`chown {uid} {path}`, or `--stash` another directory"
+        raise SettingsError(f"`--stash`: the directory `{path}` belongs to user {found.st_uid}, not {uid}", hint=hint)
+    return path
+
+
+def _made(base: str) -> tuple[str, int]:
+    """Return a new directory in *base*, and a descriptor that has its lock. Raises OSError."""
+    while True:
+        path = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
+        with contextlib.suppress(FileNotFoundError):  # another start took it for one that was left behind
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return path, fd
+            os.close(fd)
 
 
 def _remove_left(base: str) -> None:
@@ -170,11 +209,11 @@ _guard = threading.Lock()
 _is_worker = False
 
 
-def become(fd: int, directory: str) -> None:
+def become(fd: int, directory: str, stash: str, stash_bytes: int) -> None:
     """Use the place of this worker's server. Runs in a worker, before the application is imported."""
     global _here, _is_worker
     _is_worker = True
-    _here = Place(fd, directory) if fd >= 0 else None
+    _here = Place(fd, directory, stash, stash_bytes) if fd >= 0 else None
 
 
 def here() -> Place:

@@ -44,7 +44,8 @@ def work(place: Boot, link: Link) -> None:
     """Run the worker that *place* describes until it has drained. Raises AppError if the application cannot start."""
     info = current.WorkerInfo(place.index, os.getpid(), place.generation)
     current.become(info, lambda wait: link.send(news.message(news.Stop(wait))))
-    shared.become(place.shared_fd, place.shared_directory)
+    most_bytes = place.settings.stash_size_mib << 20
+    shared.become(place.shared_fd, place.shared_directory, place.shared_stash, most_bytes)
     settings = registry.told(place.settings)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)

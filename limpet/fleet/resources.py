@@ -150,6 +150,7 @@ class Resources:
             serial=self.newest_serial,
             shared_fd=self.kept.fd,
             shared_directory=self.kept.directory,
+            shared_stash=self.kept.stash,
             descriptors=self.descriptors,
             move_fds=(*(channel.fds[0] for channel in self.moves), self.moves[member.number].fds[1]),
         )

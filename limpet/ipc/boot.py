@@ -42,6 +42,7 @@ class Boot:
     log_fd: int = -1  # open file description of stderr from the supervisor: `--user` may not open one (logs.py)
     shared_fd: int = -1  # for a worker: the memory file of coordination/place.py
     shared_directory: str = ""  # and its directory
+    shared_stash: str = ""  # the directory of `--stash`
     move_fds: tuple[int, ...] = ()  # for a worker: sending ends of all slots' move channels, then its own receiving end
 
     @property

@@ -58,7 +58,7 @@ def run(settings: Settings, program: Program | None = None) -> None:
         log.warning("%s (hint: %s)", message, hint, extra={"event": "cookie_shared"})
     with contextlib.ExitStack() as stack:
         chosen = stack.enter_context(contextlib.closing(backend.open(settings, router)))
-        shared = stack.enter_context(contextlib.closing(Kept.create(identity and identity[:2])))
+        shared = stack.enter_context(contextlib.closing(Kept.create(identity and identity[:2], settings.stash)))
         Supervisor(_new_fleet(settings, kept.value, router, chosen, board, shared), program).run()
 
 

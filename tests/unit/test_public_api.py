@@ -37,7 +37,17 @@ NAMES = {
         "on_shutdown",
         "on_start",
     ],
-    "what workers share": ["WorkerEnds", "once"],
+    "what workers share": [
+        "Counter",
+        "Stash",
+        "StashBusy",
+        "StashFull",
+        "WorkerEnds",
+        "counter",
+        "limit",
+        "once",
+        "stash",
+    ],
     "the package": ["__version__"],
 }
 
