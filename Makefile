@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 3
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick coverage kill reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bus bench docs site screenshots fronts capacity products measure-products clean
+.PHONY: help run test check quick coverage kill once torn reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bus bench docs site screenshots fronts capacity products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -26,6 +26,12 @@ coverage: $(VENV)/.dev ## the lines and branches of limpet/ that the unit tests 
 
 kill: $(VENV)/.dev ## kill a hundred workers under load, on each backend
 	$(BIN)/pytest -m slow tests/real/test_kill.py
+
+torn: $(VENV)/.dev ## N=10000 SIGKILLs of processes that write what workers share, at random instants
+	LIMPET_TORN=$(or $(N),10000) $(BIN)/pytest -m slow tests/real/test_torn.py
+
+once: $(VENV)/.dev ## what runs in one worker only, over N=100 random faults: never two, and never long without one
+	LIMPET_ONCE=$(or $(N),100) $(BIN)/pytest -m slow tests/real/test_once.py
 
 reloads: $(VENV)/.dev ## 50 rolling reloads under load, on each backend
 	$(BIN)/pytest -m slow tests/real/test_reload.py

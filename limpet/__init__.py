@@ -12,6 +12,10 @@ from limpet.version import __version__
 
 if TYPE_CHECKING:
     from limpet.coordination.bus import Message, Subscription, publish, publish_sync, subscribe
+    from limpet.coordination.counters import Counter, counter
+    from limpet.coordination.limits import limit
+    from limpet.coordination.once import WorkerEnds, once
+    from limpet.coordination.stash import Stash, StashBusy, StashFull, stash
     from limpet.current import WorkerInfo, current_worker, listener
     from limpet.embed.cluster import Cluster, listen
     from limpet.embed.handle import Handle
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "coordination.bus": ("Message", "Subscription", "publish", "publish_sync", "subscribe"),
+    "coordination.counters": ("Counter", "counter"),
+    "coordination.limits": ("limit",),
+    "coordination.once": ("WorkerEnds", "once"),
+    "coordination.stash": ("Stash", "StashBusy", "StashFull", "stash"),
     "current": ("WorkerInfo", "current_worker", "listener"),
     "embed.cluster": ("Cluster", "listen"),
     "embed.handle": ("Handle",),
@@ -38,6 +46,7 @@ __all__ = [
     "Affinity",
     "Cluster",
     "Cookie",
+    "Counter",
     "Forwarded",
     "Handle",
     "Header",
@@ -49,19 +58,27 @@ __all__ = [
     "Query",
     "Request",
     "Sni",
+    "Stash",
+    "StashBusy",
+    "StashFull",
     "Subscription",
+    "WorkerEnds",
     "WorkerInfo",
     "__version__",
+    "counter",
     "current_worker",
     "forget",
     "learn",
+    "limit",
     "listen",
     "listener",
     "mint",
     "on_shutdown",
     "on_start",
+    "once",
     "publish",
     "publish_sync",
+    "stash",
     "subscribe",
 ]
 

@@ -32,6 +32,7 @@ class WorkerInfo(NamedTuple):
 
 
 _current: WorkerInfo | None = None
+_leavers: list[Callable[[], object]] = []
 _ask_to_stop: Callable[[bool], None] | None = None
 _role: str | None = None
 
@@ -54,6 +55,17 @@ def become(info: WorkerInfo, ask_to_stop: Callable[[bool], None]) -> None:
     """
     global _current, _ask_to_stop
     _current, _ask_to_stop = info, ask_to_stop
+
+
+def on_leave(callback: Callable[[], object]) -> None:
+    """Call *callback* when this worker begins to drain: what must run in one worker only has to end here then."""
+    _leavers.append(callback)
+
+
+def leave() -> None:
+    """Call what was registered by `on_leave`. Runs in a worker that begins to drain, in any thread."""
+    for callback in _leavers:
+        callback()
 
 
 def be_child(role: str) -> None:

@@ -243,6 +243,19 @@ class Settings:
         shown="`$XDG_STATE_HOME/limpet`, else `~/.local/state/limpet`",
         metavar="DIRECTORY",
     )
+    stash: str | None = setting(
+        "directory in which `limpet.stash` keeps its entries, so that they survive a restart of the server",
+        None,
+        shown="in memory, until the server stops",
+        metavar="DIRECTORY",
+    )
+    stash_size_mib: int = setting(
+        "room for the entries of `limpet.stash`, counted in blocks of 4 KiB; when it is full, writing raises "
+        "`limpet.StashFull`",
+        64,
+        low=1,
+        high=1 << 20,
+    )
     control: str | None = setting(
         "control socket, through which the other commands reach the server",
         None,

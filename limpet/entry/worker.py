@@ -21,6 +21,7 @@ from limpet.config import conflicts, server_kinds
 from limpet.config.router import Clocks, build_router
 from limpet.config.settings import Settings
 from limpet.coordination import bus
+from limpet.coordination import place as shared
 from limpet.dispatch.address_limit import PerAddress
 from limpet.ipc import news
 from limpet.ipc.baton import CELLS_PER_WORKER, Batons
@@ -44,6 +45,8 @@ def work(place: Boot, link: Link) -> None:
     """Run the worker that *place* describes until it has drained. Raises AppError if the application cannot start."""
     info = current.WorkerInfo(place.index, os.getpid(), place.generation)
     current.become(info, lambda wait: link.send(news.message(news.Stop(wait))))
+    most_bytes = place.settings.stash_size_mib << 20
+    shared.become(place.shared_fd, place.shared_directory, place.shared_stash, most_bytes)
     settings = registry.told(place.settings)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from limpet import logs
 from limpet.config.settings import Settings
 from limpet.coordination.interest import Memory
+from limpet.coordination.place import Kept
 from limpet.coordination.roster import Roster
 from limpet.errors import ControlError, SettingsError
 from limpet.fleet.member import Member
@@ -44,6 +45,7 @@ class Resources:
         secret: bytes,
         chosen: backend.Backend,
         board: Scoreboard,
+        kept: Kept,
         started_in: str,
         bus: Roster | None = None,
     ) -> None:
@@ -53,6 +55,7 @@ class Resources:
         """
         self.settings = settings  # for the next child
         self.board = board
+        self.kept = kept  # what applications share
         self.started_in = started_in
         self.channels: list[Channel] = []
         self.moves: list[Channel] = []  # between workers, see moving/mover.py
@@ -158,6 +161,9 @@ class Resources:
             pem="" if self.inner else self.pem,
             channel_fds=(self.channels[member.number].fds,),
             serial=self.newest_serial,
+            shared_fd=self.kept.fd,
+            shared_directory=self.kept.directory,
+            shared_stash=self.kept.stash,
             descriptors=self.descriptors,
             move_fds=(*(channel.fds[0] for channel in self.moves), self.moves[member.number].fds[1]),
         )

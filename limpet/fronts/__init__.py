@@ -49,7 +49,7 @@ _PASSED_ON: Final = (
     "admin_token bus backlog max_connections_per_worker queue max_pending max_copies max_head_bytes max_headers "
     "head_timeout_s key_timeout_s wait_timeout_s max_surge start_timeout_s block_warning_s hang_timeout_s max_requests "
     "max_memory_mib websocket_spread_s on_scale graceful_timeout_s reload reload_dir access_log log_format log_level "
-    "log_file debug_header"
+    "log_file debug_header stash stash_size_mib"
 )
 PASSED_ON: Final = frozenset(_PASSED_ON.split())
 """Settings that work behind every front as they do without one. They stand in the command for the hosts."""

@@ -55,6 +55,9 @@ class Boot:
     is_inner: bool = False  # for a dispatcher: its listeners are inner channels, on which terminators send connections
     stack_fd: int = -1  # for a worker: the file for its stacks (system/stack.py)
     log_fd: int = -1  # open file description of stderr from the supervisor: `--user` may not open one (logs.py)
+    shared_fd: int = -1  # for a worker: the memory file of coordination/place.py
+    shared_directory: str = ""  # and its directory
+    shared_stash: str = ""  # the directory of `--stash`
     move_fds: tuple[int, ...] = ()  # for a worker: sending ends of all slots' move channels, then its own receiving end
     bus: BusPlace | None = None  # for a worker; None from a supervisor that has no bus
 
@@ -63,7 +66,7 @@ class Boot:
         """Return the descriptors that the child must inherit."""
         channels = [fd for pair in self.channel_fds for fd in pair]
         listeners = [fd for fd, _ in self.listeners if fd >= 0]
-        further = [fd for fd in (self.stack_fd, self.log_fd) if fd >= 0]
+        further = [fd for fd in (self.stack_fd, self.log_fd, self.shared_fd) if fd >= 0]
         bus = self.bus.inherited_fds if self.bus is not None else ()
         return (self.link_fd, self.scoreboard_fd, *further, *channels, *self.move_fds, *listeners, *bus)
 

@@ -14,6 +14,7 @@ from limpet import logs
 from limpet.config import privileges, secret
 from limpet.config.router import Clocks, build_router
 from limpet.config.settings import Settings
+from limpet.coordination.place import Kept
 from limpet.fleet.fleet import Fleet
 from limpet.fleet.member import Member
 from limpet.fleet.resources import Resources
@@ -55,13 +56,17 @@ def run(settings: Settings, program: Program | None = None) -> None:
     router = _router(settings, kept.value, board)
     for message, hint in shared_cookies.announce(settings, router.jar) if router.jar is not None else ():
         log.warning("%s (hint: %s)", message, hint, extra={"event": "cookie_shared"})
-    with contextlib.closing(backend.open(settings, router)) as chosen:
-        Supervisor(_new_fleet(settings, kept.value, router, chosen, board), program).run()
+    with contextlib.ExitStack() as stack:
+        chosen = stack.enter_context(contextlib.closing(backend.open(settings, router)))
+        shared = stack.enter_context(contextlib.closing(Kept.create(identity and identity[:2], settings.stash)))
+        Supervisor(_new_fleet(settings, kept.value, router, chosen, board, shared), program).run()
 
 
-def _new_fleet(settings: Settings, value: bytes, router: Router, chosen: backend.Backend, board: Scoreboard) -> Fleet:
+def _new_fleet(
+    settings: Settings, value: bytes, router: Router, chosen: backend.Backend, board: Scoreboard, shared: Kept
+) -> Fleet:
     """Return a server in which nothing has been started. *value* is the secret. Raises LimpetError, OSError."""
-    resources = Resources(settings, value, chosen, board, proc.working_directory())
+    resources = Resources(settings, value, chosen, board, shared, proc.working_directory())
     resources.grow(settings.workers)
     return Fleet(
         settings=settings,
@@ -101,7 +106,7 @@ def _take_over(settings: Settings, before: snapshot.Packed, *, is_trial: bool) -
     )
     for line in unchanged:
         log.warning("%s (hint: stop and start the server to change it)", line, extra={"event": "setting_not_upgraded"})
-    with contextlib.closing(chosen):
+    with contextlib.closing(chosen), contextlib.closing(fleet.resources.kept):
         server.run()
 
 

@@ -24,9 +24,11 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
+from limpet.config import privileges
 from limpet.config.bind import Bind
 from limpet.config.settings import SETTINGS, Settings
-from limpet.coordination import roster
+from limpet.coordination import place, roster
+from limpet.coordination.place import Kept
 from limpet.coordination.roster import Roster
 from limpet.errors import LimpetError
 from limpet.fleet.changes import Change
@@ -81,6 +83,7 @@ def pack(fleet: Fleet, control: ControlServer, admin_listener: Listener | None) 
         "control": control.pack(),
         "admin": admin_listener and _pack_listener(admin_listener),
         "board": resources.board.fd,
+        "shared": resources.kept.pack(),
         "channels": [channel.fds for channel in resources.channels],
         "moves": [channel.fds for channel in resources.moves],
         "inner": [channel.fds for channel in resources.inner],
@@ -107,6 +110,8 @@ def misfit(state: Packed) -> str | None:
         return f"its state has format {state['format']}, and this version needs format {FORMAT}"
     if state["wire"] != wire():
         return "its workers pass connections in another format"
+    if state.get("shared", {}).get("layout", place.LAYOUT) != place.LAYOUT:
+        return "its applications share memory of another format"
     part = scoreboard.misfit(state["layout"])
     return f"its processes use another format of {part}" if part else None
 
@@ -114,6 +119,7 @@ def misfit(state: Packed) -> str | None:
 def descriptors(state: Packed) -> Iterator[int]:
     """Yield the descriptors that *state* names."""
     yield state["board"]
+    yield from (state["shared"][name] for name in ("fd", "outer_fd") if state.get("shared", {}).get(name, -1) >= 0)
     yield state["control"]["fd"]
     yield from (caller["fd"] for caller in state["control"]["callers"])
     if admin := state.get("admin"):
@@ -196,7 +202,10 @@ def _unpack_resources(settings: Settings, chosen: backend.Backend, board: Scoreb
     """Return what outlives the children, as it was."""
     started_in = state.get("started_in") or proc.working_directory()  # older versions did not say
     bus = Roster.adopt(state.get("bus"))
-    resources = Resources(settings, bytes.fromhex(state["secret"]), chosen, board, started_in, bus)
+    owner = privileges.wanted(settings)
+    shared = state.get("shared")  # older versions had none
+    kept = Kept.adopt(shared) if shared else Kept.create(owner and owner[:2])
+    resources = Resources(settings, bytes.fromhex(state["secret"]), chosen, board, kept, started_in, bus)
     resources.channels = [Channel.inherit(fds) for fds in state["channels"]]
     resources.moves = [Channel.inherit(fds) for fds in state["moves"]]
     resources.inner = [Channel.inherit(fds) for fds in state.get("inner", ())]

@@ -185,6 +185,7 @@ class Door:
         began = time.monotonic()
         self._until = math.inf if order.timeout is None else began + order.timeout
         self.draining = True
+        current.leave()
         self._begin_to_drain()
         if order.last or not self._seat.listeners:
             self._wait_while(self._waiting, self._until if order.last else min(began + _IDLE_S, self._until))

@@ -38,6 +38,17 @@ NAMES = {
         "on_start",
     ],
     "between workers": ["Message", "Subscription", "publish", "publish_sync", "subscribe"],
+    "what workers share": [
+        "Counter",
+        "Stash",
+        "StashBusy",
+        "StashFull",
+        "WorkerEnds",
+        "counter",
+        "limit",
+        "once",
+        "stash",
+    ],
     "the package": ["__version__"],
 }
 

@@ -45,15 +45,22 @@ _SECTIONS: Final = {
         "forget",
     ),
     "Between workers": ("publish", "publish_sync", "subscribe", "Subscription", "Message"),
+    "What workers share": (
+        "once",
+        "WorkerEnds",
+        "stash",
+        "Stash",
+        "StashFull",
+        "StashBusy",
+        "counter",
+        "Counter",
+        "limit",
+    ),
 }
 _MADE_BY_LIMPET: Final = (
-    limpet.Handle,
-    limpet.LimpetError,
-    limpet.WorkerInfo,
-    limpet.Request,
-    limpet.Peer,
-    limpet.Subscription,
-    limpet.Message,
+    *(limpet.Handle, limpet.LimpetError, limpet.WorkerInfo, limpet.Request, limpet.Peer, limpet.Counter),
+    *(limpet.Subscription, limpet.Message),
+    *(limpet.Stash, limpet.stash, limpet.StashFull, limpet.StashBusy, limpet.WorkerEnds),
 )
 _INTERNAL: Final = {limpet.Affinity: ("jar",), limpet.Forwarded: ("trust",)}  # parameters that the server fills in
 _HOLD: Final = {
@@ -63,7 +70,10 @@ _HOLD: Final = {
 }
 _DOCS: Final = {  # where the docstring is said to others: it is what the exit code means
     "LimpetError": "What went wrong, in words for people. Its subclasses have the "
-    "[exit codes](exit-codes.md) of the command line; a traceback shows the hint."
+    "[exit codes](exit-codes.md) of the command line; a traceback shows the hint.",
+    "stash": "The mapping that all workers share, a `limpet.Stash`. It outlives each worker, and a reload; with "
+    "`--stash DIRECTORY` also a restart. Keys are text; values are bytes, text, or what JSON can say. It is used as a "
+    "`dict` is; a value that is read is a copy.",
 }
 
 
@@ -95,7 +105,8 @@ def _entry(name: str, found: Any) -> Iterator[str]:
 
 def _members(found: type) -> list[tuple[str, Any]]:
     """Return the public methods and properties that *found* documents, in the order of the source."""
-    own = [(name, value) for kind in (found, *found.__bases__) for name, value in vars(kind).items()]
+    kinds = [kind for kind in (found, *found.__bases__) if kind.__module__.startswith("limpet.")]
+    own = [(name, value) for kind in kinds for name, value in vars(kind).items()]
     return [
         (name, value)
         for name, value in own

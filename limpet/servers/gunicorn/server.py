@@ -27,6 +27,7 @@ from typing import Any, Final
 from gunicorn.config import Config
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from limpet import current
 from limpet.config.settings import Settings
 from limpet.ipc import orders
 from limpet.ipc.control_link import LinkClosedError
@@ -161,6 +162,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]  # it has no types
                 self.poller.unregister(listener)
         self._accepting = enabled
         if not self.alive:
+            current.leave()
             self._take_rest()
 
     def _open_listeners(self) -> list[socket.socket]:

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from limpet import current
 from limpet.ipc import news, orders
 from limpet.ipc.baton import Baton
 from limpet.ipc.control_link import LinkClosedError
@@ -228,6 +229,7 @@ class SeatedServer(uvicorn.Server):
         else taken. The move channel is left to that worker in any case. If there will be none, it is read to the end:
         others learn a moment later not to move any more.
         """
+        current.leave()
         if not self._is_told:
             self._seat.link.send(news.message(news.Leaving()))
         self._tell_protocols()
