@@ -43,7 +43,7 @@ class Companions:
         self._manager = service_manager.Manager()
         self._adviser = Adviser(fleet)
         self._watcher = Watcher(settings.reload_dir if settings.reload else None, selector, changed)
-        self.admin = Keeper(settings, control, selector, kept)
+        self.admin = Keeper(settings, control, selector, kept, fleet.resources.kept)
 
     def __enter__(self) -> Companions:
         self._watcher.__enter__()
