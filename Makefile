@@ -7,7 +7,7 @@ PRODUCTS ?= .venv-products
 JOBS ?= 3
 CHAIN := query:user,cookie:user
 
-.PHONY: help run test check quick coverage kill once torn reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bus bench docs site screenshots fronts capacity products measure-products clean
+.PHONY: help run test check quick coverage kill once torn counts reloads upgrades faults generations soak matrix fuzz pipelines hostile slowloris nasty slowhttp bus bench docs site screenshots fronts capacity products measure-products clean
 
 help: ## show these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
@@ -29,6 +29,9 @@ kill: $(VENV)/.dev ## kill a hundred workers under load, on each backend
 
 torn: $(VENV)/.dev ## N=10000 SIGKILLs of processes that write what workers share, at random instants
 	LIMPET_TORN=$(or $(N),10000) $(BIN)/pytest -m slow tests/real/test_torn.py
+
+counts: $(VENV)/.dev ## the application's metrics over N=100 kills of workers under load: totals never fall
+	LIMPET_METRICS=$(or $(N),100) $(BIN)/pytest -m slow tests/real/test_metrics.py
 
 once: $(VENV)/.dev ## what runs in one worker only, over N=100 random faults: never two, and never long without one
 	LIMPET_ONCE=$(or $(N),100) $(BIN)/pytest -m slow tests/real/test_once.py

@@ -1,7 +1,7 @@
-"""A shop on several workers: `limpet run examples.shop:app --workers 4 --by affinity`. It needs Starlette.
+"""A shop on several workers: `limpet run examples.shop:app --workers 4 --by affinity`.
 
 A cart survives the death of its worker, logins are limited over all workers, and one worker sends the reminders:
-docs/shared-state.md explains each part.
+docs/shared-state.md explains each part. It needs Starlette and prometheus-client.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 
+import prometheus_client
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -18,6 +19,7 @@ from starlette.routing import Route
 
 import limpet
 
+orders = prometheus_client.Counter("orders", "orders by fruit", ["fruit"])
 reminders: list[int] = []
 
 
@@ -47,6 +49,7 @@ async def put_into_cart(request: Request) -> JSONResponse:
     cart[fruit] = cart.get(fruit, 0) + 1
     limpet.stash.set(f"cart:{user}", cart, ttl=3600)
     limpet.counter("sold").add()
+    orders.labels(fruit).inc()
     return JSONResponse(cart)
 
 

@@ -20,7 +20,7 @@ from limpet import current, logs
 from limpet.config import conflicts, server_kinds
 from limpet.config.router import Clocks, build_router
 from limpet.config.settings import Settings
-from limpet.coordination import bus
+from limpet.coordination import bus, metrics
 from limpet.coordination import place as shared
 from limpet.dispatch.address_limit import PerAddress
 from limpet.ipc import news
@@ -47,6 +47,8 @@ def work(place: Boot, link: Link) -> None:
     current.become(info, lambda wait: link.send(news.message(news.Stop(wait))))
     most_bytes = place.settings.stash_size_mib << 20
     shared.become(place.shared_fd, place.shared_directory, place.shared_stash, most_bytes)
+    if place.settings.admin:
+        metrics.prepare(place.shared_directory, place.index)
     settings = registry.told(place.settings)
     board = Scoreboard(place.scoreboard_fd)
     row = board.worker(place.row)

@@ -46,7 +46,7 @@ class Companions:
         self._adviser = Adviser(fleet)
         self._watcher = Watcher(settings.reload_dir if settings.reload else None, selector, changed)
         self._bridge = BridgeKeeper(fleet, selector)
-        self.admin = Keeper(settings, control, selector, kept)
+        self.admin = Keeper(settings, control, selector, kept, fleet.resources.kept)
 
     def __enter__(self) -> Companions:
         self._watcher.__enter__()

@@ -52,6 +52,8 @@ def cookie_of(reply: Reply) -> str:
 
 def clients(server: Limpet, count: int = 40, path: str = "/private") -> dict[str, int]:
     """Return the cookies of *count* new clients, with the slot that each was given."""
+    # Placement goes by open connections first: those of an earlier client may not have been closed yet.
+    wait_until(lambda: not server.status()["totals"]["connections"], "no connection is open")
     replies = [server.request(path) for _ in range(count)]
     found = {cookie_of(reply): int(reply.json()["slot"]) for reply in replies}
     assert len(found) == count

@@ -17,6 +17,7 @@ from typing import Any
 from limpet.config.router import build_router
 from limpet.config.settings import Settings
 from limpet.coordination.interest import Memory
+from limpet.coordination.place import Kept
 from limpet.coordination.roster import Roster
 from limpet.errors import LimpetError
 from limpet.fleet.fleet import Fleet
@@ -134,6 +135,7 @@ class Resources:
         self.started: list[Child] = []
         self.refusal: OSError | None = None
         self.bus = Roster(Memory.create())
+        self.kept = Kept(-1, "", -1)
         self._clock = clock
         self._far_ends: dict[int, socket.socket] = {}
         self.grow(settings.workers)

@@ -64,7 +64,9 @@ class Page(NamedTuple):
 class App:
     """The application: a path and a method lead to a page."""
 
-    def __init__(self, server: Server, guard: Guard) -> None:
+    def __init__(self, server: Server, guard: Guard, shared_fd: int = -1, directory: str = "") -> None:
+        """*shared_fd* and *directory* are the place of the application's metrics, if there is one."""
+        self._shared = (directory, shared_fd) if directory else None
         self._server = server
         self._guard = guard
         self.live = Live(server)
@@ -119,7 +121,9 @@ class App:
 
     async def _metrics(self, call: Call) -> Page:
         try:
-            body, kind = metrics.render(await self._server.figures(), call.headers.get("accept", ""))
+            by_slot = "by=slot" in call.query.split("&")
+            own = await asyncio.to_thread(metrics.of_application, self._shared, by_slot=by_slot)
+            body, kind = metrics.render(await self._server.figures(), call.headers.get("accept", ""), own)
         except ImportError:
             return Page(501, b"metrics need prometheus-client: pip install 'limpet[metrics]'\n")
         return Page(200, body, kind)

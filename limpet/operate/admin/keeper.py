@@ -22,6 +22,7 @@ from typing import Final
 from limpet.config import privileges, secret
 from limpet.config.bind import Bind
 from limpet.config.settings import Settings
+from limpet.coordination.place import Kept
 from limpet.errors import reason
 from limpet.ipc.control_link import Link, LinkClosedError
 from limpet.net import listener
@@ -48,8 +49,13 @@ class Keeper:
         control: Path,
         selector: selectors.BaseSelector,
         kept: Listener | None,
+        shared: Kept,
     ) -> None:
-        """*kept* is the listener that another supervisor has left. Raises ListenError, SettingsError."""
+        """*kept* is the listener that another supervisor has left; *shared* is where the workers' metrics are.
+
+        Raises ListenError, SettingsError.
+        """
+        self._shared = shared
         self._settings = settings
         self._token = secret.token(settings.admin_token) if settings.admin_token else None
         self._control = control.absolute()
@@ -92,6 +98,8 @@ class Keeper:
             "token": self._token,
             "line": theirs.fileno(),
             "listener": self.listener.sock.fileno(),
+            "shared": self._shared.fd,
+            "directory": self._shared.directory,
         }
         identity = privileges.wanted(self._settings)
         fd = -1
@@ -100,7 +108,7 @@ class Keeper:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "limpet.operate.admin", str(fd)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(fd, theirs.fileno(), self.listener.sock.fileno()),
+                pass_fds=(fd, theirs.fileno(), self.listener.sock.fileno(), self._shared.fd),
                 process_group=0,
                 **(identity.as_arguments() if identity is not None else {}),
             )

@@ -11,14 +11,17 @@ and what they mean. app.py calls `render`; tools/docs/metrics_page.py prints the
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+from limpet.coordination.metrics import collect
 from limpet.ipc import figures
 from limpet.ipc.figures import Figure, Kind
 from limpet.ipc.scoreboard import DISPATCHER_CELLS, SUPERVISOR_CELLS, TERMINATOR_CELLS, WORKER_CELLS
 
+log = logging.getLogger("limpet")
 _PART: Final = re.compile(r"_(?:\d+|sum_ns)$")
 
 PREFACE: Final = """\
@@ -27,7 +30,8 @@ PREFACE: Final = """\
 `GET /metrics` at the address of `--admin` returns these metrics, in OpenMetrics or, if the client asks for it, in the
 older text format. It needs the extra `limpet[metrics]`. Metrics that only grow end in `_total`: compute rates from
 them. Replacing a worker or a dispatcher does not reset a total, except `limpet_slot_cpu_seconds_total`, which starts
-again at zero.
+again at zero. The metrics that the application has registered with `prometheus_client` are in the same answer
+([how](shared-state.md#show-the-applications-metrics-on-one-page)).
 
 [examples/grafana.json](../examples/grafana.json) is a dashboard for these metrics. The command `figures` of the control
 socket returns the same figures under the names in the code.
@@ -94,11 +98,36 @@ OF_TABLES: Final = (
     Family("limpet_table_used", "gauge", "", 1, "how many entries of a bounded table are used", ("table", "slot"), ()),
     Family("limpet_table_bound", "gauge", "", 1, "how many entries the table may have", ("table", "slot"), ()),
 )
-FAMILIES: Final = (*OF_SERVER, *OF_DISPATCHERS, *OF_TERMINATORS, *OF_SLOTS, *OF_TABLES)
+OF_APPLICATION: Final = (
+    Family(
+        "limpet_application_metrics_readable",
+        "gauge",
+        "",
+        1,
+        "1 if the application's own metrics are in this answer, 0 if a worker has spoilt their files",
+        (),
+        (),
+    ),
+)
+FAMILIES: Final = (*OF_SERVER, *OF_DISPATCHERS, *OF_TERMINATORS, *OF_SLOTS, *OF_TABLES, *OF_APPLICATION)
 
 
-def render(found: Mapping[str, Any], accept: str) -> tuple[bytes, str]:
-    """Return the metrics for *found*, the answer to the command `figures`, and their content type.
+def of_application(where: tuple[str, int] | None, *, by_slot: bool) -> list[Any] | None:
+    """Return the application's own metrics; None if a worker has spoilt their files. *where* is what `collect` takes.
+
+    Raises ImportError without prometheus-client.
+    """
+    try:
+        return list(collect(*where, by_slot=by_slot)) if where is not None else []
+    except ImportError:
+        raise
+    except Exception:  # a worker can write anything into the files, and limpet's own metrics must be shown still
+        log.exception("the metrics of the application cannot be read", extra={"event": "metrics_unreadable"})
+        return None
+
+
+def render(found: Mapping[str, Any], accept: str, own: Iterable[Any] | None = ()) -> tuple[bytes, str]:
+    """Return the metrics for *found*, the answer to the command `figures`, and *own*, and their content type.
 
     The format is OpenMetrics if the header *accept* allows it. Raises ImportError without prometheus-client.
     """
@@ -107,7 +136,11 @@ def render(found: Mapping[str, Any], accept: str) -> tuple[bytes, str]:
 
     class Once:
         def collect(self) -> Iterable[Any]:
-            return _collected(found)
+            yield from _collected(found)
+            readable = _metric(OF_APPLICATION[0])
+            readable.add_metric((), own is not None)
+            yield readable
+            yield from own or ()
 
         def describe(self) -> Iterable[Any]:  # otherwise the registry would collect to learn the names
             return ()

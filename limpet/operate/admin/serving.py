@@ -35,7 +35,8 @@ def main() -> int:
     descriptors.have_standard_streams()
     signals.leave_to_the_supervisor()
     told = json.loads(memfile.read(int(sys.argv[1])))
-    descriptors.keep_from_programs([told["line"], told["listener"]])
+    shared = told.get("shared", -1), told.get("directory", "")  # an older supervisor had none
+    descriptors.keep_from_programs([told["line"], told["listener"], *([shared[0]] if shared[0] >= 0 else [])])
     settings = Settings.from_json(told["settings"])
     logs.configure(settings.log_level, settings.log_file, settings.log_format)
     line, listener = socket.socket(fileno=told["line"]), socket.socket(fileno=told["listener"])
@@ -44,7 +45,7 @@ def main() -> int:
     is_local = not is_unix and ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
     guard = Guard(told["token"], is_unix=is_unix, is_local=is_local)
     beat_s = min(_BEAT_S, settings.hang_timeout_s / _BEATS)
-    asyncio.run(_serve(told["control"], guard, line, listener, beat_s))
+    asyncio.run(_serve(App(Server(told["control"]), guard, *shared), line, listener, beat_s))
     return 0
 
 
@@ -56,8 +57,7 @@ async def _beat(line: socket.socket, beat_s: float) -> None:
         await asyncio.sleep(beat_s)
 
 
-async def _serve(control: str, guard: Guard, line: socket.socket, listener: socket.socket, beat_s: float) -> None:
-    app = App(Server(control), guard)
+async def _serve(app: App, line: socket.socket, listener: socket.socket, beat_s: float) -> None:
     config = uvicorn.Config(
         app,
         loop="asyncio",  # serves unix sockets by the same call
