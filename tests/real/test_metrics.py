@@ -20,7 +20,7 @@ from tests.harness import Limpet, wait_until
 from tests.real.test_admin import OPENMETRICS, admin
 
 NUMBER: Final = int(os.environ.get("LIMPET_METRICS", "100"))
-DEADLINE_S: Final = 2.0
+DEADLINE_S: Final = 10.0  # for a busy machine: a worker that is stopped would be waited for until it is replaced
 ARGUMENTS: Final = ("--by", "header:x-user", "--admin", "127.0.0.1:0")
 
 
@@ -130,12 +130,13 @@ def test_scrape_waits_for_no_worker_and_says_which_is_stopped() -> None:
             assert scrape(server)["asked_total", "path=/cart"] == len(slots)
             assert time.monotonic() - began < DEADLINE_S
 
-            def ages() -> list[float]:
+            def is_said() -> bool:
                 lines = admin(server, "/metrics").body.decode().splitlines()
                 of = [line.split() for line in lines if line.startswith("limpet_slot_heartbeat_age_seconds{")]
-                return [float(value) for _, value in sorted(of)]
+                ages = [float(value) for _, value in sorted(of)]
+                return len(ages) == 2 and ages[0] > 2.5 > ages[1]
 
-            wait_until(lambda: ages()[0] > 2.5 > ages()[1], "the page says that the worker of slot 0 is stopped")
+            wait_until(is_said, "the page says that the worker of slot 0 is stopped")
         finally:
             os.kill(pid, signal.SIGCONT)
 

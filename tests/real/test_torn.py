@@ -125,9 +125,8 @@ def test_limit_is_kept_and_answers_while_a_process_is_stopped_in_it(tmp_path: Pa
         stopped(pid)
         began = time.monotonic()
         assert not limpet.limit("login", "ada", 5, per=60)
-        assert (
-            sum(limpet.limit("login", str(number), 5, per=60) for number in range(20)) >= 19
-        )  # one may be in its shard
+        admitted = sum(limpet.limit("login", str(number), 5, per=60) for number in range(20))
+        assert admitted >= 17  # of 256 shards: four or more of 20 keys are in its shard once in a million runs
         assert time.monotonic() - began < LATE_S
         kill(pid)
         assert [limpet.limit("login", "ada", 5, per=60) for _ in range(6)] == [True] * 5 + [False]
