@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import socketio
 
+from tests.clientele import run_peers
 from tests.harness import PATIENCE_S, Limpet
 
 FLAGS = ("--for", "socketio", "--by", "query:user", "--workers", "3", "--graceful-timeout", "1")
@@ -124,7 +125,7 @@ def test_everything_that_goes_through_a_manager_works_across_workers(
     """What an application does with Redis today, it does without it; on Redis, the script shows that it is right."""
     url = request.getfixturevalue("redis") if manager == "redis" else "limpet"
     with Limpet("tests.room_app:app", *FLAGS, env={"ROOM_MANAGER": url}) as limpet:
-        assert asyncio.run(script(limpet)) == EXPECTED
+        assert run_peers(script(limpet)) == EXPECTED
 
 
 async def threaded(limpet: Limpet) -> None:
@@ -149,4 +150,4 @@ def test_rooms_of_a_server_in_threads_span_workers() -> None:
     """Flask-SocketIO is such a server; its preset gives it the manager, and the application changes nothing."""
     flags = ("--for", "flask-socketio", "--by", "query:user", "--workers", "3", "--graceful-timeout", "1")
     with Limpet("tests.room_threads_app:app", *flags) as limpet:
-        asyncio.run(threaded(limpet))
+        run_peers(threaded(limpet))

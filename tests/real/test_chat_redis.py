@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import socketio
 
+from tests.clientele import run_peers
 from tests.harness import PATIENCE_S, wait_until
 from tests.namespace import in_own_network
 from tests.network import FRONT, Bridge, Machine
@@ -48,6 +49,6 @@ def test_message_passes_from_every_client_to_every_other() -> None:
             for machine in machines:
                 machine.wait_ready()
                 wait_until(lambda machine=machine: "the bus is bridged" in machine.limpet.log, "the bus is bridged")  # type: ignore[misc]
-            asyncio.run(everybody_hears_everybody([f"http://{machine.target}" for machine in machines]))
+            run_peers(everybody_hears_everybody([f"http://{machine.target}" for machine in machines]))
 
     in_own_network(inside)
