@@ -20,7 +20,6 @@ If you change this, also change: `FORM`, which two versions that share the memor
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import struct
@@ -88,11 +87,7 @@ class Memory:
     @classmethod
     def create(cls) -> Memory:
         """Return an empty memory. Runs in the supervisor."""
-        shared = memfile.create("limpet-bus", may_be_sealed=True)
-        os.ftruncate(shared, _CELLS * _CELL)
-        # A child that could shorten the file would end all others by SIGBUS.
-        fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-        return cls((shared, memfile.create("limpet-bus-losses")))
+        return cls((memfile.create_shared("limpet-bus", _CELLS * _CELL), memfile.create("limpet-bus-losses")))
 
     # The roster: written by the supervisor.
 

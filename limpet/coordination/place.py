@@ -8,7 +8,7 @@ process and the processes that it forks, so the same calls work there. The other
    them when their process dies. A forked child does not hold them; `flock` would be held by each child. A process has
    exactly one descriptor of the file, because closing any other one would release the locks.
 2. A record lock does not keep the threads of one process apart: each user of `try_lock` also has a lock for these.
-3. The file is sealed, so no process can shorten it: that would end all others by SIGBUS.
+3. No process can shorten the file: that would end all others by SIGBUS.
 4. The outer directory belongs to the supervisor's user, and its lock (`flock` of the directory) says that its server
    lives. Each start removes outer directories of its user without a living server. The inner directory belongs to the
    user of the workers.
@@ -117,10 +117,8 @@ class Kept:
         *owner* are user and group of the workers if they are not this process's. Raises LimpetError.
         """
         stash = _folder(stash, owner) if stash is not None else ""
-        fd = memfile.create("limpet-shared", may_be_sealed=True)
-        os.ftruncate(fd, _BYTES)
+        fd = memfile.create_shared("limpet-shared", _BYTES)
         os.pwrite(fd, os.urandom(_SALT_BYTES), 0)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         base = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else tempfile.gettempdir()
         _remove_left(base)
         try:
@@ -138,11 +136,6 @@ class Kept:
     def directory(self) -> str:
         """The directory of the workers, or ""."""
         return os.path.join(self._outer, "kept") if self._outer else ""
-
-    @property
-    def fds(self) -> list[int]:
-        """The descriptors that an upgrade must carry over."""
-        return [each for each in (self.fd, self._outer_fd) if each >= 0]
 
     def pack(self) -> dict[str, object]:
         """Return what the next supervisor in this process must know."""

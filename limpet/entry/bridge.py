@@ -16,15 +16,14 @@ from limpet.coordination.bridge import Bridge, connector
 from limpet.coordination.bus import Seat
 from limpet.ipc.boot import BusPlace
 from limpet.operate.bridge_keeper import shown
-from limpet.system import descriptors, signals
+from limpet.system import descriptors, memfile, signals
 
 
 def main() -> int:
     """Bridge until the supervisor has ended."""
     descriptors.have_standard_streams()
     signals.leave_to_the_supervisor()
-    with open(int(sys.argv[1]), "rb") as file:
-        told = json.loads(file.read())
+    told = json.loads(memfile.read(int(sys.argv[1])))
     place = BusPlace(*told["place"])
     descriptors.keep_from_programs([told["line"], *place.inherited_fds])
     settings = Settings.from_json(told["settings"])
@@ -32,12 +31,8 @@ def main() -> int:
     assert settings.bus is not None
     connect = connector(settings.bus, settings.cluster)
     line = socket.socket(fileno=told["line"])
-    asyncio.run(_run(Seat(place), connect, line, shown(settings.bus)))
+    asyncio.run(Bridge(Seat(place)).run(connect, line, shown(settings.bus)))
     return 0
-
-
-async def _run(seat: Seat, connect: object, line: socket.socket, where: str) -> None:
-    await Bridge(seat).run(connect, line, where)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

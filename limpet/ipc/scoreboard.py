@@ -17,7 +17,6 @@ the memory, the end of _SIZES.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 from bisect import bisect_left
@@ -249,11 +248,7 @@ class Scoreboard:
     @classmethod
     def create(cls) -> Scoreboard:
         """Return a new scoreboard with all cells 0. Runs in the supervisor."""
-        board = cls.adopt(memfile.create("limpet-scoreboard", may_be_sealed=True))
-        # A child that could shorten the file would end every process that has mapped it, by SIGBUS. A child that could
-        # add seals could stop later children from mapping it.
-        fcntl.fcntl(board.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
-        return board
+        return cls(memfile.create_shared("limpet-scoreboard", sum(_SIZES) * _CELL_BYTES))
 
     @classmethod
     def adopt(cls, fd: int) -> Scoreboard:

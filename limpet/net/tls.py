@@ -8,7 +8,6 @@ the supervisor needs permission to read the key.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,11 +50,8 @@ def context(pem: str) -> ssl.SSLContext:
     found.options |= ssl.OP_NO_RENEGOTIATION
     found.set_alpn_protocols(["http/1.1"])
     found.sni_callback = _remember
-    fd = memfile.create("limpet-tls", pem.encode())  # Python loads certificates only from a file
-    try:
+    with memfile.lent("limpet-tls", pem.encode()) as fd:  # Python loads certificates only from a file
         found.load_cert_chain(f"/proc/self/fd/{fd}", password=_refuse)
-    finally:
-        os.close(fd)
     return found
 
 

@@ -12,7 +12,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import os
 import selectors
 import subprocess
 import sys
@@ -68,25 +67,21 @@ class BridgeKeeper:
         settings = self._fleet.settings
         identity = privileges.wanted(settings)
         ours, theirs = Link.pair()
-        fd = -1
         try:
             with theirs, resources.bus.admit(_ROW, resources.newest_serial) as place:
                 told = {"settings": settings.to_json(), "line": theirs.fileno(), "place": place}
-                fd = memfile.create("limpet-bridge", json.dumps(told).encode())
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "limpet.entry.bridge", str(fd)],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(fd, theirs.fileno(), *place.inherited_fds),
-                    process_group=0,
-                    **(identity.as_arguments() if identity is not None else {}),
-                )
+                with memfile.lent("limpet-bridge", json.dumps(told).encode()) as fd:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-P", "-m", "limpet.entry.bridge", str(fd)],
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=(fd, theirs.fileno(), *place.inherited_fds),
+                        process_group=0,
+                        **(identity.as_arguments() if identity is not None else {}),
+                    )
         except OSError as error:
             ours.close()
             self._end(now, f"cannot start the bridge of the bus: {reason(error)}")
             return
-        finally:
-            if fd >= 0:
-                os.close(fd)
         self._link = ours
 
     def _end(self, now: float, why: str) -> None:

@@ -11,8 +11,11 @@ This file owns how such a file is made, filled and read. It does not know what i
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
+from collections.abc import Iterator
 from typing import Final
 
 from limpet.errors import LimpetError, reason
@@ -42,6 +45,31 @@ def create(name: str, data: bytes = b"", *, may_be_sealed: bool = False) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def create_shared(name: str, size: int) -> int:
+    """Return a descriptor of a new memory file of *size* zeros, for processes that map it. Owns: the caller.
+
+    No process can shorten it, which would end every process that has mapped it by SIGBUS. None can add seals, which
+    could stop later processes from mapping it. Raises what `create` raises.
+    """
+    fd = create(name, may_be_sealed=True)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+@contextlib.contextmanager
+def lent(name: str, data: bytes) -> Iterator[int]:
+    """Yield a descriptor of a new memory file that holds *data*, and close it afterwards. Raises what `create` raises.
+
+    A process that was started meanwhile has its own copy.
+    """
+    fd = create(name, data)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def read(fd: int) -> bytes:

@@ -102,24 +102,19 @@ class Keeper:
             "directory": self._shared.directory,
         }
         identity = privileges.wanted(self._settings)
-        fd = -1
         try:
-            fd = memfile.create("limpet-admin", json.dumps(told).encode())
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "limpet.operate.admin", str(fd)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(fd, theirs.fileno(), self.listener.sock.fileno(), self._shared.fd),
-                process_group=0,
-                **(identity.as_arguments() if identity is not None else {}),
-            )
+            with theirs, memfile.lent("limpet-admin", json.dumps(told).encode()) as fd:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "limpet.operate.admin", str(fd)],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(fd, theirs.fileno(), self.listener.sock.fileno(), self._shared.fd),
+                    process_group=0,
+                    **(identity.as_arguments() if identity is not None else {}),
+                )
         except OSError as error:
             line.close()
             self._put_off(now, f"cannot start the admin process: {reason(error)}")
             return
-        finally:
-            theirs.close()
-            if fd >= 0:
-                os.close(fd)
         self._line, self._is_up, self._silent_s, self._looked_at = line, False, 0.0, now
         self._selector.register(line, selectors.EVENT_READ, lambda now: self._hear(now))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import fcntl
 import os
@@ -40,6 +41,28 @@ def test_file_can_be_sealed_only_if_that_was_asked_for() -> None:
     fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     os.close(plain)
     os.close(sealed)
+
+
+def test_shared_file_can_be_neither_shortened_nor_sealed() -> None:
+    """Every process that has mapped it would end by SIGBUS, or later ones could not map it."""
+    fd = memfile.create_shared("limpet-test", 4096)
+    try:
+        assert os.fstat(fd).st_size == 4096
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 1)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    finally:
+        os.close(fd)
+
+
+def test_lent_file_is_closed_whatever_happens() -> None:
+    """Each start of a process would otherwise cost its starter a descriptor."""
+    with contextlib.suppress(KeyError), memfile.lent("limpet-test", b"one") as fd:
+        assert os.pread(fd, 10, 0) == b"one"
+        raise KeyError
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 @pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOSYS])
