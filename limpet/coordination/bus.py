@@ -36,15 +36,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from limpet.coordination import interest, packet
 from limpet.coordination.interest import ANY, TOPICS, Memory
 from limpet.coordination.roster import Peers
-from limpet.coordination.subscription import Message, Subscription
+from limpet.coordination.subscription import Message, Subscription, in_trio, running_loop
 from limpet.ipc.boot import BusPlace
 from limpet.ipc.scoreboard import Row, position
+from limpet.system import descriptors
 
 __all__ = ["Message", "Subscription", "publish", "publish_sync", "subscribe"]
 
@@ -60,8 +61,7 @@ _BUSY_S: Final = 0.002
 _LOOK_AGAIN_S: Final = 1.0
 _SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _TAKE: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-_RIGHTS_BYTES: Final = array.array("i").itemsize
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_RIGHTS_BYTES)
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(array.array("i").itemsize)
 _GONE: Final = frozenset({errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET})
 _PUBLISHED, _SENT, _DROPPED, _RECEIVED, _LOST, _INVALID, _SUBSCRIPTIONS = (
     position(f"bus_{name}") for name in ("published", "sent", "dropped", "received", "lost", "invalid", "subscriptions")
@@ -330,6 +330,7 @@ class Bus:
                 self.take()
 
     def _hear(self, seat: Seat, datagram: bytes, ancillary: list[tuple[int, int, bytes]], flags: int) -> None:
+        fds: Sequence[int] = descriptors.received(ancillary) if ancillary else ()
         try:
             found = packet.unpack(datagram)
             self._count(_RECEIVED)
@@ -344,7 +345,6 @@ class Bus:
             if not ancillary and flags & socket.MSG_CTRUNC:  # no descriptor was free in this process
                 self._lose([found.topic], 1)
                 return
-            fds = _descriptors(ancillary)
             if len(fds) != 1:
                 raise packet.InvalidError(f"{len(fds)} memory files")
             self._deliver(found.topic, found.kind, packet.read(fds[0], found.size))
@@ -352,9 +352,8 @@ class Bus:
             log.debug("a message on the bus is not valid: %s", error, extra={"event": "bus_invalid"})
             self._count(_INVALID)
         finally:
-            if ancillary:
-                for fd in _descriptors(ancillary):
-                    os.close(fd)
+            for fd in fds:
+                os.close(fd)
 
     def _deliver(self, topic: str, kind: int, payload: bytes) -> None:
         for subscription in self._subscriptions.get(topic, ()):
@@ -428,14 +427,6 @@ class Bus:
             self._cells[place] += amount
 
 
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
-    """Return the descriptors that came with a datagram."""
-    fds = array.array("i")
-    for _, _, data in ancillary:
-        fds.frombytes(data[: len(data) // _RIGHTS_BYTES * _RIGHTS_BYTES])
-    return fds
-
-
 def _cells(signals: bytes) -> memoryview:
     return memoryview(signals).cast("Q")
 
@@ -481,7 +472,7 @@ class _Reader:
             loop, fd = self._loop, self._channel.fileno()
             self._loop = None
             with contextlib.suppress(RuntimeError):  # it is closed
-                if _running() is loop:
+                if running_loop() is loop:
                     loop.remove_reader(fd)
                 else:
                     loop.call_soon_threadsafe(self._leave, loop, fd)
@@ -547,15 +538,6 @@ class _Reader:
                     self._bus.account(time.monotonic())
 
 
-def _running() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-_seat: Seat | None = None
-_row: Row | None = None
 _bus: Bus | None = None
 
 
@@ -608,9 +590,8 @@ async def publish(topic: str, data: Any) -> None:
     """
     here().publish(topic, data)
     if next(_turns) % _PUBLISHED_PER_TURN == 0:
-        trio = sys.modules.get("trio")
-        if trio is not None and trio.lowlevel.in_trio_run():
-            await trio.lowlevel.checkpoint()
+        if in_trio():
+            await sys.modules["trio"].lowlevel.checkpoint()
         else:
             await asyncio.sleep(0)
 

@@ -35,13 +35,12 @@ from typing import Any, Final
 
 from limpet.coordination.interest import FORM, Memory
 from limpet.ipc.boot import BusPlace
+from limpet.ipc.channel import make_roomy
 from limpet.ipc.scoreboard import MAX_WORKERS
 
 _MESSAGE: Final = struct.Struct("=QH")  # serial number and row of the participant whose end comes with it
 _FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_SEND_BUFFER_BYTES: Final = 4 << 20  # 5,000 to 10,000 small messages, or fewer if net.core.wmem_max is lower
-_SO_SNDBUFFORCE: Final = 32  # Linux; with CAP_NET_ADMIN it may exceed wmem_max
 _DESCRIPTOR_BYTES: Final = array.array("i").itemsize
 _TAKE: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
@@ -72,9 +71,7 @@ class Roster:
         ours, line = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         for end in (ours, sending):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-            with contextlib.suppress(PermissionError):
-                end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER_BYTES)
+            make_roomy(end)
         with line, receiving:
             peers = tuple((at, each.serial, each.sending.fileno()) for at, each in self._participants.items())
             self._participants[row] = _Participant(serial, sending, ours)

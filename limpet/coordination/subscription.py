@@ -152,7 +152,7 @@ class Subscription:
             raise RuntimeError("a subscription can be entered once: call `limpet.subscribe` again")
         self._bus = bus = self._find_bus()
         with bus.lock:
-            bus.add(self, None if _in_trio() else _loop())
+            bus.add(self, None if in_trio() else running_loop())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -214,12 +214,14 @@ class Subscription:
         return None
 
 
-def _in_trio() -> bool:
+def in_trio() -> bool:
+    """Return whether the caller is a task of trio."""
     trio = sys.modules.get("trio")
     return trio is not None and bool(trio.lowlevel.in_trio_run())
 
 
-def _loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the loop of asyncio that runs in this thread, None without one."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -228,7 +230,7 @@ def _loop() -> asyncio.AbstractEventLoop | None:
 
 def _alarm() -> tuple[Callable[[], None], Awaitable[object]]:
     """Return a function that any thread may call, and what the running task awaits until then."""
-    if _in_trio():
+    if in_trio():
         import trio
 
         event, token = trio.Event(), trio.lowlevel.current_trio_token()

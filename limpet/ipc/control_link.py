@@ -141,9 +141,7 @@ class Link:
     def _read(self) -> bytes:
         """Return the bytes that have arrived, and keep their descriptors, of which the kernel may have dropped some."""
         data, ancillary, flags, _ = self._end.recvmsg(_READ_BYTES, self._ancillary_bytes, socket.MSG_CMSG_CLOEXEC)
-        fds = array.array("i")
-        for _, _, rights in ancillary:
-            fds.frombytes(rights[: len(rights) // fds.itemsize * fds.itemsize])
+        fds = descriptors.received(ancillary)
         if self._ancillary_bytes and (fds or flags & socket.MSG_CTRUNC):
             self._fds.append(list(fds))
         return data

@@ -17,14 +17,17 @@ above 1023, and in C it may write beyond its array. A program that does not use 
 
 from __future__ import annotations
 
+import array
 import contextlib
 import fcntl
 import os
 import resource
+import socket
 import sys
 from collections.abc import Iterable
 from typing import Final
 
+_RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
 _STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))  # in the order of their descriptors
 
 
@@ -60,6 +63,15 @@ def above_standard_streams(fd: int) -> int:
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
     return moved
+
+
+def received(ancillary: Iterable[tuple[int, int, bytes]]) -> array.array[int]:
+    """Return the descriptors in *ancillary*, which `recvmsg` has returned. Owns: the caller closes them."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == _RIGHTS:
+            fds.frombytes(data[: len(data) // fds.itemsize * fds.itemsize])
+    return fds
 
 
 def keep_from_programs(fds: Iterable[int]) -> None:
