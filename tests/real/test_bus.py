@@ -48,6 +48,10 @@ class Crowd:
         """Have the worker in *slot* publish numbers."""
         self.request(slot, f"/publish?topic={topic}&from={first}&to={end}")
 
+    def received(self) -> int:
+        """Return how many messages workers have taken from their channels."""
+        return sum(each["bus"]["received"] for each in self._limpet.status()["slots"])
+
     def subscriptions(self) -> int:
         """Return how many subscriptions the workers have now."""
         return sum(each["bus"]["subscriptions"] for each in self._limpet.status()["slots"])
@@ -87,7 +91,10 @@ def test_bus_goes_on_through_kills_reloads_upgrades_and_scalings() -> None:
         def everybody_hears(slots: int) -> None:
             heard = [crowd.hear(slot, "room", 10 * slots) for slot in range(slots)]
             for slot in range(slots):
+                before = crowd.received()
                 crowd.publish(slot, "room", 10 * slot, 10 * slot + 10)
+                # The order holds for each publisher: the next one begins when all have heard this one.
+                wait_until(lambda before=before: crowd.received() >= before + 10 * (slots - 1), "all have heard it")  # type: ignore[misc]
             assert [each.result() for each in heard] == [whole(10 * slots)] * slots
 
         everybody_hears(2)
