@@ -29,7 +29,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Final
 
 from limpet.coordination import place
@@ -297,7 +297,7 @@ class Stash(MutableMapping[str, Value]):
 
     # --- the lock of a key
 
-    def _attempt(self, byte: int, change: Any) -> bool:
+    def _attempt(self, byte: int, change: Callable[[], object]) -> bool:
         """Do *change* if no other process writes the key; return whether it was done."""
         with self._guard:
             if not place.here().try_lock(byte):
@@ -310,18 +310,20 @@ class Stash(MutableMapping[str, Value]):
                 place.here().unlock(byte)
             return True
 
-    def _wait(self, key: str, change: Any) -> None:
+    def _attempts(self, key: str, change: Callable[[], object]) -> Iterator[None]:
+        """Do *change*, with a pause of the caller's before each further attempt. Raises StashBusy."""
         byte, until = _byte(_name(key)), time.monotonic() + DEADLINE_S
         while not self._attempt(byte, change):
             if time.monotonic() > until:
                 raise StashBusy(f"another process has been writing `{key}` for {DEADLINE_S} s")
+            yield
+
+    def _wait(self, key: str, change: Callable[[], object]) -> None:
+        for _ in self._attempts(key, change):
             time.sleep(_POLL_S)
 
-    async def _await(self, key: str, change: Any) -> None:
-        byte, until = _byte(_name(key)), time.monotonic() + DEADLINE_S
-        while not self._attempt(byte, change):
-            if time.monotonic() > until:
-                raise StashBusy(f"another process has been writing `{key}` for {DEADLINE_S} s")
+    async def _await(self, key: str, change: Callable[[], object]) -> None:
+        for _ in self._attempts(key, change):
             await asyncio.sleep(_POLL_S)
 
 

@@ -43,6 +43,9 @@ class _Channel:
     def put(self, message: dict[str, Any], expires: float) -> None:
         """Append *message*, and wake who waits."""
         self.messages.append((expires, message))
+        self._wake()
+
+    def _wake(self) -> None:
         while self.waiting:
             future = self.waiting.popleft()
             if not future.done():
@@ -62,14 +65,8 @@ class _Channel:
                 await future
             except asyncio.CancelledError:
                 if future.done() and not future.cancelled() and self.messages:
-                    self.put_back()
+                    self._wake()  # another one, for the message that this one was woken for
                 raise
-
-    def put_back(self) -> None:
-        """Wake another one for a message that the one that was woken did not take."""
-        if self.waiting:
-            expires, message = self.messages.pop()
-            self.put(message, expires)
 
 
 class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]

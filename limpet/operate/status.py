@@ -284,7 +284,7 @@ def _slot(fleet: Fleet, member: Member) -> dict[str, Any]:
         "copies": in_charge.get("copies", 0),
         "learned": learned.size(number) if (learned := fleet.router.learned) else 0,
         "queued": _queued(fleet, number),
-        "bus": {name: _bus(fleet, member)[f"bus_{name}"] for name in ("subscriptions", "queued_bytes")}
+        "bus": {name.removeprefix("bus_"): value for name, value in _bus(fleet, member).items()}
         | {name: counted[f"bus_{name}"] for name in ("published", "sent", "dropped", "received", "lost", "invalid")},
         "crash_loop": member.life.is_crash_loop(time.monotonic()),
         "last_end": member.last_end,

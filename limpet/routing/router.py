@@ -129,7 +129,9 @@ class Router:
         """Return where the key with *digest* is served now."""
         bucket = self.hasher.bucket(digest)
         route = Route(self.owners[bucket], bucket, digest, self._homes[bucket])
-        return route if self.learned is None else self._as_learned(route, self.learned)
+        if self.learned is None or self.learned.is_empty:
+            return route
+        return self._as_learned(route, self.learned)
 
     def _as_learned(self, route: Route, learned: Learned) -> Route:
         """Return *route*, or the route to the slot where its key was learned."""

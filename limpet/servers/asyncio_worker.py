@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from limpet import current
 from limpet.ipc import orders
 from limpet.ipc.control_link import LinkClosedError
 from limpet.ipc.orders import Accept, Drain, Workers
@@ -39,6 +40,7 @@ class Worker:
             self._loop.add_signal_handler(number, self._stop.set)
         self._seat.ready()
         await self._stop.wait()
+        current.leave()
         await self.drain()
         await self._lifespan.shutdown()
 

@@ -26,7 +26,6 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
-from limpet import current
 from limpet.logs import take_over
 from limpet.net.accept_queue import backlog
 from limpet.net.reuseport_group import close_behind, open_door
@@ -117,7 +116,6 @@ class _Worker(Worker):
     async def drain(self) -> None:
         """Serve who waits, let idle clients speak once more, finish what is in flight."""
         self._is_draining = True
-        current.leave()
         until = self._loop.time() + (float("inf") if self._timeout_s is None else self._timeout_s)
         while self._running and self._is_last and self._loop.time() < until and self._waiting():
             await asyncio.sleep(_CHECK_S)

@@ -23,7 +23,6 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 
-from limpet import current
 from limpet.protocol.proxy_protocol import Origin
 from limpet.servers.asgi import framed
 from limpet.servers.asyncio_worker import Worker
@@ -128,7 +127,6 @@ class _Server(Worker):
     async def drain(self) -> None:
         """Take what waits, let idle clients speak once more, finish what is in flight."""
         self._is_draining = True
-        current.leave()
         began = self._loop.time()
         await self._listening.leave(take_rest=True)
         while self._take():

@@ -153,8 +153,8 @@ class _Moving(Seated):
         return bool(self._unread)
 
     def key_digest(self) -> int:
-        found = self.seat.home.latest
-        return self.digest if isinstance(found, int) else 0 if found is None else found.digest
+        home = self.seat.home
+        return self.digest if isinstance(home.latest, int) else home.digest()
 
     def is_idle(self) -> bool:
         return not (self._pinned or self._away or self._in_message or self._wanted is not None) and super().is_idle()

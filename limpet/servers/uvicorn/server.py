@@ -211,8 +211,10 @@ class SeatedServer(uvicorn.Server):
                 connection.expire(now)
                 if home.has_changed:
                     connection.go_home()
-            elif closes and isinstance(connection, SeatedWebSocket) and not connection.is_told:
-                moved += [connection] if connection.has_moved() else []
+            elif (
+                closes and isinstance(connection, SeatedWebSocket) and not connection.is_told and connection.has_moved()
+            ):
+                moved.append(connection)
         if moved:
             log.info(
                 "worker %d closes %d websockets, whose clients have moved to other slots",
