@@ -13,6 +13,21 @@ from tests.harness import PATIENCE_S, free_port, wait_until
 
 
 @contextlib.contextmanager
+def _running(words: list[str], ready: str) -> Iterator[None]:
+    """Run a server, from the moment at which it has logged *ready*."""
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            wait_until(lambda: ready in str(process.stdout and process.stdout.readline()), f"{words[0]} is ready")
+            yield
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_S)
+
+
+@contextlib.contextmanager
 def redis_server(address: str) -> Iterator[str]:
     """Run a Redis at *address* that keeps nothing, and yield its URL."""
     program = shutil.which("redis-server")
@@ -20,16 +35,8 @@ def redis_server(address: str) -> Iterator[str]:
         pytest.skip("redis-server is not installed")
     port = free_port()
     words = [program, "--port", str(port), "--bind", address, "--protected-mode", "no", "--save", "", "--dir", "/tmp"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        wait_until(lambda: "Ready to accept" in str(process.stdout and process.stdout.readline()), "Redis is ready")
+    with _running(words, "Ready to accept"):
         yield f"redis://{address}:{port}/0"
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 @pytest.fixture
@@ -46,13 +53,5 @@ def nats() -> Iterator[str]:
     if program is None:
         pytest.skip("nats-server is not installed")
     port = free_port()
-    process = subprocess.Popen([program, "-a", "127.0.0.1", "-p", str(port)], stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        wait_until(lambda: "Server is ready" in str(process.stderr and process.stderr.readline()), "NATS is ready")
+    with _running([program, "-a", "127.0.0.1", "-p", str(port)], "Server is ready"):
         yield f"nats://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
-        if process.stderr is not None:
-            process.stderr.close()

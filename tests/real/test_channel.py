@@ -6,14 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 
-import pytest
+from limpet.ipc.channel import Channel, Receiver
+from tests.unit.ipc.test_channel import DECIDED, accepted, channel, clients
 
-from limpet.ipc.channel import Channel, Handoff, Receiver
-from tests.harness import PATIENCE_S
-
-DECIDED = Handoff(listener=1, slot=3, digest=2**64 - 1, accepted_ns=12345)
+__all__ = ["channel", "clients"]  # fixtures
 TAKER = """
 import os, socket, sys
 from limpet.ipc.channel import Receiver
@@ -23,31 +20,6 @@ for _ in range(2):
 print("took two", flush=True)
 os.read(0, 1)
 """
-
-
-@pytest.fixture
-def channel() -> Iterator[Channel]:
-    """A channel as the supervisor makes it."""
-    channel = Channel.create()
-    with channel.sending, channel.receiving:
-        yield channel
-
-
-@pytest.fixture
-def clients() -> Iterator[list[socket.socket]]:
-    """The client ends of the connections that `accepted` makes."""
-    ends: list[socket.socket] = []
-    yield ends
-    for end in ends:
-        end.close()
-
-
-def accepted(clients: list[socket.socket]) -> socket.socket:
-    """Return the server's end of a new connection."""
-    client, ours = socket.socketpair()
-    client.settimeout(PATIENCE_S)
-    clients.append(client)
-    return ours
 
 
 def test_connections_in_the_channel_survive_the_worker(channel: Channel, clients: list[socket.socket]) -> None:

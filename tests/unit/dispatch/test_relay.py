@@ -153,13 +153,18 @@ def test_client_that_sends_what_is_no_tls_is_closed(between: Between) -> None:
     between.client = client().wrap_socket(socket.socket(), do_handshake_on_connect=False)
 
 
-def test_client_that_stops_reading_is_closed_only_when_its_worker_is_gone(between: Between) -> None:
-    """While the worker lives, its own deadlines decide."""
+def stall(between: Between) -> None:
+    """Have the worker send until the client, which does not read, holds it up."""
     between.worker.setblocking(False)
     while not between.relay._down:
         with contextlib.suppress(BlockingIOError):
             between.worker.send(bytes(65_536))
         between.turn()
+
+
+def test_client_that_stops_reading_is_closed_only_when_its_worker_is_gone(between: Between) -> None:
+    """While the worker lives, its own deadlines decide."""
+    stall(between)
     between.relay.expire(1.0, 60.0)
     between.relay.expire(100.0, 60.0)
     assert not between.relay.is_over
@@ -170,11 +175,7 @@ def test_client_that_stops_reading_is_closed_only_when_its_worker_is_gone(betwee
 
 def test_client_that_reads_again_is_given_its_time_anew(between: Between) -> None:
     """A slow client is no dead one."""
-    between.worker.setblocking(False)
-    while not between.relay._down:
-        with contextlib.suppress(BlockingIOError):
-            between.worker.send(bytes(65_536))
-        between.turn()
+    stall(between)
     between.relay.expire(1.0, 60.0)
     assert between.relay.stalled_since == 1.0
     while between.relay.stalled_since is not None:

@@ -12,6 +12,7 @@ import pytest
 from limpet.ipc import orders
 from limpet.ipc.control_link import Link
 from limpet.ipc.orders import Accept, Certificate, Drain, Order, Slot, Stop, Workers
+from tests.unit.ipc import test_control_link
 
 WORKERS = Workers(slots=2, rows=[4, None], up=[True, False], held=[0], refused=[1], alive=[7], newest=9, scaled=True)
 SENT: list[tuple[Order, dict[str, Any]]] = [
@@ -41,11 +42,8 @@ SENT: list[tuple[Order, dict[str, Any]]] = [
 @pytest.fixture
 def line() -> Iterator[tuple[Link, Link]]:
     """The supervisor's end of a line and the child's."""
-    ours, theirs = Link.pair()
-    child = Link(theirs)
-    yield ours, child
-    ours.close()
-    child.close()
+    with test_control_link.line() as ends:
+        yield ends
 
 
 @pytest.mark.parametrize(("order", "said"), SENT, ids=lambda each: type(each).__name__)
